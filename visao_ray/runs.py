@@ -1,0 +1,247 @@
+"""What every job shares: its output folder, resume, progress, counts, result.json and exit status.
+
+`OUT/run.json` is written first and names the settings of the run; `OUT/result.json` is written last
+and at once: without it, a run is not finished. The same command again goes on where it was; other
+settings in the same place are an error unless `--fresh`, and nothing is ever deleted then but moved
+to `OUT/previous/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, Generic, TypeVar
+
+from visao_ray.errors import InputError
+from visao_ray.settings import JobSettings, parse
+from visao_ray.storage import Location, locate, reason
+
+S = TypeVar("S", bound=JobSettings)
+Work = Callable[["Run[S]"], None]
+
+_PACKAGES = ("visao-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "scikit-learn")
+
+
+@dataclass
+class Run(Generic[S]):
+    """One run of a job: what it was told, where it writes, and what it will say of itself."""
+
+    settings: S
+    out: Location
+    counts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    throughput: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def say(self, message: str) -> None:
+        """One line of progress on the terminal."""
+        print(f"[{self.settings.job}] {message}", flush=True)
+
+    def warn(self, message: str) -> None:
+        """A line that people must see: on the terminal, in result.json and in the report."""
+        self.warnings.append(message)
+        print(f"[{self.settings.job}] WARNING: {message}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall seconds of a block to `timings`."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    def once(self, step: str, work: Callable[[], None], *rebuilds: Location) -> None:
+        """Do a step of a job unless an earlier run finished it; `rebuilds` is cleared before."""
+        mark = self.out.join("work", f"{step}.done")
+        if mark.exists():
+            return
+        for location in rebuilds:
+            location.delete()
+        with self.timed(step):
+            work()
+        mark.write_bytes(b"")
+
+
+def main(kind: type[S], work: Work[S], arguments: Sequence[str] | None = None) -> None:
+    """Run a job from its command line and exit: 0 done, 2 bad input, 1 a failure of ours."""
+    sys.exit(_main(kind, work, sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
+    try:
+        execute(parse(kind, arguments), work)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, InputError):
+            print(f"error: {cause}", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(
+            f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
+            "cluster, not of the input; the same command goes on from here)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def execute(settings: S, work: Work[S]) -> dict[str, Any]:
+    """Run a job unless it is finished already; returns the content of its result.json.
+
+    Raises:
+        InputError: another run, or somebody else's files, stand in `--out`.
+    """
+    out = locate(settings.out)
+    run = Run(settings=settings, out=out)
+    result = out.join("result.json")
+    try:
+        previous = _read_json(out.join("run.json"))
+        if settings.fresh and previous is not None:
+            _put_aside(out, settings)
+            previous = None
+        if previous is None:
+            _claim(out, settings)
+        elif previous["settings"] != settings.identity() or previous["job"] != settings.job:
+            raise InputError(_difference(out, previous, settings))
+        elif result.exists():
+            run.say(f"already finished: {result.uri} (--fresh to do it again)")
+            return dict(_read_json(result) or {})
+        else:
+            run.say(f"going on with the run of {previous['started']} in {out.uri}")
+    except OSError as error:
+        raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
+    started, clock = _now(), time.perf_counter()
+    work(run)
+    run.timings["total"] = time.perf_counter() - clock
+    content = {
+        "job": settings.job,
+        "status": "finished",
+        "settings": settings.model_dump(mode="json"),
+        "counts": run.counts,
+        "metrics": run.metrics,
+        "timings": {name: round(seconds, 3) for name, seconds in run.timings.items()},
+        "throughput": {name: round(value, 3) for name, value in run.throughput.items()},
+        "versions": _versions(),
+        "inputs": run.inputs,
+        "details": run.details,
+        "warnings": run.warnings,
+        "started": started,
+        "finished": _now(),
+    }
+    result.write_bytes(to_json(content))
+    run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
+    return content
+
+
+def start_ray() -> None:
+    """Connect to the cluster this job was submitted to, or start Ray on this machine."""
+    import ray
+
+    if not ray.is_initialized():
+        # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `8.3 s`, `4 min 10 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def to_json(content: Any) -> bytes:
+    """JSON as files hold it: readable, and NaN or infinity as null."""
+    return (json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error itself, where Ray has wrapped it on its way from a worker."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        if isinstance(inner, InputError):
+            return inner
+        if type(seen) is InputError:
+            return seen
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__
+    return error
+
+
+def _claim(out: Location, settings: JobSettings) -> None:
+    """Take an output folder for this run, unless it holds tables that no run of ours made."""
+    for name in ("result.json", *settings.writes):
+        if out.join(name).exists():
+            raise InputError(
+                f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
+                "choose another --out"
+            )
+    content = {"job": settings.job, "settings": settings.identity(), "started": _now()}
+    if out.is_local:
+        os.makedirs(out.path, exist_ok=True)
+    out.join("run.json").write_bytes(to_json(content))
+
+
+def _put_aside(out: Location, settings: JobSettings) -> None:
+    place = out.join("previous", _now().replace(":", "-"))
+    for name in ("result.json", *settings.writes, "run.json"):
+        if out.join(name).exists():
+            out.join(name).move(place.join(name))
+
+
+def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) -> str:
+    if previous["job"] != settings.job:
+        return f"--out {out.uri} belongs to a run of {previous['job']}; choose another --out"
+    old, new = previous["settings"], settings.identity()
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    told = ", ".join(
+        f"--{name.replace('_', '-')} was {old.get(name)}, now {new.get(name)}" for name in changed
+    )
+    return f"--out {out.uri} belongs to a run with other settings ({told}); --fresh starts anew"
+
+
+def _read_json(location: Location) -> dict[str, Any] | None:
+    return json.loads(location.read_bytes()) if location.exists() else None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,368 @@
+"""The typed settings of every job, and the one place where their values are checked.
+
+A setting is a field here and nowhere else: its flag, its key in a TOML file, its default, its check
+and its line in `--help` come from the field. Flags win over the file given by `--settings`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from visao_ray.errors import InputError
+
+S = TypeVar("S", bound="JobSettings")
+
+#: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
+_HOW: dict[str, Any] = {"operational": True}
+
+BaseName = Literal["chest_xray", "vazios", "ncm"]
+
+
+class JobSettings(BaseSettings):
+    """What all jobs share."""
+
+    model_config = SettingsConfigDict(
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+        extra="forbid",
+        frozen=True,
+    )
+
+    job: ClassVar[str]
+    #: What the job writes below `out`, beside run.json and result.json.
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    out: str = Field(description="folder or s3://bucket/prefix that gets the tables and result.json")
+    seed: int = Field(0, ge=0, description="same seed, same result")
+    fresh: bool = Field(
+        False,
+        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
+        "Without it (or with --resume) an unfinished run goes on where it was",
+        json_schema_extra=_HOW,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # never from environment variables: a run must be told in full
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what the job makes: those that a resumed run must repeat."""
+        how = {
+            name
+            for name, field in type(self).model_fields.items()
+            if (field.json_schema_extra or {}) == _HOW
+        }
+        return self.model_dump(mode="json", exclude=how | {"out"})
+
+    def part(self, kind: type[S], **changes: Any) -> S:
+        """The settings of another job that this one contains, with `changes`."""
+        shared = {name: value for name, value in self if name in kind.model_fields}
+        return kind(**{**shared, **changes})
+
+
+class ManifestSettings(JobSettings):
+    """List a base: one row an image, with its label, size, sha256, group and split."""
+
+    job: ClassVar[str] = "manifest"
+    writes: ClassVar[tuple[str, ...]] = ("manifest", "errors", "work")
+
+    base: BaseName = Field(description="which base the images belong to")
+    data: str = Field(
+        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…"
+    )
+    groups: str | None = Field(
+        None,
+        description="CSV with the columns key,group (container, bill of lading, patient) that "
+        "replaces the base's own group rule; a group never stands in two splits",
+    )
+    val_share: float = Field(0.1, gt=0, lt=1, description="share carved for val if no val/ folder")
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="share carved for test if no test/ folder"
+    )
+    ignore: list[str] = Field(
+        ["__MACOSX"], description="folder names to pass over (hidden folders always are)"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="at most N images, taken evenly from the class folders"
+    )
+    max_errors: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of unreadable images above which the job fails (after writing them)",
+        json_schema_extra=_HOW,
+    )
+
+    @model_validator(mode="after")
+    def _shares(self) -> ManifestSettings:
+        if self.val_share + self.test_share >= 1:
+            raise ValueError("--val-share and --test-share leave nothing to train on")
+        return self
+
+
+class ExtractOptions(BaseSettings):
+    """How pixels become vectors."""
+
+    backbone: str | None = Field(
+        None,
+        description="any keras.applications model by name (densenet121 unless --weights is a whole "
+        "model)",
+    )
+    weights: str = Field(
+        "imagenet",
+        description="imagenet | random | URI of a .weights.h5 for the backbone | URI of a .keras "
+        "model that takes RGB 0-255 and ends in a feature map",
+    )
+    weights_fallback: Literal["none", "random"] = Field(
+        "none",
+        description="what to do when the imagenet weights cannot be downloaded: fail, or go on "
+        "with random ones and say so in every output (for demonstrations)",
+    )
+    preprocessing: Literal["imagenet", "unit"] = Field(
+        "imagenet",
+        description="imagenet: as the weights were trained; unit: divide by 255 as the 2019 study",
+    )
+    image_size: int | None = Field(
+        None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
+    )
+    resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
+    augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
+        "none", description="the study's augmentation recipe for extra views of train images"
+    )
+    views: int | None = Field(
+        None, ge=0, le=100, description="augmented views an image, beside the image as it is (1)"
+    )
+    batch_size: int = Field(32, ge=1, le=1024, description="images a step", json_schema_extra=_HOW)
+    rows_per_block: int = Field(
+        64,
+        ge=1,
+        description="images a block: what is read, extracted and committed together",
+        json_schema_extra=_HOW,
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="extractor actors (one a GPU share; without GPUs one a node)",
+        json_schema_extra=_HOW,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
+        json_schema_extra=_HOW,
+    )
+
+    @model_validator(mode="after")
+    def _views(self) -> ExtractOptions:
+        if self.augment == "none" and self.views:
+            raise ValueError("--views needs an --augment recipe (G1 to G5)")
+        return self
+
+    @property
+    def augmented_views(self) -> int:
+        """How many augmented views a train image gets beside itself."""
+        if self.augment == "none":
+            return 0
+        return 1 if self.views is None else self.views
+
+
+class ExtractSettings(ExtractOptions, ManifestSettings):
+    """Run every image of a base once through a network and keep its feature vectors."""
+
+    job: ClassVar[str] = "extract"
+    writes: ClassVar[tuple[str, ...]] = ("features", "errors", "manifest", "work", "committed")
+
+    base: BaseName | None = Field(None, description="which base; needed with --data")  # type: ignore[assignment]
+    data: str | None = Field(  # type: ignore[assignment]
+        None, description="images to list first; or give --manifest"
+    )
+    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
+
+    @model_validator(mode="after")
+    def _source(self) -> ExtractSettings:
+        if (self.data is None) == (self.manifest is None):
+            raise ValueError("give either --data (with --base) or --manifest")
+        if self.data is not None and self.base is None:
+            raise ValueError("--data needs --base chest_xray, vazios or ncm")
+        return self
+
+
+class SweepOptions(BaseSettings):
+    """How the head is searched."""
+
+    trials: int = Field(16, ge=1, description="heads to try")
+    epochs: int = Field(30, ge=1, description="most epochs a trial")
+    patience: int = Field(6, ge=1, description="epochs without a better val objective before a stop")
+    objective: Literal["roc_auc", "average_precision", "macro_f1", "log_loss"] | None = Field(
+        None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
+    )
+
+
+class SweepSettings(SweepOptions, JobSettings):
+    """Search the head's hyperparameters and class weights on cached features; val chooses."""
+
+    job: ClassVar[str] = "sweep"
+    writes: ClassVar[tuple[str, ...]] = ("trials", "history", "head.keras", "tune")
+
+    base: BaseName = Field(description="which base the features belong to")
+    features: str = Field(description="features table made by jobs/extract.py")
+
+
+class EvaluateOptions(BaseSettings):
+    """How the judging is done."""
+
+    target_recall: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="recall of the positive class that the threshold must reach on val",
+    )
+    replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
+
+
+class EvaluateSettings(EvaluateOptions, JobSettings):
+    """Judge a head: threshold from val, then every metric on test, once, with intervals."""
+
+    job: ClassVar[str] = "evaluate"
+    writes: ClassVar[tuple[str, ...]] = ("predictions",)
+
+    base: BaseName = Field(description="which base the features belong to")
+    features: str = Field(description="features table made by jobs/extract.py")
+    model: str = Field(description="head.keras made by jobs/sweep.py")
+
+
+class ScannerOptions(BaseSettings):
+    """What a rendered base is like."""
+
+    images: int = Field(1200, ge=4, description="images to render")
+    classes: int = Field(868, ge=2, le=868, description="cargo headings (ncm only)")
+    difficult: float = Field(0.1, ge=0, le=1, description="share of hard cases (blur, trucks, …)")
+    wrong_labels: float = Field(0.0, ge=0, lt=0.5, description="share of planted wrong labels")
+    duplicates: float = Field(0.0, ge=0, lt=0.5, description="share of planted duplicates")
+
+
+class ScannerSettings(ScannerOptions, JobSettings):
+    """Render a synthetic base: X-ray scans that look real, with the truth written beside them."""
+
+    job: ClassVar[str] = "scanner"
+    writes: ClassVar[tuple[str, ...]] = ("images", "truth")
+
+    base: BaseName = Field(description="which base to render")
+
+
+class PipelineSettings(
+    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, ManifestSettings
+):
+    """From a bucket of images to a judged classifier: list, extract, sweep, evaluate, report.
+
+    Without --data the base is rendered first (synthetic scans), so that it runs anywhere.
+    """
+
+    job: ClassVar[str] = "pipeline"
+    writes: ClassVar[tuple[str, ...]] = (
+        "scanner",
+        "extract",
+        "sweep",
+        "evaluate",
+        "report.html",
+    )
+
+    data: str | None = Field(  # type: ignore[assignment]
+        None,
+        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…; "
+        "rendered when not given",
+    )
+
+
+def parse(kind: type[S], arguments: Sequence[str]) -> S:
+    """Settings of a job from its command line and the TOML file named by `--settings`.
+
+    Raises:
+        InputError: unknown flag, wrong value, missing value; one line that names it.
+        SystemExit: after `--help`.
+    """
+    rest = [argument for argument in arguments if argument != "--resume"]
+    values: dict[str, Any] = {}
+    for position, argument in enumerate(rest):
+        if argument == "--settings" or argument.startswith("--settings="):
+            _, equals, name = argument.partition("=")
+            if not equals:
+                if position + 1 == len(rest):
+                    raise InputError("--settings: the name of a TOML file is missing")
+                name = rest.pop(position + 1)
+            rest.pop(position)
+            values = _read_toml(kind, name)
+            break
+    try:
+        return kind(_cli_parse_args=rest, **values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
+    except SettingsError as error:
+        raise InputError(_explain_flag(kind, str(error))) from None
+
+
+def _flags(kind: type[JobSettings]) -> list[str]:
+    return ["--" + name.replace("_", "-") for name in kind.model_fields] + ["--settings"]
+
+
+def _read_toml(kind: type[JobSettings], name: str) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--settings {name}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"--settings {name}: not valid TOML: {error}") from None
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in kind.model_fields:
+            raise InputError(f"--settings {name}: unknown key '{key}'" + _closest(kind, key))
+    return values
+
+
+def _closest(kind: type[JobSettings], name: str) -> str:
+    flag = "--" + name.lstrip("-").replace("_", "-")
+    close = difflib.get_close_matches(flag, _flags(kind), n=1)
+    return f"; did you mean {close[0]}?" if close else "; see --help"
+
+
+def _explain(kind: type[JobSettings], problem: Any) -> str:
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    if not problem["loc"]:
+        return message
+    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    if problem["type"] == "missing":
+        field = kind.model_fields[str(problem["loc"][0])]
+        return f"{flag} is missing: {field.description}"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {flag}" + _closest(kind, flag)
+    return f"{flag} {problem['input']}: {message[0].lower()}{message[1:]}"
+
+
+def _explain_flag(kind: type[JobSettings], text: str) -> str:
+    unknown = re.search(r"unrecognized arguments: (\S+)", text)
+    if unknown:
+        return f"unknown flag {unknown.group(1)}" + _closest(kind, unknown.group(1).split("=")[0])
+    return re.sub(r"^error parsing CLI: ", "", text).splitlines()[0]

@@ -1,0 +1,49 @@
+"""One exactly-once write for several tables.
+
+Ray Data writes to one sink, but an image ends in one of two tables: features or errors. Writing both
+from the same task, under the same file name, keeps Ray Data's two-phase checkpoint true for both: an
+interrupted write is found by that name and removed before the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
+
+from visao_ray.storage import Location
+
+#: Column of a block that names the table of each row.
+TABLE = "table"
+
+
+class TablesSink(ParquetDatasink):  # type: ignore[misc]
+    """Writes each row of a block to the table that its column `table` names.
+
+    Ray has no public way to split a write, hence the private base class; `pyproject.toml` pins the
+    Ray release it was checked with.
+    """
+
+    def __init__(self, out: Location, schemas: Mapping[str, pa.Schema]) -> None:
+        super().__init__(out.path, filesystem=out.filesystem)
+        self._schemas = dict(schemas)
+
+    def on_write_start(self, schema: pa.Schema | None = None) -> None:
+        super().on_write_start(schema)
+        for name in self._schemas:
+            self.filesystem.create_dir(f"{self.path}/{name}", recursive=True)
+
+    def _write_parquet_files(
+        self, tables: list[pa.Table], filename: str, *_args: Any, **_kwargs: Any
+    ) -> None:
+        rows = pa.concat_tables(tables)
+        for name, schema in self._schemas.items():
+            part = rows.filter(pc.equal(rows[TABLE], name))
+            if part.num_rows:
+                target = f"{self.path}/{name}/{filename}"
+                part = part.select(schema.names).cast(schema)
+                pq.write_table(part, target, filesystem=self.filesystem)

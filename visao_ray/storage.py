@@ -1,0 +1,166 @@
+"""Where things are: one URI in, one place out, on a local disk or in an S3 bucket.
+
+Credentials come from the environment alone (the standard AWS variables, profile or instance role),
+never from a URI or a setting, so none can end in a log or a result file. `AWS_ENDPOINT_URL` points
+at S3-compatible servers.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+
+from visao_ray.errors import InputError
+
+_ATTEMPTS = 5  # of one S3 request, before it counts as failed
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: `path` on `filesystem`, called `uri` by people."""
+
+    uri: str
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def join(self, *parts: str) -> Location:
+        """The location below this one."""
+        tail = "/".join(parts)
+        return Location(
+            f"{self.uri.rstrip('/')}/{tail}", self.filesystem, f"{self.path.rstrip('/')}/{tail}"
+        )
+
+    def exists(self) -> bool:
+        return bool(self._info().type != pafs.FileType.NotFound)
+
+    def is_folder(self) -> bool:
+        return bool(self._info().type == pafs.FileType.Directory)
+
+    def children(self) -> list[pafs.FileInfo]:
+        """Files and folders directly below, sorted by name; none when there is no such folder."""
+        selector = pafs.FileSelector(self.path, recursive=False, allow_not_found=True)
+        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+
+    def files(self) -> Iterator[Location]:
+        """Every file below, at any depth."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File:
+                yield self.join(info.path[len(self.path.rstrip("/")) + 1 :])
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises OSError with the file system's reason."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file at once: a reader sees the old content or the new, never half."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            partial = f"{self.path}.{uuid.uuid4().hex}.partial"
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        else:
+            with self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(data)
+
+    def delete(self) -> None:
+        """Remove the file or the folder with all that is in it; nothing happens if it is absent."""
+        kind = self._info().type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind != pafs.FileType.NotFound:
+            self.filesystem.delete_file(self.path)
+
+    def move(self, to: Location) -> None:
+        """Move a file or folder to another place on the same file system."""
+        sources = list(self.files()) if self.is_folder() else [self]
+        for source in sources:
+            target = to.join(source.path[len(self.path) + 1 :]) if source is not self else to
+            self.filesystem.create_dir(target.path.rsplit("/", 1)[0], recursive=True)
+            self.filesystem.move(source.path, target.path)
+        if sources != [self]:
+            self.delete()
+
+    def _info(self) -> pafs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+
+def locate(uri: str) -> Location:
+    """Find the file system for a local path, `file://…` or `s3://bucket/prefix`. No request is made.
+
+    Raises:
+        InputError: another scheme, no bucket, or credentials inside the URI.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not uri:
+        raise InputError("an empty path was given; pass a folder or s3://bucket/prefix")
+    if not separator:
+        path = os.path.abspath(os.path.expanduser(uri))
+        return Location(path, pafs.LocalFileSystem(), path)
+    if scheme == "file":
+        path = os.path.abspath(unquote(urlsplit(uri).path))
+        return Location(path, pafs.LocalFileSystem(), path)
+    if scheme != "s3":
+        raise InputError(f"{uri}: unknown scheme {scheme}://; use a local path or s3://bucket/prefix")
+    path = uri[len("s3://") :].strip("/")
+    bucket = path.split("/", 1)[0]
+    if "@" in bucket:
+        raise InputError(
+            "credentials in an s3:// URI would end up in logs; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment and pass s3://bucket/prefix"
+        )
+    if not bucket:
+        raise InputError(f"{uri}: no bucket; write s3://bucket/prefix")
+    return Location(f"s3://{path}", _s3(), path)
+
+
+def _s3() -> pafs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options: dict[str, object] = {
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+    }
+    if endpoint:
+        parts = urlsplit(endpoint)
+        options |= {
+            "endpoint_override": parts.netloc or endpoint,
+            "scheme": parts.scheme or "https",
+            "region": region or "us-east-1",
+        }
+    elif region:
+        options["region"] = region
+    return pafs.S3FileSystem(**options)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, short enough for one line of output."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def require_folder(location: Location, flag: str) -> None:
+    """Check that a folder (or prefix) can be listed, before any work.
+
+    Raises:
+        InputError: it is missing or cannot be read; the message names `flag`.
+    """
+    try:
+        if location.is_folder() or location.children():
+            return
+    except OSError as error:
+        raise InputError(f"{flag} {location.uri}: cannot be listed: {reason(error)}") from error
+    what = "is a file, not a folder" if location.exists() else "does not exist"
+    raise InputError(f"{flag} {location.uri}: {what}")

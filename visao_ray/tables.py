@@ -1,0 +1,164 @@
+"""The tables every job reads and writes: Parquet folders with one schema each.
+
+A table is a folder of Parquet files below a job's output (`OUT/features/…`). Its name and version
+stand in the schema metadata; what produced a features table stands there too (`about`), so that
+features made in different ways never mix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from visao_ray.errors import InputError
+from visao_ray.storage import Location
+
+VERSION = "1"
+_NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
+
+SPLITS = ("train", "val", "test")
+
+
+def _schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: VERSION.encode()})
+
+
+#: One row an image found in a base. `split` and `group` decide who may see it.
+MANIFEST = _schema(
+    "manifest",
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("base", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("content_id", pa.string()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ],
+)
+
+#: One row an image that could not be used, and why.
+ERRORS = _schema(
+    "errors",
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("stage", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+    ],
+)
+
+
+def features(width: int, about: Mapping[str, Any]) -> pa.Schema:
+    """Schema of a features table: `avg` and `max` are float32[width], one row a view of an image.
+
+    `about` tells how they were made (backbone, weights digest, preprocessing, image size, resize,
+    augmentation); it is JSON.
+    """
+    vector = pa.list_(pa.float32(), width)
+    schema = _schema(
+        "features",
+        [
+            ("key", pa.string()),
+            ("view", pa.int16()),
+            ("label", pa.string()),
+            ("split", pa.string()),
+            ("group", pa.string()),
+            ("content_id", pa.string()),
+            ("avg", vector),
+            ("max", vector),
+        ],
+    )
+    metadata = {**schema.metadata, _ABOUT: json.dumps(dict(about), sort_keys=True).encode()}
+    return schema.with_metadata(metadata)
+
+
+def predictions(classes: Sequence[str]) -> pa.Schema:
+    """Schema of a predictions table: `probability` is float32[C] in the order of `classes`."""
+    schema = _schema(
+        "predictions",
+        [
+            ("key", pa.string()),
+            ("split", pa.string()),
+            ("group", pa.string()),
+            ("label", pa.string()),
+            ("predicted", pa.string()),
+            ("probability", pa.list_(pa.float32(), len(classes))),
+            ("model", pa.string()),
+        ],
+    )
+    metadata = {**schema.metadata, _ABOUT: json.dumps({"classes": list(classes)}).encode()}
+    return schema.with_metadata(metadata)
+
+
+def about(schema: pa.Schema) -> dict[str, Any]:
+    """What a table's metadata says of how it was made; empty where it says nothing."""
+    return dict(json.loads((schema.metadata or {}).get(_ABOUT, b"{}")))
+
+
+def open_table(location: Location, name: str) -> pads.Dataset:
+    """A table as a lazy dataset: nothing but the list of files and one schema is read.
+
+    Raises:
+        InputError: no such table there, or it is another table or version.
+    """
+    files = _parquet_files(location)
+    if not files:
+        raise InputError(f"{location.uri}: no {name} table there (no .parquet file)")
+    schema = pq.read_schema(files[0], filesystem=location.filesystem)
+    validate(schema, name, location.uri)
+    return pads.dataset(files, schema=schema, filesystem=location.filesystem)
+
+
+def _parquet_files(location: Location) -> list[str]:
+    return sorted(file.path for file in location.files() if file.path.endswith(".parquet"))
+
+
+def validate(schema: pa.Schema, name: str, where: str) -> None:
+    """Check that a schema is that of the table `name`, in the version this code writes.
+
+    Raises:
+        InputError: it is not; the message says which table it is instead.
+    """
+    metadata = schema.metadata or {}
+    found = metadata.get(_NAME, b"none of visao_ray's").decode()
+    if found != name:
+        raise InputError(f"{where}: a table '{name}' is needed, but this one is '{found}'")
+    version = metadata.get(_VERSION, b"?").decode()
+    if version != VERSION:
+        raise InputError(
+            f"{where}: table '{name}' has version {version}, this program reads {VERSION}; "
+            "make it again"
+        )
+
+
+def rows(location: Location) -> int:
+    """Rows of a folder of Parquet files, from their footers alone; 0 when there is none."""
+    files = _parquet_files(location)
+    if not files:
+        return 0
+    return int(pads.dataset(files, filesystem=location.filesystem).count_rows())
+
+
+def batches(location: Location, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Stream some columns of a table; memory stays at a few batches."""
+    yield from open_table(location, name).to_batches(columns=list(columns))
+
+
+def write(location: Location, table: pa.Table, schema: pa.Schema) -> None:
+    """Write a small table as one file, atomically, replacing what was there under that name."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.select(schema.names).cast(schema), sink)
+    location.join("part-0.parquet").write_bytes(sink.getvalue().to_pybytes())
