@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,10 @@ from visao_ray.settings import JobSettings, parse
 from visao_ray.storage import Location, locate, reason
 
 S = TypeVar("S", bound=JobSettings)
-Work = Callable[["Run[S]"], None]
+Work = Callable[[S, "Run[S]"], None]
 
 _PACKAGES = ("visao-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "scikit-learn")
+_PROGRESS_S = 10.0
 
 
 @dataclass
@@ -45,6 +47,11 @@ class Run(Generic[S]):
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def work(self) -> Location:
+        """Scratch of an unfinished run: marks of finished steps, checkpoints. Removed at the end."""
+        return self.out.join("work")
 
     def say(self, message: str) -> None:
         """One line of progress on the terminal."""
@@ -62,9 +69,34 @@ class Run(Generic[S]):
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def progress(self, committed: Location, block: int, total: int) -> Iterator[None]:
+        """Tell every few seconds how far a checkpointed write is, from its checkpoint files.
+
+        Each committed file stands for about `block` rows, so the figure is rounded to blocks.
+        """
+        stop = threading.Event()
+        clock, before = time.perf_counter(), len(committed.children())
+
+        def tell() -> None:
+            while not stop.wait(_PROGRESS_S):
+                files = len(committed.children())
+                done, speed = files * block, (files - before) * block / (time.perf_counter() - clock)
+                if done < total and speed > 0:
+                    left = duration((total - done) / speed)
+                    self.say(f"about {done:,} of {total:,} ({speed:,.1f}/s, {left} left)")
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            teller.join()
+
     def once(self, step: str, work: Callable[[], None], *rebuilds: Location) -> None:
         """Do a step of a job unless an earlier run finished it; `rebuilds` is cleared before."""
-        mark = self.out.join("work", f"{step}.done")
+        mark = self.work.join(f"{step}.done")
         if mark.exists():
             return
         for location in rebuilds:
@@ -126,7 +158,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
     started, clock = _now(), time.perf_counter()
-    work(run)
+    work(settings, run)
     run.timings["total"] = time.perf_counter() - clock
     content = {
         "job": settings.job,
@@ -144,6 +176,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
         "finished": _now(),
     }
     result.write_bytes(to_json(content))
+    run.work.delete()
     run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
     return content
 
@@ -153,10 +186,23 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
+        # Ray's C++ core warns of every actor that gets an object reference, as ours rightly do.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Ray Data tells every plan and ten lines of progress an operator; `Run.progress` tells one.
+    context.enable_progress_bars = False
+    # The second reader starts 32 actors to read the footers of one small file, and lists files in a
+    # task that waits for ever where the resume filter has taken the last CPU (two cores).
+    context.use_datasource_v2 = False
+    # Object storage hiccups; a row that fails for good is caught in the task and becomes an error row.
+    context.retried_map_errors = ["Connection reset", "SLOW_DOWN", "Timeout"]
+    context.max_map_retries = 3
+    for name in ("ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def duration(seconds: float) -> str:
@@ -201,7 +247,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _claim(out: Location, settings: JobSettings) -> None:
     """Take an output folder for this run, unless it holds tables that no run of ours made."""
-    for name in ("result.json", *settings.writes):
+    for name in ("result.json", "work", *settings.writes):
         if out.join(name).exists():
             raise InputError(
                 f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
@@ -215,7 +261,7 @@ def _claim(out: Location, settings: JobSettings) -> None:
 
 def _put_aside(out: Location, settings: JobSettings) -> None:
     place = out.join("previous", _now().replace(":", "-"))
-    for name in ("result.json", *settings.writes, "run.json"):
+    for name in ("result.json", *settings.writes, "work", "run.json"):
         if out.join(name).exists():
             out.join(name).move(place.join(name))
 

@@ -87,7 +87,7 @@ class ManifestSettings(JobSettings):
     """List a base: one row an image, with its label, size, sha256, group and split."""
 
     job: ClassVar[str] = "manifest"
-    writes: ClassVar[tuple[str, ...]] = ("manifest", "errors", "work")
+    writes: ClassVar[tuple[str, ...]] = ("manifest", "errors")
 
     base: BaseName = Field(description="which base the images belong to")
     data: str = Field(
@@ -193,7 +193,7 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
     """Run every image of a base once through a network and keep its feature vectors."""
 
     job: ClassVar[str] = "extract"
-    writes: ClassVar[tuple[str, ...]] = ("features", "errors", "manifest", "work", "committed")
+    writes: ClassVar[tuple[str, ...]] = ("features", "errors", "listing")
 
     base: BaseName | None = Field(None, description="which base; needed with --data")  # type: ignore[assignment]
     data: str | None = Field(  # type: ignore[assignment]
@@ -247,7 +247,7 @@ class EvaluateSettings(EvaluateOptions, JobSettings):
     """Judge a head: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
-    writes: ClassVar[tuple[str, ...]] = ("predictions",)
+    writes: ClassVar[tuple[str, ...]] = ("predictions", "evaluation.json")
 
     base: BaseName = Field(description="which base the features belong to")
     features: str = Field(description="features table made by jobs/extract.py")
@@ -262,6 +262,9 @@ class ScannerOptions(BaseSettings):
     difficult: float = Field(0.1, ge=0, le=1, description="share of hard cases (blur, trucks, …)")
     wrong_labels: float = Field(0.0, ge=0, lt=0.5, description="share of planted wrong labels")
     duplicates: float = Field(0.0, ge=0, lt=0.5, description="share of planted duplicates")
+    imbalance: Literal["even", "long_tail"] = Field(
+        "even", description="how ncm images spread over the headings"
+    )
 
 
 class ScannerSettings(ScannerOptions, JobSettings):

@@ -32,6 +32,7 @@ from visao_ray.storage import Location, locate, reason, require_folder
 _READERS = 16  # files read at once in one task: object storage answers slowly but in parallel
 _LISTED_AT_ONCE = 4096
 _BLOCK = 256  # files hashed and committed together
+_ROWS_A_PARTITION = 50_000
 
 _LISTING = pa.schema(
     [
@@ -121,7 +122,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     layout = find_layout(data, base, settings.ignore)
     given = _read_groups(settings.groups)
     start_ray()
-    work = run.out.join("work")
+    work = run.work
     listing, inspected = work.join("listing"), work.join("inspected")
 
     def list_files() -> None:
@@ -142,7 +143,8 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
             tables.write(listing.join("strays"), table, _LISTING)
 
     def inspect() -> None:
-        with checkpointed(work.join("committed"), "key"):
+        committed = work.join("committed")
+        with checkpointed(committed, "key"), run.progress(committed, _BLOCK, images):
             ray.data.read_parquet(listing.path, filesystem=listing.filesystem).repartition(
                 target_num_rows_per_block=_BLOCK
             ).map_batches(
@@ -152,7 +154,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     def split() -> None:
         from visao_ray.sink import TablesSink
 
-        ties = _tied_groups(inspected, given)
+        ties = _tied_groups(inspected, given, images)
         ray.data.read_parquet(inspected.path, filesystem=inspected.filesystem).map_batches(
             _assign,
             batch_size=None,
@@ -273,7 +275,7 @@ def _inspect_one(row: Mapping[str, Any], base: Base) -> dict[str, Any]:
 
     def failed(stage: str, error_type: str, message: str) -> dict[str, Any]:
         told = {"stage": stage, "error_type": error_type, "message": message}
-        return {**found, **told, "error": f"{error_type}: {message}"}
+        return {**found, **told, "error": f"{stage}: {error_type}: {message}"}
 
     if row["stray"]:
         return failed("list", "no_class", "lies outside every class folder")
@@ -309,7 +311,9 @@ def _read_groups(uri: str | None) -> dict[str, str]:
     return dict(zip(keys, groups, strict=True))
 
 
-def _tied_groups(inspected: Location, given: Mapping[str, str]) -> dict[str, str]:
+def _tied_groups(
+    inspected: Location, given: Mapping[str, str], images: int
+) -> dict[str, str]:
     """Groups that share an identical file, with the name under which they are carved.
 
     The grouping by content runs on the cluster; only contents that stand in several groups reach
@@ -319,19 +323,22 @@ def _tied_groups(inspected: Location, given: Mapping[str, str]) -> dict[str, str
 
     ties = Ties()
     shared = (
-        ray.data.read_parquet(
-            inspected.path, filesystem=inspected.filesystem, columns=["key", "group", "content_id"]
-        )
+        ray.data.read_parquet(inspected.path, filesystem=inspected.filesystem)
         .map_batches(
             _content_groups, batch_size=None, batch_format="pyarrow", fn_kwargs={"given": given}
         )
-        .groupby("content_id")
+        .groupby("content_id", num_partitions=_partitions(images))
         .map_groups(_several_groups, batch_format="pyarrow")
     )
     for batch in shared.iter_batches(batch_format="pyarrow"):
         for groups in batch["groups"].to_pylist():
             ties.tie(groups)
     return ties.leaders()
+
+
+def _partitions(rows: int) -> int:
+    """Of a grouping: few for few rows, where every partition costs more than its work."""
+    return min(200, 1 + rows // _ROWS_A_PARTITION)
 
 
 def _content_groups(block: pa.Table, given: Mapping[str, str]) -> pa.Table:
@@ -358,10 +365,9 @@ def _warn_of_leaks(run: Run[Any]) -> None:
 
     manifest = run.out.join("manifest")
     leaks = (
-        ray.data.read_parquet(
-            manifest.path, filesystem=manifest.filesystem, columns=["group", "split", "status"]
-        )
-        .groupby("group")
+        ray.data.read_parquet(manifest.path, filesystem=manifest.filesystem)
+        .select_columns(["group", "split", "status"])
+        .groupby("group", num_partitions=_partitions(run.counts["images"]))
         .map_groups(_several_splits, batch_format="pyarrow")
         .sum("leaks")
     )

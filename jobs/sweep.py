@@ -1,0 +1,8 @@
+"""Search the head's hyperparameters and class weights on cached features; val chooses."""
+
+from visao_ray.runs import main
+from visao_ray.settings import SweepSettings
+from visao_ray.tuning.sweep import make_sweep
+
+if __name__ == "__main__":
+    main(SweepSettings, make_sweep)

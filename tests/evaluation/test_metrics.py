@@ -1,0 +1,204 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from visao_ray.errors import InputError
+from visao_ray.evaluation import bootstrap
+from visao_ray.evaluation.metrics import classification_metrics
+
+
+def softmax_predictions(rng, rows, width, skill=1.0, classes_used=None, decimals=1):
+    label = rng.integers(0, classes_used or width, rows)
+    logits = rng.normal(size=(rows, width))
+    logits[np.arange(rows), label] += skill
+    # Few decimals make scores tie.
+    logits = np.round(logits, decimals)
+    p = np.exp(logits)
+    return label, (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def names(width):
+    return [f"{index:04}" for index in range(width)]
+
+
+def flat_estimates(result):
+    for name, entry in result.items():
+        if isinstance(entry, dict) and "value" in entry:
+            yield name, entry
+    for label, entries in result["per_class"].items():
+        for name, entry in entries.items():
+            if isinstance(entry, dict):
+                yield f"{label}.{name}", entry
+
+
+def test_multiclass_values_equal_scikit_learn():
+    rng = np.random.default_rng(1)
+    label, p = softmax_predictions(rng, 400, 7, decimals=9)
+    result = classification_metrics(label, p, np.arange(400), names(7), None, replicates=20)
+    predicted = p.argmax(axis=1)
+    expected = {
+        "accuracy": sk.accuracy_score(label, predicted),
+        "top1": sk.accuracy_score(label, predicted),
+        "top5": sk.top_k_accuracy_score(label, p, k=5),
+        "balanced_accuracy": sk.balanced_accuracy_score(label, predicted),
+        "macro_f1": sk.f1_score(label, predicted, average="macro"),
+        "log_loss": sk.log_loss(label, p),
+        "roc_auc": np.mean([sk.roc_auc_score(label == c, p[:, c]) for c in range(7)]),
+        "average_precision": np.mean(
+            [sk.average_precision_score(label == c, p[:, c]) for c in range(7)]
+        ),
+    }
+    for name, value in expected.items():
+        assert result[name]["value"] == pytest.approx(value, abs=1e-6), name
+        assert result[name]["n"] == 400
+    precision, recall, f1, support = sk.precision_recall_fscore_support(label, predicted)
+    for c, name in enumerate(names(7)):
+        entry = result["per_class"][name]
+        assert entry["precision"]["value"] == pytest.approx(precision[c])
+        assert entry["recall"]["value"] == pytest.approx(recall[c])
+        assert entry["f1"]["value"] == pytest.approx(f1[c])
+        assert entry["support"] == entry["recall"]["n"] == support[c]
+        assert entry["precision"]["n"] == (predicted == c).sum()
+    assert result["confusion"] == sk.confusion_matrix(label, predicted).tolist()
+
+
+def test_binary_threshold_moves_decisions_and_not_rankings():
+    rng = np.random.default_rng(2)
+    label, p = softmax_predictions(rng, 300, 2)
+    classes = ["nvazio", "vazio"]
+    half = classification_metrics(label, p, np.arange(300), classes, "nvazio", replicates=50)
+    low = classification_metrics(
+        label, p, np.arange(300), classes, "nvazio", threshold=0.2, replicates=50
+    )
+    chosen = p[:, 0] >= np.float32(0.2)
+    assert low["per_class"]["nvazio"]["recall"]["value"] == chosen[label == 0].mean()
+    assert low["confusion"][1] == [
+        int((chosen & (label == 1)).sum()),
+        int((~chosen & (label == 1)).sum()),
+    ]
+    assert low["confusion"] != half["confusion"]
+    assert low["roc_auc"] == half["roc_auc"]
+    assert half["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(label == 0, p[:, 0]))
+    assert half["average_precision"] == half["per_class"]["nvazio"]["average_precision"]
+    # Labels by name say the same.
+    named = [classes[index] for index in label]
+    assert (
+        classification_metrics(named, p, np.arange(300), classes, "nvazio", replicates=50) == half
+    )
+
+
+def test_every_interval_holds_its_value_and_seeds_repeat():
+    rng = np.random.default_rng(4)
+    # Forty classes, three images each: the case in which macro averages are biased.
+    label = np.repeat(np.arange(40), 3)
+    logits = rng.normal(size=(120, 40))
+    logits[np.arange(120), label] += 2
+    p = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+    arguments = (label, p, np.arange(120), names(40), None)
+    first = classification_metrics(*arguments, replicates=200, seed=5)
+    checked = 0
+    for name, entry in flat_estimates(first):
+        if entry["low"] is not None:
+            assert 0 <= entry["low"] <= entry["value"] <= entry["high"], name
+            checked += 1
+    assert checked > 100
+    assert 0 < first["macro_f1"]["high"] - first["macro_f1"]["low"] < 0.5
+    assert classification_metrics(*arguments, replicates=200, seed=5) == first
+    assert classification_metrics(*arguments, replicates=200, seed=6) != first
+
+
+def test_interval_of_a_share_is_the_textbook_one_and_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(7)
+    label = np.zeros(400, dtype=int)
+    right = rng.random(400) < 0.8
+    p = np.stack([right, ~right], axis=1).astype(np.float32)
+    arguments = (label, p, np.arange(400), ["a", "b"], None)
+    whole = classification_metrics(*arguments, replicates=2000)
+    share = whole["accuracy"]["value"]
+    half_width = 1.96 * np.sqrt(share * (1 - share) / 400)
+    assert whole["accuracy"]["low"] == pytest.approx(share - half_width, abs=0.006)
+    assert whole["accuracy"]["high"] == pytest.approx(share + half_width, abs=0.006)
+    monkeypatch.setattr(bootstrap, "_CHUNK_ELEMENTS", 400 * 33)
+    assert classification_metrics(*arguments, replicates=2000) == whole
+
+
+def test_five_of_five_is_not_certainty():
+    p = np.tile(np.array([0.9, 0.1], dtype=np.float32), (10, 1))
+    groups = np.repeat(np.arange(5), 2)
+    recall = classification_metrics([0] * 10, p, groups, ["a", "b"], None)["per_class"]["a"][
+        "recall"
+    ]
+    # Five groups, all found: 0.025 = low ** 5.
+    assert recall == {"value": 1.0, "low": pytest.approx(0.478, abs=1e-3), "high": 1.0, "n": 10}
+    missed = classification_metrics([1] * 10, p, groups, ["a", "b"], None)["per_class"]["b"][
+        "recall"
+    ]
+    assert missed == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.522, abs=1e-3), "n": 10}
+
+
+def test_images_of_one_patient_are_drawn_together():
+    rng = np.random.default_rng(8)
+    # Sixty patients of ten films that stand or fall together.
+    right = np.repeat(rng.random(60) < 0.7, 10)
+    label = np.zeros(600, dtype=int)
+    p = np.stack([right, ~right], axis=1).astype(np.float32)
+    width = {}
+    for kind, group in (("patient", np.repeat(np.arange(60), 10)), ("film", np.arange(600))):
+        entry = classification_metrics(label, p, group, ["a", "b"], None)["accuracy"]
+        width[kind] = entry["high"] - entry["low"]
+    # Perfectly correlated films: wider by the square root of ten.
+    assert 2.5 < width["patient"] / width["film"] < 4
+
+
+def test_absent_classes_and_lonely_groups_are_null_and_never_nan():
+    rng = np.random.default_rng(9)
+    label, p = softmax_predictions(rng, 60, 5, classes_used=3)
+    p[:, 4] = 0
+    result = classification_metrics(label, p, np.arange(60), names(5), None, replicates=50)
+    json.dumps(result, allow_nan=False)
+    undefined = {"value": None, "low": None, "high": None, "n": 0}
+    absent = result["per_class"]["0004"]
+    assert absent["support"] == 0
+    assert absent["recall"] == absent["precision"] == absent["f1"] == undefined
+    assert absent["roc_auc"] == absent["average_precision"] == undefined
+    present = [sk.roc_auc_score(label == c, p[:, c]) for c in range(3)]
+    assert result["roc_auc"]["value"] == pytest.approx(np.mean(present))
+
+    one_group = classification_metrics(label, p, ["same"] * 60, names(5), None, replicates=50)
+    assert one_group["accuracy"]["value"] == result["accuracy"]["value"]
+    assert all(entry["low"] is None for _, entry in flat_estimates(one_group))
+
+    only_positives = classification_metrics(
+        ["vazio"] * 4, p[:4, :2], list("abcd"), ["nvazio", "vazio"], "nvazio", replicates=50
+    )
+    assert only_positives["roc_auc"] == undefined
+    assert only_positives["per_class"]["nvazio"]["recall"] == undefined
+    json.dumps(only_positives, allow_nan=False)
+
+    empty = classification_metrics([], np.zeros((0, 5)), [], names(5), None)
+    assert {name for name, _ in flat_estimates(empty)} == {
+        name for name, _ in flat_estimates(result)
+    }
+    assert all(entry == undefined for _, entry in flat_estimates(empty))
+
+
+def test_constant_predictions_earn_no_top5():
+    p = np.full((30, 10), 0.1, dtype=np.float32)
+    result = classification_metrics(np.arange(30) % 10, p, np.arange(30), names(10), None)
+    assert result["top5"]["value"] == 0
+    assert result["roc_auc"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("label", "p", "message"),
+    [
+        (["a", "dog"], np.full((2, 2), 0.5), "'dog' is not one of the 2 classes"),
+        (["a", "b"], np.full((2, 3), 0.3), "shape"),
+        (["a", "b"], np.array([[0.5, 0.5], [np.nan, 1.0]]), "1 of 2 predictions hold NaN"),
+    ],
+)
+def test_bad_input_is_named(label, p, message):
+    with pytest.raises(InputError, match=message):
+        classification_metrics(label, p, ["g", "h"], ["a", "b"], None)

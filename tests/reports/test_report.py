@@ -1,0 +1,208 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from visao_ray.evaluation.predictions import evaluate_predictions
+from visao_ray.reports.report import GalleryItem, ReportInputs, write_report
+
+EVIL = '<script>alert("x")</script>&$\\frac'
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects text and attributes, and insists that every element is closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+def thumbnail(kind="JPEG"):
+    buffer = io.BytesIO()
+    Image.new("L", (40, 20), 128).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def evaluation(classes, positive, rows=400, splits=("val", "test")):
+    rng = np.random.default_rng(len(classes))
+    label = rng.integers(0, len(classes), rows)
+    logits = rng.normal(size=(rows, len(classes)))
+    logits[np.arange(rows), label] += 2.5
+    p = (np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)).astype(np.float32)
+    table = pa.table(
+        {
+            "key": [f"{index}.jpg" for index in range(rows)],
+            "split": [splits[index % len(splits)] for index in range(rows)],
+            "label": [classes[index] for index in label],
+            "probability": pa.FixedSizeListArray.from_arrays(pa.array(p.ravel()), len(classes)),
+            "group": [f"g{index // 4}" for index in range(rows)],
+        }
+    )
+    return evaluate_predictions(table, classes, positive, 0.9, replicates=60).to_json()
+
+
+def trials():
+    return pa.table(
+        {
+            "trial_id": ["a", "b", "c", "d"],
+            "setting.learning_rate": [1e-4, 1e-3, 1e-2, 1e-1],
+            "setting.optimizer": ["adam"] * 4,
+            "metric.roc_auc": [0.91, 0.97531, None, 0.88],
+            "seconds": [1.0, 2.0, 3.0, 4.0],
+            "status": ["done", "done", "failed", "done"],
+        }
+    )
+
+
+def check_self_contained(html, page):
+    assert "script" not in page.tags
+    for tag, attributes in page.attributes:
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:image/", "#")), (tag, value)
+    assert "url(" not in html
+    assert "@import" not in html
+    for tag, attributes in page.attributes:
+        if tag == "img":
+            assert attributes["alt"]
+            kind, data = re.fullmatch(
+                r"data:image/([a-z+]+);base64,(.+)", attributes["src"]
+            ).groups()
+            content = base64.b64decode(data)
+            if kind == "svg+xml":
+                root = ElementTree.fromstring(content)
+                links = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
+                assert all(link.startswith(("#", "data:")) for link in links)
+            else:
+                Image.open(io.BytesIO(content)).verify()
+
+
+def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
+    judged = evaluation(("nvazio", "vazio"), "nvazio")
+    html = write_report(
+        ReportInputs(
+            title=f"Title {EVIL}",
+            base="vazios",
+            command=f"python jobs/pipeline.py --data '{EVIL}'",
+            settings={"seed": 7, "augmentation": None, "note": EVIL},
+            counts={
+                "images": 1234,
+                "ok": 1200,
+                "errors": 34,
+                "splits": {"train": {"nvazio": 500, EVIL: 300}, "test": {"nvazio": 200}},
+                "errors_by_reason": {EVIL: 34},
+            },
+            throughput={"images_per_second": 41.25},
+            timings={"extract": 187.0},
+            warnings=[f"Random weights {EVIL}"],
+            evaluation=judged,
+            trials=trials(),
+            history={"loss": [0.5, 0.3], "val_loss": [0.6, 0.4]},
+            gallery=[
+                GalleryItem("low.jpg", "vazio", "nvazio", 0.6, thumbnail()),
+                GalleryItem(EVIL, EVIL, "vazio", 0.987, thumbnail("PNG")),
+            ],
+            samples=[GalleryItem("s.jpg", "vazio", None, None, thumbnail())],
+            weights_note=EVIL,
+            errors=[(EVIL, "decode", EVIL)],
+        )
+    )
+    page = Page(html)
+    check_self_contained(html, page)
+    assert page.text.count(EVIL) >= 9
+
+    test = judged["metrics"]["test_at_threshold"]
+    for entry in (
+        test["per_class"]["nvazio"]["recall"],
+        test["per_class"]["vazio"]["recall"],
+        test["accuracy"],
+        judged["metrics"]["val"]["accuracy"],
+    ):
+        assert f"{100 * entry['value']:.1f}\u202f%" in html
+        assert f"{100 * entry['low']:.1f}–{100 * entry['high']:.1f}" in html
+    assert f"{judged['metrics']['test']['roc_auc']['value']:.3f}" in page.text
+    assert f"{judged['threshold']['threshold']:.3g}" in page.text
+    assert "On 200 test images nobody had tuned on" in page.text
+    assert "1,234 images listed = 1,200 read + 34 that could not be read" in page.text
+    for told in (
+        "3 min 07 s",
+        "41.25",
+        "0.9753",
+        "98.7",
+        "1 ended without a value",
+        "optimizer adam",
+    ):
+        assert told in page.text, told
+    confusion = test["confusion"]
+    assert all(f"<b>{count}</b>" in html for row in confusion for count in row)
+    # The confident mistake comes first.
+    assert html.index("98.7&#8239;%") < html.index("60.0&#8239;%")
+    figures = [a["alt"] for tag, a in page.attributes if tag == "img" and "svg" in a["src"]]
+    assert len(figures) == 7
+
+
+@pytest.mark.parametrize("width", [3, 30, 150])
+def test_many_classes_whatever_their_names(width):
+    classes = (EVIL, "a\x01b", *(f"{heading:04}" for heading in range(width - 2)))
+    judged = evaluation(classes, None, rows=900)
+    html = write_report(ReportInputs(title="ncm", base="ncm", evaluation=judged))
+    page = Page(html)
+    check_self_contained(html, page)
+    for metric in ("top1", "top5", "balanced_accuracy"):
+        assert f"{100 * judged['metrics']['test'][metric]['value']:.1f}\u202f%" in html
+    assert all(name in page.text for name in classes[2:])
+    assert ("The other 120 classes" in page.text) == (width == 150)
+
+
+def test_report_of_868_classes_stays_light():
+    classes = tuple(f"{heading:04}" for heading in range(868))
+    picture = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (120, 240), dtype=np.uint8)
+    Image.fromarray(noise).save(picture, "JPEG")
+    items = [GalleryItem(f"{c}.jpg", c, "0000", 0.5, picture.getvalue()) for c in classes]
+    judged = evaluation(classes, None, rows=3000)
+    counts = {"splits": {split: dict.fromkeys(classes, 3) for split in ("train", "val", "test")}}
+    html = write_report(
+        ReportInputs("ncm", "ncm", counts=counts, evaluation=judged, gallery=items, samples=items)
+    )
+    assert len(html.encode()) < 5_000_000
+    assert Page(html).tags.count("img") > 20
+
+
+def test_without_test_images_or_evaluation_it_says_so():
+    only_val = evaluation(("NORMAL", "PNEUMONIA"), "PNEUMONIA", splits=("val",))
+    page = Page(write_report(ReportInputs("t", "chest_xray", evaluation=only_val)))
+    assert "There were no test images. On 400 val images" in page.text
+    assert "No test images" in page.text
+    nothing = Page(write_report(ReportInputs("t", "chest_xray")))
+    assert "Nothing was evaluated in this run." in nothing.text
+    one_kind = evaluation(("NORMAL", "PNEUMONIA"), "PNEUMONIA")
+    one_kind["curves"] = {"val": None, "test": None}
+    Page(write_report(ReportInputs("t", "chest_xray", evaluation=one_kind)))

@@ -1,0 +1,276 @@
+"""The sweep on a real Ray Tune: same seed, same result; test unseen; failures told; killed, it goes
+on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from sklearn.metrics import f1_score, roc_auc_score
+
+from visao_ray import tables
+from visao_ray.errors import InputError
+from visao_ray.models.head import HeadSettings, load_head
+from visao_ray.runs import execute
+from visao_ray.settings import SweepSettings
+from visao_ray.storage import locate
+from visao_ray.tuning.data import load_features
+from visao_ray.tuning.outcomes import Outcomes
+from visao_ray.tuning.space import propose
+from visao_ray.tuning.sweep import make_sweep, search
+
+WIDTH = 12
+JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.shutdown()
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+def features(folder, base="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change):
+    """Gaussian features, two views of train and val; test rows are poisoned: NaN, absurd labels."""
+    rng = np.random.default_rng(5)
+    centres = rng.normal(0, 0.6, size=(len(classes), WIDTH))
+    rows = []
+    for number in range(per_class * len(classes)):
+        label = number % len(classes)
+        split = ("train", "train", "train", "val", "test")[number // len(classes) % 5]
+        for view in range(2):
+            avg = (centres[label] + rng.normal(size=WIDTH)).astype(np.float32)
+            poisoned = split == "test"
+            rows.append(
+                {
+                    "key": f"{number:04d}.jpeg",
+                    "view": view,
+                    "label": "zebra" if poisoned else classes[label],
+                    "split": split,
+                    "group": f"{number // 2}",
+                    "content_id": f"{number}",
+                    "avg": avg * np.nan if poisoned else avg,
+                    "max": avg * np.nan if poisoned else avg + 1,
+                }
+            )
+    change = change.get("rows", lambda rows: rows)
+    schema = tables.features(WIDTH, {"backbone": "gauss", "weights_digest": "1"})
+    table = pa.Table.from_pylist(change(rows), schema=schema)
+    shuffled = table.take(rng.permutation(len(table)))
+    for part in range(2):  # the order of rows and files must not matter
+        half = shuffled.slice(part * len(table) // 2, len(table) // 2)
+        tables.write(locate(str(folder)).join(f"{part}"), half, schema)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def chest(tmp_path_factory):
+    return features(tmp_path_factory.mktemp("features"))
+
+
+def settings(chest, out, **options):
+    options = {"base": "chest_xray", "trials": 4, "epochs": 4, "patience": 2} | options
+    return SweepSettings(features=chest, out=str(out), **options)
+
+
+def trials_of(out, drop=("trial_id", "seconds")):
+    return pq.read_table(f"{out}/trials/part-0.parquet").drop_columns(list(drop)).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def finished(chest, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, execute(settings(chest, out), make_sweep)
+
+
+def test_the_saved_head_is_the_one_reported(chest, finished):
+    out, result = finished
+    rows = trials_of(out)
+    assert [row["number"] for row in rows] == [0, 1, 2, 3]
+    assert {row["status"] for row in rows} == {"ok"}
+    best = max(rows, key=lambda row: row["metric.roc_auc"])
+    winner = result["details"]["winner"]
+    assert winner["trial"] == best["number"]
+    assert winner["epoch"] == best["epoch"]
+    assert result["metrics"]["val"]["roc_auc"]["value"] == best["metric.roc_auc"]
+    assert result["details"]["default"]["roc_auc"] == rows[0]["metric.roc_auc"]
+    assert best["metric.roc_auc"] > 0.8
+
+    model, about = load_head(locate(f"{out}/head.keras"))
+    assert about.classes == ("NORMAL", "PNEUMONIA")
+    assert about.features == {"backbone": "gauss", "weights_digest": "1"}
+    assert about.settings == winner["settings"]
+    assert (about.trial, about.epoch) == (winner["trial"], winner["epoch"])
+    _, data = load_features(chest, "chest_xray")
+    probability = model.predict(data.val.vectors, verbose=0)
+    assert roc_auc_score(data.val.labels, probability[:, 1]) == best["metric.roc_auc"]
+
+    # The weights are those of the best epoch: its objective, as measured in training, is the same.
+    history = pq.read_table(f"{out}/history/part-0.parquet").to_pylist()
+    for row in rows:
+        curve = [epoch for epoch in history if epoch["number"] == row["number"]]
+        assert [epoch["epoch"] for epoch in curve] == list(range(1, row["epochs"] + 1))
+        values = [epoch["val_objective"] for epoch in curve]
+        assert values[row["epoch"] - 1] == max(values) == row["metric.roc_auc"]
+    counts = result["counts"]
+    assert {name: counts[name] for name in ("trials", "failed", "errors")} == {
+        "trials": 4,
+        "failed": 0,
+        "errors": 0,
+    }
+    assert counts["images"] == counts["ok"] == 192  # four fifths of 240
+    assert counts["rows"] == {"train": 288, "val": 48}  # both views of train, one of val
+
+
+def test_same_seed_same_sweep(chest, finished, tmp_path):
+    out, first = finished
+    again = execute(settings(chest, tmp_path / "out"), make_sweep)
+    assert trials_of(tmp_path / "out") == trials_of(out)
+    assert again["details"]["winner"] == first["details"]["winner"]
+    assert again["metrics"] == first["metrics"]
+
+
+def test_test_rows_are_never_loaded(chest, tmp_path):
+    summary, data = load_features(chest, "chest_xray")
+    assert summary.classes == ("NORMAL", "PNEUMONIA")  # no zebra
+    for rows in (data.train, data.val):
+        assert np.isfinite(rows.avg).all()
+    # Nor do they decide anything by being there.
+    without = features(
+        tmp_path / "f", rows=lambda rows: [row for row in rows if row["split"] != "test"]
+    )
+    _, other = load_features(without, "chest_xray")
+    np.testing.assert_array_equal(other.train.avg, data.train.avg)
+    np.testing.assert_array_equal(other.val.labels, data.val.labels)
+
+
+def run_of(out, **options):
+    def work(heads):
+        return lambda chosen, run: search(chosen, run, heads)
+
+    return lambda chest, heads: execute(settings(chest, out, **options), work(heads))
+
+
+def test_failed_trials_are_told_and_do_not_end_the_sweep(chest, tmp_path):
+    out = tmp_path / "out"
+    heads = [
+        HeadSettings(units=0),
+        HeadSettings(units=8, learning_rate=1e38),
+        HeadSettings(class_weight={"zebra": 2.0}),
+        HeadSettings(units=0, batch_size=16),
+    ]
+    result = run_of(out)(chest, heads)
+    rows = trials_of(out)
+    assert [row["status"] for row in rows] == ["ok", "error", "error", "ok"]
+    assert "not finite in epoch" in rows[1]["error"]
+    assert rows[2]["error"].startswith("InputError: class_weight names 'zebra'")
+    assert rows[2]["setting.class_weight"] == "zebra=2"
+    assert rows[1]["metric.roc_auc"] is None
+    assert result["counts"]["failed"] == 2
+    assert result["details"]["winner"]["trial"] in (0, 3)
+
+    with pytest.raises(InputError, match="all 1 trials failed, the first with: .*zebra"):
+        run_of(tmp_path / "none")(chest, [heads[2]])
+
+
+def test_many_classes_with_gaps(tmp_path):
+    """A long tail: some classes without train rows, some without val rows."""
+    classes = tuple(f"{heading}" for heading in range(1000, 1868))
+
+    def tail(rows):
+        return [row for row in rows if int(row["key"][:4]) < 2000 or row["label"] < "1050"]
+
+    table = features(tmp_path / "f", "ncm", classes, per_class=5, rows=tail)
+    out = tmp_path / "out"
+    heads = [HeadSettings(class_weight="balanced"), HeadSettings(units=0, standardise=False)]
+    result = run_of(out, base="ncm", epochs=2)(table, heads)
+    assert result["details"]["objective"] == "macro_f1"
+    assert all(row["status"] == "ok" for row in trials_of(out))
+    model, about = load_head(locate(f"{out}/head.keras"))
+    assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
+    _, data = load_features(table, "ncm")
+    predicted = model.predict(data.val.vectors, verbose=0).argmax(axis=1)
+    expected = f1_score(data.val.labels, predicted, average="macro")
+    assert result["metrics"]["val"]["macro_f1"]["value"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "base", "message"),
+    [
+        (lambda row: row["split"] != "val", "chest_xray", "no val rows"),
+        (lambda row: row["split"] == "val", "chest_xray", "no train rows"),
+        (lambda row: row["label"] == "NORMAL", "chest_xray", "no train rows of class PNEUMONIA"),
+        (lambda row: True, "vazios", "label 'NORMAL' is no class of base vazios"),
+    ],
+)
+def test_features_that_do_not_fit(tmp_path, change, base, message):
+    table = features(tmp_path, rows=lambda rows: [row for row in rows if change(row)])
+    with pytest.raises(InputError, match=message):
+        load_features(table, base)
+
+
+def test_vectors_that_are_not_finite_are_named(tmp_path):
+    def spoil(rows):
+        rows[0]["max"] = rows[0]["max"] * np.inf
+        return rows
+
+    with pytest.raises(InputError, match="the max vector of '0000.jpeg' holds NaN"):
+        load_features(features(tmp_path, rows=spoil), "chest_xray")
+
+
+def test_a_missing_table_ends_the_job_in_one_line(tmp_path):
+    with pytest.raises(Exception, match=r"no features table there") as told:
+        execute(settings(str(tmp_path / "nowhere"), tmp_path / "out"), make_sweep)
+    assert isinstance(getattr(told.value, "cause", told.value), InputError)
+
+
+def test_proposals_are_a_function_of_the_seed():
+    heads = propose(40, 3, "nvazio")
+    assert heads[:12] == propose(12, 3, "nvazio")
+    assert heads != propose(40, 4, "nvazio")
+    assert heads[0] == HeadSettings()
+    assert len({head.model_dump_json() for head in heads}) == 40
+    assert any(head.class_weight == {"nvazio": 3.0} for head in heads)
+    assert not any(isinstance(head.class_weight, dict) for head in propose(40, 3, None))
+
+
+def test_killed_it_goes_on_without_repeating(chest, finished, tmp_path):
+    """SIGKILL of the driver once two trials are done; the same command ends as if undisturbed."""
+    out = tmp_path / "out"
+    command = [sys.executable, str(JOB), "--base", "chest_xray", "--features", chest]
+    command += ["--out", str(out), "--trials", "4", "--epochs", "4", "--patience", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
+    environment.pop("RAY_ADDRESS", None)
+    outcomes = Outcomes(locate(str(out)).join("tune", "trials"))
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while len(outcomes.numbers()) < 2 and first.poll() is None:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    before = {
+        number: Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns
+        for number in outcomes.numbers()
+    }
+    assert 2 <= len(before) < 4, "killed too late to show anything"
+    assert not (out / "result.json").exists()
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on with the run" in done.stdout
+    for number, written in before.items():
+        assert Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns == written
+    undisturbed, result = finished
+    assert trials_of(out) == trials_of(undisturbed)
+    assert json.loads((out / "result.json").read_text())["metrics"] == result["metrics"]

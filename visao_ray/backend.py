@@ -1,0 +1,14 @@
+"""The one door to Keras: every process that needs it comes through here first."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+
+def import_keras() -> ModuleType:
+    """Keras, with TensorFlow's start-up chatter off. Call it before anything imports keras."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    return keras

@@ -1,0 +1,251 @@
+"""The networks that turn an image into a feature map, and where their weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visao_ray.backend import import_keras
+from visao_ray.errors import InputError
+from visao_ray.settings import ExtractOptions
+from visao_ray.storage import locate, reason
+
+DEFAULT = "densenet121"
+_DEFAULT_SIZE = 224
+_DOWNLOAD_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its top, ready to be sent to other processes.
+
+    Attributes:
+        name: keras.applications name in lower case, or the stem of a `.keras` file.
+        weights: what people called them: imagenet, random, or a URI.
+        digest: sha256 over all weight arrays; equal digests mean equal networks.
+        image_size: side of its square input in pixels.
+        width: channels of its feature map, so the length D of a feature vector.
+        preprocessing: `imagenet` or `unit`, see `build`.
+        arrays: the weights of a keras.applications model, else empty.
+        file: the content of a `.keras` file, else empty.
+    """
+
+    name: str
+    weights: str
+    digest: str
+    image_size: int
+    width: int
+    preprocessing: str
+    arrays: tuple[npt.NDArray[Any], ...] = ()
+    file: bytes = b""
+
+    def about(self) -> dict[str, Any]:
+        """What a features table says of the network that made it."""
+        return {
+            "backbone": self.name,
+            "weights": self.weights,
+            "weights_digest": self.digest,
+            "image_size": self.image_size,
+            "preprocessing": self.preprocessing,
+        }
+
+
+def resolve(options: ExtractOptions, seed: int) -> tuple[Backbone, str | None]:
+    """Find a backbone and its weights; the second value is a warning to show, if any.
+
+    Imports Keras: run it in a Ray task, not in the driver.
+
+    Raises:
+        InputError: unknown name, weights that cannot be fetched or do not fit.
+    """
+    keras = import_keras()
+    if options.weights.endswith(".keras"):
+        return _from_file(keras, options), None
+    name, builder = _application(keras, options.backbone or DEFAULT)
+    size = options.image_size or _DEFAULT_SIZE
+    keras.utils.set_random_seed(seed)
+    weights, warning = options.weights, None
+    if weights == "imagenet":
+        try:
+            model = _imagenet(builder, name, size)
+        except InputError as error:
+            if options.weights_fallback != "random":
+                raise
+            weights = "random"
+            warning = (
+                f"no ImageNet weights ({error}). Going on with RANDOM weights from seed {seed}, as "
+                "--weights-fallback random asks: the figures below show the machinery, not what "
+                "visao_ray can do"
+            )
+            keras.utils.set_random_seed(seed)
+    if weights != "imagenet":
+        model = _build(builder, name, size, None)
+    if weights not in ("imagenet", "random"):
+        _load_weights(model, weights, name)
+    arrays = tuple(model.get_weights())
+    backbone = Backbone(
+        name=name,
+        weights=weights,
+        digest=_digest(arrays),
+        image_size=size,
+        width=_feature_width(model, name),
+        preprocessing=options.preprocessing,
+        arrays=arrays,
+    )
+    return backbone, warning
+
+
+def build(backbone: Backbone) -> Any:
+    """The Keras model: RGB uint8 or float [B,S,S,3] in 0–255 → (avg, max), float32 [B,D] each.
+
+    Both pools come from one forward pass (the study meant to compare them and used the maximum
+    twice: ledger A2). Normalisation happens inside. `imagenet` is what the weights were trained
+    with (for a `.keras` file: nothing, it brings its own); `unit` divides by 255 as the study did.
+    """
+    keras = import_keras()
+    shape = (backbone.image_size, backbone.image_size, 3)
+    pixels = keras.Input(shape, dtype="uint8", name="pixels")
+    values = keras.ops.cast(pixels, "float32")
+    if backbone.preprocessing == "unit":
+        values = values / 255.0
+    if backbone.file:
+        trunk = _load_model(keras, backbone.file, backbone.name)
+    else:
+        _, builder = _application(keras, backbone.name)
+        trunk = _build(builder, backbone.name, backbone.image_size, None)
+        trunk.set_weights(list(backbone.arrays))
+        if backbone.preprocessing == "imagenet":
+            values = sys.modules[builder.__module__].preprocess_input(values)
+    trunk.trainable = False
+    feature_map = trunk(values, training=False)
+    average = keras.layers.GlobalAveragePooling2D(name="avg")(feature_map)
+    maximum = keras.layers.GlobalMaxPooling2D(name="max")(feature_map)
+    model = keras.Model(pixels, (average, maximum), name=backbone.name)
+    # XLA compiles for half a minute on a CPU and gains nothing there.
+    model.compile(jit_compile=False)
+    return model
+
+
+def _application(keras: Any, name: str) -> tuple[str, Any]:
+    known = {
+        key.lower(): builder
+        for key, builder in vars(keras.applications).items()
+        if inspect.isfunction(builder) and key[0].isupper()
+    }
+    if name.lower() not in known:
+        raise InputError(
+            f"--backbone {name}: not a keras.applications model; known are {', '.join(sorted(known))}"
+        )
+    return name.lower(), known[name.lower()]
+
+
+def _build(builder: Any, name: str, size: int, weights: str | None) -> Any:
+    try:
+        return builder(include_top=False, weights=weights, input_shape=(size, size, 3))
+    except ValueError as error:
+        raise InputError(f"--backbone {name} at {size} pixels: {reason(error)}") from error
+
+
+def _imagenet(builder: Any, name: str, size: int) -> Any:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # else a network that swallows packets hangs us
+    try:
+        return builder(include_top=False, weights="imagenet", input_shape=(size, size, 3))
+    except Exception as error:  # Keras raises bare Exception when a download fails
+        if "URL" not in str(error) and not isinstance(error, OSError):
+            raise
+        told = reason(error).removeprefix("URL fetch failure on ")
+        raise InputError(
+            f"the imagenet weights of {name} could not be downloaded: {told}. Fetch that file on a "
+            "machine that can, and pass it with --weights FILE"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read_weights(uri: str) -> bytes:
+    try:
+        return locate(uri).read_bytes()
+    except OSError as error:
+        raise InputError(f"--weights {uri}: cannot be read: {reason(error)}") from error
+
+
+def _load_weights(model: Any, uri: str, name: str) -> None:
+    if not uri.endswith(".h5"):
+        raise InputError(
+            f"--weights {uri}: give imagenet, random, a .weights.h5 or .h5 file, or a .keras model"
+        )
+    suffix = ".weights.h5" if uri.endswith(".weights.h5") else ".h5"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"backbone{suffix}"
+        path.write_bytes(_read_weights(uri))
+        try:
+            model.load_weights(str(path))
+        except Exception as error:
+            raise InputError(
+                f"--weights {uri} do not fit --backbone {name} without its top: {reason(error)}"
+            ) from error
+
+
+def _from_file(keras: Any, options: ExtractOptions) -> Backbone:
+    uri = options.weights
+    content = _read_weights(uri)
+    name = uri.rsplit("/", 1)[-1].removesuffix(".keras")
+    model = _load_model(keras, content, uri)
+    if options.backbone and options.backbone.lower() not in (name.lower(), model.name.lower()):
+        raise InputError(
+            f"--weights {uri} is a whole model ({model.name}), not weights for --backbone "
+            f"{options.backbone}; leave --backbone out to use it"
+        )
+    shape = model.input_shape if isinstance(model.input_shape, tuple) else ()
+    if len(shape) != 4 or shape[3] != 3:
+        raise InputError(f"--weights {uri}: takes {model.input_shape}, not images [B,S,S,3]")
+    side = shape[1] or options.image_size or _DEFAULT_SIZE
+    if options.image_size not in (None, side):
+        raise InputError(f"--image-size {options.image_size}: --weights {uri} takes {side}")
+    return Backbone(
+        name=name,
+        weights=uri.rsplit("/", 1)[-1],
+        digest=_digest(model.get_weights()),
+        image_size=side,
+        width=_feature_width(model, uri),
+        preprocessing=options.preprocessing,
+        file=content,
+    )
+
+
+def _load_model(keras: Any, content: bytes, name: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        path.write_bytes(content)
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:
+            raise InputError(f"--weights {name}: not a usable .keras model: {reason(error)}") from error
+
+
+def _feature_width(model: Any, name: str) -> int:
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] is None:
+        raise InputError(
+            f"--weights/--backbone {name}: ends in {shape}; a feature map [B,H,W,D] is needed, from "
+            "which the average and the maximum are taken"
+        )
+    return int(shape[3])
+
+
+def _digest(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,270 @@
+"""The extraction graph on Ray Data: manifest → read and decode → network → features and errors.
+
+Reading, decoding and augmenting share one task, so compressed bytes never travel and an image that
+cannot be read is known with its reason (Ray's own `download` would give a null without one).
+Pixels travel as uint8; floats exist inside the actor alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from visao_ray import tables
+from visao_ray.bases.manifest import check_errors, make_manifest
+from visao_ray.checkpoint import checkpointed
+from visao_ray.errors import InputError
+from visao_ray.features.backbones import Backbone, resolve
+from visao_ray.features.extractor import LOADED, Extractor
+from visao_ray.images.augment import RECIPES, augment, view_rng
+from visao_ray.images.decode import DecodeError, decode
+from visao_ray.runs import Run, execute, start_ray
+from visao_ray.settings import ExtractSettings, ManifestSettings
+from visao_ray.storage import Location, locate, reason
+
+_LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
+_READERS = 8  # images read and decoded at once in one task
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How an image becomes pixels; goes to every loading task."""
+
+    image_size: int
+    resize: str
+    recipe: str
+    views: int
+    seed: int
+
+
+def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
+    """The extract job: writes `features` and `errors`; makes the manifest first where none is given.
+
+    Raises:
+        InputError: no such manifest, a backbone or weights that cannot be had, or too many
+            unreadable images.
+    """
+    import ray
+
+    manifest = _manifest(settings, run)
+    start_ray()
+    with run.timed("weights"):
+        payload, backbone, warning = _resolve_remotely(settings)
+    if warning:
+        run.warn(warning)
+    about = {
+        **backbone.about(),
+        "resize": settings.resize,
+        "augment": settings.augment,
+        "views": settings.augmented_views,
+    }
+    schema = tables.features(backbone.width, about)
+    total = tables.rows(manifest)
+    done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
+    pool = actor_pool(settings)
+    run.say(
+        f"{total:,} images through {backbone.name} ({backbone.weights} weights, "
+        f"{backbone.image_size}², {backbone.width} numbers twice) on {pool.size} "
+        f"{'GPU' if pool.gpus else 'CPU'} actor{'s' if pool.size > 1 else ''}"
+    )
+
+    def extract() -> None:
+        from visao_ray.sink import TablesSink
+
+        loading = Loading(
+            image_size=backbone.image_size,
+            resize=settings.resize,
+            recipe=settings.augment,
+            views=settings.augmented_views,
+            seed=settings.seed,
+        )
+        committed = run.work.join("committed")
+        block = settings.rows_per_block
+        with checkpointed(committed, "key"), run.progress(committed, block, total):
+            ray.data.read_parquet(
+                manifest.path,
+                filesystem=manifest.filesystem,
+                num_cpus=_LIGHT,
+            ).repartition(target_num_rows_per_block=block).map_batches(
+                load,
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"loading": loading},
+                num_cpus=pool.cpus_per_loader,
+            ).map_batches(
+                Extractor,
+                fn_constructor_args=(payload, settings.batch_size),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=pool.size),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus,
+            ).write_datasink(
+                TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}),
+                ray_remote_args={"num_cpus": _LIGHT},
+            )
+
+    run.once("extract", extract)
+    _summarise(run, total, settings)
+    if "extract" in run.timings:
+        rows = run.counts["rows"] + run.counts["errors"] - done_before
+        run.throughput["images_per_second"] = max(rows, 0) / run.timings["extract"]
+    run.inputs["manifest"] = manifest.uri
+    run.details |= {"about": about, "width": backbone.width, "workers": pool.size}
+    check_errors(run, settings.max_errors)
+
+
+def _manifest(settings: ExtractSettings, run: Run[Any]) -> Location:
+    if settings.manifest is not None:
+        manifest = locate(settings.manifest)
+        tables.open_table(manifest, "manifest")
+        return manifest
+    out = run.out.join("listing")
+    made = execute(settings.part(ManifestSettings, out=out.uri, max_errors=1.0), make_manifest)
+    run.inputs["data"] = settings.data
+    run.warnings += made["warnings"]
+    return out.join("manifest")
+
+
+def _resolve_remotely(settings: ExtractSettings) -> tuple[Any, Backbone, str | None]:
+    """The backbone as an object reference for the actors, and (without its weights) for us.
+
+    Runs in a task, so that the driver never imports TensorFlow.
+    """
+    import dataclasses
+
+    import ray
+
+    def find() -> tuple[Backbone, Backbone, str | None]:
+        backbone, warning = resolve(settings, settings.seed)
+        return backbone, dataclasses.replace(backbone, arrays=(), file=b""), warning
+
+    task = ray.remote(find).options(num_returns=3, num_cpus=0, max_retries=0)
+    payload, backbone, warning = task.remote()
+    return payload, ray.get(backbone), ray.get(warning)
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """How many extractor actors, and what each takes."""
+
+    size: int
+    cpus: float
+    gpus: float
+    cpus_per_loader: float
+
+
+def actor_pool(settings: ExtractSettings) -> ActorPool:
+    """Fit the extractor actors to the cluster.
+
+    With GPUs: as many actors as GPU shares. Without: one a node, for TensorFlow's own threads use
+    all its cores. Actors and loaders ask for little of the CPU count so that the resume filter,
+    which asks for a whole one, always finds its place beside them, also on two cores.
+
+    Raises:
+        InputError: more GPU share than the cluster has.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    gpus = have.get("GPU", 0.0)
+    share = settings.gpus_per_worker
+    if share is None:
+        share = 1.0 if gpus >= 1 else 0.0
+    if share > gpus:
+        raise InputError(
+            f"--gpus-per-worker {share:g}: the cluster has {gpus:g} GPUs; leave it out to run on CPUs"
+        )
+    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    size = settings.workers or (math.floor(gpus / share) if share else nodes)
+    # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
+    # every image.
+    roomy = have.get("CPU", 1.0) >= 2 * size + 2
+    return ActorPool(
+        size=size, cpus=0.9 if roomy else 0.0, gpus=share, cpus_per_loader=1.0 if roomy else 0.5
+    )
+
+
+def load(block: pa.Table, loading: Loading) -> pa.Table:
+    """Read, decode and augment the images of a block of manifest rows.
+
+    Returns rows of `LOADED`: pixels are uint8[S,S,3] as bytes, and null on the rows of images that
+    could not be read. Only train images get augmented views.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        loaded = pool.map(lambda row: _load_one(row, loading), block.to_pylist())
+        rows = [row for views in loaded for row in views]
+    return pa.Table.from_pylist(rows, schema=LOADED)
+
+
+def _load_one(row: Mapping[str, Any], loading: Loading) -> list[dict[str, Any]]:
+    def failed(stage: str, error_type: str, message: str) -> list[dict[str, Any]]:
+        told = {"stage": stage, "error_type": error_type, "message": message}
+        return [{"key": row["key"], "uri": row["uri"], **told}]
+
+    if row["status"] != "ok":
+        return failed(*row["error"].split(": ", 2))  # as the manifest found it: stage, type, message
+    try:
+        image = decode(
+            locate(row["uri"]).read_bytes(),
+            loading.image_size,
+            "letterbox" if loading.resize == "letterbox" else "stretch",
+        )
+    except OSError as error:
+        return failed("download", type(error).__name__, reason(error))
+    except DecodeError as error:
+        return failed("decode", error.error_type, reason(error))
+    same = {name: row[name] for name in ("key", "label", "split", "group", "content_id")}
+    views = [{**same, "view": 0, "pixels": image.tobytes()}]
+    if row["split"] == "train":
+        recipe = RECIPES[loading.recipe]
+        for view in range(1, loading.views + 1):
+            varied = augment(image, recipe, view_rng(loading.seed, row["key"], view))
+            views.append({**same, "view": view, "pixels": varied.tobytes()})
+    return views
+
+
+def _summarise(run: Run[Any], images: int, settings: ExtractSettings) -> None:
+    """Count what was written and check that every image ended in exactly one place.
+
+    Raises:
+        RuntimeError: the counts do not add up.
+    """
+    by_split: dict[str, Counter[str]] = {split: Counter() for split in tables.SPLITS}
+    ok = rows = 0
+    features = run.out.join("features")
+    if tables.rows(features):
+        for batch in tables.batches(features, "features", ["view", "split", "label"]):
+            table = pa.table(batch)
+            rows += table.num_rows
+            plain = table.filter(pc.equal(table["view"], 0))
+            ok += plain.num_rows
+            for row in plain.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+                by_split[row["split"]][row["label"]] += row["count_all"]
+    reasons: Counter[str] = Counter()
+    errors = run.out.join("errors")
+    if tables.rows(errors):
+        for batch in tables.batches(errors, "errors", ["error_type"]):
+            reasons.update(batch["error_type"].to_pylist())
+    run.counts |= {
+        "images": images,
+        "ok": ok,
+        "errors": reasons.total(),
+        "rows": rows,
+        "by_split": {split: dict(sorted(labels.items())) for split, labels in by_split.items()},
+        "errors_by_reason": dict(reasons.most_common()),
+    }
+    run.say(f"{images:,} images = {ok:,} ok + {reasons.total():,} errors; {rows:,} features rows")
+    expected = ok + settings.augmented_views * by_split["train"].total()
+    if ok + reasons.total() != images or rows != expected:
+        raise RuntimeError(
+            f"the counts do not add up: {images} images, {ok} ok, {reasons.total()} errors, {rows} "
+            f"rows of {expected}"
+        )

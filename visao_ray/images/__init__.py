@@ -1,0 +1,1 @@
+"""Image bytes to pixels (`decode`) and pixels to pixels (`augment`)."""

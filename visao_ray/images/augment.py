@@ -1,0 +1,90 @@
+"""The augmentation recipes of the 2019 study, as pure functions of pixels and a generator.
+
+The study used Keras's `ImageDataGenerator` with five groups of settings, G1 to G5 (section 0 of
+its ledger), each with `fill_mode='nearest'`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ranges from which one augmented view is drawn.
+
+    Attributes:
+        name: key in `RECIPES`.
+        width_shift: largest shift sideways, as a share of the width.
+        height_shift: largest shift up or down, as a share of the height.
+        brightness: lowest and highest factor, or None to leave brightness alone.
+        horizontal_flip: mirror left and right with probability 0.5.
+    """
+
+    name: str
+    width_shift: float = 0.0
+    height_shift: float = 0.0
+    brightness: tuple[float, float] | None = None
+    horizontal_flip: bool = False
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe("none"),
+            Recipe("G1", 0.10, 0.10, (0.80, 1.20), True),
+            Recipe("G2", 0.00, 0.00, (0.90, 1.10), True),
+            Recipe("G3", 0.10, 0.05, (0.95, 1.05), True),
+            Recipe("G4", 0.10, 0.10, (0.90, 1.10), True),
+            Recipe("G5", 0.00, 0.00, None, True),
+        )
+    }
+)
+
+
+def augment(
+    image: npt.NDArray[np.uint8], recipe: Recipe, rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """One random view of `image`, uint8 `[H, W, 3]`, which is not modified.
+
+    Shifts are whole pixels, drawn uniformly, with the edge pixels repeated. A fraction of a
+    pixel would only add the slight blur of interpolation: the range is tens of pixels wide.
+    Brightness multiplies, rounds and clips to 0..255.
+    """
+    height, width = image.shape[:2]
+    rows = _shifted(height, recipe.height_shift, rng)
+    columns = _shifted(width, recipe.width_shift, rng)
+    if recipe.horizontal_flip and rng.random() < 0.5:
+        columns = columns[::-1]
+    view: npt.NDArray[np.uint8] = image[rows[:, None], columns]
+    if recipe.brightness is not None:
+        factor = rng.uniform(*recipe.brightness)
+        table = np.clip(np.rint(np.arange(256) * factor), 0, 255).astype(np.uint8)
+        view = table[view]
+    return view
+
+
+def augment_view(
+    image: npt.NDArray[np.uint8], recipe: Recipe, seed: int, key: str, view: int
+) -> npt.NDArray[np.uint8]:
+    """View number `view` of the image named `key`; view 0 is the image as it is."""
+    return image if view == 0 else augment(image, recipe, view_rng(seed, key, view))
+
+
+def view_rng(seed: int, key: str, view: int) -> np.random.Generator:
+    """Generator of one view of one image: the same in every process, order and batch."""
+    # SHA-256, since `hash` of a string differs between processes; keys may hold undecodable names.
+    name = f"{seed}\0{view}\0{key}".encode("utf-8", errors="surrogateescape")
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()))
+
+
+def _shifted(length: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Index of the source pixel of each pixel along one axis after a random shift."""
+    largest = round(share * length)
+    shift = int(rng.integers(-largest, largest, endpoint=True))
+    return np.arange(-shift, length - shift).clip(0, length - 1)

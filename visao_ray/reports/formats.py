@@ -1,0 +1,67 @@
+"""Numbers as people read them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+SPACE = "\u202f"
+"""Narrow no-break space, between a number and its percent sign."""
+
+
+def estimate(entry: Mapping[str, Any] | None, kind: str = "share") -> dict[str, str]:
+    """Texts of a value and its interval: {"value", "interval", "n"}; a dash where undefined.
+
+    ``kind``: "share" as a percentage with one decimal, "area" with three decimals.
+    """
+    if not entry or entry.get("value") is None:
+        return {"value": "—", "interval": "", "n": ""}
+    scale, digits = (100.0, 1) if kind == "share" else (1.0, 3)
+    value = f"{scale * entry['value']:.{digits}f}" + (f"{SPACE}%" if kind == "share" else "")
+    interval = ""
+    if entry.get("low") is not None:
+        interval = f"{scale * entry['low']:.{digits}f}–{scale * entry['high']:.{digits}f}"
+    return {"value": value, "interval": interval, "n": f"{entry['n']:,}"}
+
+
+def number(value: Any) -> str:
+    """A number with thousands separators and no more digits than it deserves."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return plain(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return "—"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plain(value: Any) -> str:
+    """Any setting as text; None is a dash, lists are joined."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {plain(v)}" for k, v in value.items()) or "—"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(v) for v in value) or "—"
+    return str(value)
+
+
+def with_interval(entry: Mapping[str, Any] | None, kind: str = "share") -> str:
+    """A value and its interval as one text: 96.1 % (93.0–98.2)."""
+    texts = estimate(entry, kind)
+    return f"{texts['value']} ({texts['interval']})" if texts["interval"] else texts["value"]

@@ -1,0 +1,1 @@
+"""Ray Tune over cached features: search space, data, trainable, trials and the sweep itself."""

@@ -1,0 +1,168 @@
+"""What became of each trial: recorded by the trial itself, once, and read back as tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from visao_ray.models.head import HeadSettings
+from visao_ray.storage import Location
+from visao_ray.tables import VERSION
+from visao_ray.tuning.objective import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a trial: mean train loss as optimised, val log loss, val objective."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_objective: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        number: its place in the order of the search space.
+        trial_id: Tune's name for it.
+        status: ok or error.
+        error: why it failed, in one line; empty where it did not. `trace` has all of it.
+        epoch: the best one, from 1; 0 if there was none.
+        epochs: run in all.
+        seconds: of work, waiting not counted.
+        objective: of the best epoch, as it was measured during training.
+        metrics: every metric of the best epoch's weights.
+        history: every epoch.
+    """
+
+    number: int
+    trial_id: str
+    status: str
+    error: str = ""
+    trace: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    seconds: float = 0.0
+    objective: float = float("nan")
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: list[Epoch] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """A folder with `NUMBER.json` and, where the trial succeeded, `NUMBER.keras`."""
+
+    folder: Location
+
+    def write(self, outcome: Outcome, head: bytes = b"") -> None:
+        """Record a trial: the head first, so that a recorded trial has one."""
+        if head:
+            self.head(outcome.number).write_bytes(head)
+        self._record(outcome.number).write_bytes(json.dumps(asdict(outcome)).encode())
+
+    def read(self, number: int) -> Outcome | None:
+        """How a trial ended, if it has."""
+        record = self._record(number)
+        if not record.exists():
+            return None
+        told = json.loads(record.read_bytes())
+        return Outcome(**{**told, "history": [Epoch(**epoch) for epoch in told["history"]]})
+
+    def numbers(self) -> set[int]:
+        """The trials that have ended."""
+        names = (info.base_name for info in self.folder.children())
+        return {int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)}
+
+    def head(self, number: int) -> Location:
+        """Where a trial's head is."""
+        return self.folder.join(f"{number:05d}.keras")
+
+    def _record(self, number: int) -> Location:
+        return self.folder.join(f"{number:05d}.json")
+
+
+def _schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    metadata = {"visao_ray.table": name, "visao_ray.version": VERSION}
+    return pa.schema(fields, metadata=metadata)
+
+
+_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int32(), float: pa.float64()}
+
+#: One row a trial: its settings, and its metrics on val at its best epoch.
+TRIALS = _schema(
+    "trials",
+    [
+        ("trial_id", pa.string()),
+        ("number", pa.int32()),
+        *(
+            (f"setting.{name}", _TYPES.get(type(value), pa.string()))
+            for name, value in HeadSettings().model_dump().items()
+        ),
+        *((f"metric.{name}", pa.float64()) for name in OBJECTIVES),
+        ("epoch", pa.int32()),
+        ("epochs", pa.int32()),
+        ("seconds", pa.float64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ],
+)
+
+#: One row an epoch of a trial, for learning curves.
+HISTORY = _schema(
+    "history",
+    [
+        ("number", pa.int32()),
+        ("epoch", pa.int32()),
+        ("train_loss", pa.float64()),
+        ("val_loss", pa.float64()),
+        ("val_objective", pa.float64()),
+    ],
+)
+
+
+def trials_table(outcomes: Sequence[Outcome], heads: Sequence[dict[str, Any]]) -> pa.Table:
+    """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
+    rows = [
+        {
+            "trial_id": outcome.trial_id,
+            "number": outcome.number,
+            **{f"setting.{name}": flat(value) for name, value in heads[outcome.number].items()},
+            **{f"metric.{name}": _number(value) for name, value in outcome.metrics.items()},
+            "epoch": outcome.epoch,
+            "epochs": outcome.epochs,
+            "seconds": outcome.seconds,
+            "status": outcome.status,
+            "error": outcome.error or None,
+        }
+        for outcome in outcomes
+    ]
+    return pa.Table.from_pylist(rows, schema=TRIALS)
+
+
+def history_table(outcomes: Sequence[Outcome]) -> pa.Table:
+    """Every epoch of every trial."""
+    rows = [
+        {"number": outcome.number, **{k: _number(v) for k, v in asdict(epoch).items()}}
+        for outcome in outcomes
+        for epoch in outcome.history
+    ]
+    return pa.Table.from_pylist(rows, schema=HISTORY)
+
+
+def flat(value: Any) -> Any:
+    """A setting as a table cell."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={weight:g}" for name, weight in sorted(value.items()))
+    return value
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value

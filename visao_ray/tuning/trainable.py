@@ -1,0 +1,242 @@
+"""One trial: a head trained epoch by epoch on features that all trials share.
+
+Imported where Ray Tune runs; it imports Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+
+from visao_ray.models.head import (
+    HeadAbout,
+    HeadSettings,
+    build_head,
+    compile_head,
+    pack_head,
+    row_weights,
+)
+from visao_ray.storage import locate, reason
+from visao_ray.tuning.data import Features, Summary
+from visao_ray.tuning.objective import OBJECTIVES, Objective, better, score
+from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
+
+_PREDICT_ROWS = 4096  # val rows in one call
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        heads: the HeadSettings to try, as JSON, by trial number.
+        outcomes: URI of the folder where finished trials are recorded.
+        positive: index of the positive class where there are two classes.
+    """
+
+    base: str
+    seed: int
+    epochs: int
+    patience: int
+    objective: Objective
+    positive: int
+    summary: Summary
+    heads: Sequence[dict[str, Any]]
+    outcomes: str
+
+
+class HeadTrainable(tune.Trainable):  # type: ignore[misc]
+    """Trains head `config["number"]` of the plan; one step is one epoch.
+
+    A trial stops when its objective has not improved for `patience` epochs: it depends on nothing
+    but itself. (A scheduler such as ASHA compares trials as they happen to arrive, and the same
+    seed would not give the same result.) At its end the weights of the best epoch are judged once
+    more with every metric, and those weights are kept.
+
+    A trial records its own outcome, at once and for good; one that finds it recorded is over. So no
+    finished trial is repeated, however old the snapshot is from which Tune restores a killed sweep.
+    An unfinished trial begins anew, and as its seed is its own it ends the same.
+
+    A head that raises or diverges ends its trial with a reason, and the actor goes on with the next
+    one; only a lost actor (memory, node) is a failure for Tune to retry.
+    """
+
+    def setup(self, config: dict[str, Any], features: list[Any], plan: Plan) -> None:
+        """Once an actor: map the shared features, and keep TensorFlow to this trial's CPU."""
+        _restrict_tensorflow()
+        self._features: Features = ray.get(features[0])
+        self._plan = plan
+        self._outcomes = Outcomes(locate(plan.outcomes))
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with another trial in the same process."""
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch; the last one of a trial records its outcome."""
+        start = time.perf_counter()
+        try:
+            if self._model is None:
+                recorded = self._outcomes.read(self._number)
+                if recorded is not None:
+                    return _told(recorded)
+                self._build()
+            done = self._run_epoch()
+            if done and not self._error:
+                self._judge()
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {reason(error)}"
+            self._trace = traceback.format_exc()
+            done = True
+        self._seconds += time.perf_counter() - start
+        if not done:
+            return {"number": self._number, "done": False}
+        outcome = self._outcome()
+        self._outcomes.write(outcome, self._packed)
+        self._model = None
+        return _told(outcome)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: Tune is not asked for checkpoints, outcomes take their place."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing, as above."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._number = int(config["number"])
+        self._model: Any = None
+        self._best_weights: list[Any] = []
+        self._best, self._best_epoch = float("nan"), 0
+        self._history: list[Epoch] = []
+        self._metrics: dict[str, float] = {}
+        self._error, self._trace = "", ""
+        self._packed = b""
+        self._seconds = 0.0
+
+    def _build(self) -> None:
+        from visao_ray.backend import import_keras
+
+        keras = import_keras()
+        plan, train = self._plan, self._features.train
+        self._settings = HeadSettings.model_validate(plan.heads[self._number])
+        self._weights = row_weights(self._settings, train.labels, plan.summary.classes)
+        keras.backend.clear_session()  # frees the graphs of the trial before
+        sequence = np.random.SeedSequence([plan.seed, self._number])
+        keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
+        self._shuffle = np.random.default_rng(sequence)
+        model = build_head(
+            self._settings, plan.summary.width, len(plan.summary.classes), self._features.moments
+        )
+        steps = -(-len(train.labels) // self._settings.batch_size)
+        compile_head(model, self._settings, steps)
+        self._model = model
+
+    def _run_epoch(self) -> bool:
+        """Train and look at val; True when the trial is over."""
+        train, epoch = self._features.train, len(self._history) + 1
+        order = self._shuffle.permutation(len(train.labels))
+        fitted = self._model.fit(
+            {pool: vectors[order] for pool, vectors in train.vectors.items()},
+            train.labels[order],
+            sample_weight=self._weights[order],
+            batch_size=self._settings.batch_size,
+            initial_epoch=epoch - 1,
+            epochs=epoch,
+            shuffle=False,
+            verbose=0,
+        )
+        loss = float(fitted.history["loss"][0])
+        probability = self._predict()
+        value = self._score(self._plan.objective, probability)
+        self._history.append(
+            Epoch(epoch, loss, self._score("log_loss", probability), value)
+        )
+        if not (np.isfinite(loss) and np.isfinite(probability).all()):
+            self._error = f"diverged: loss or probabilities are not finite in epoch {epoch}"
+            return True
+        if better(self._plan.objective, value, self._best):
+            self._best, self._best_epoch = value, epoch
+            self._best_weights = self._model.get_weights()
+        stale = epoch - self._best_epoch >= self._plan.patience
+        return stale or epoch >= self._plan.epochs
+
+    def _judge(self) -> None:
+        if not self._best_weights:
+            self._error = f"{self._plan.objective} is undefined on val (a single class in it?)"
+            return
+        self._model.set_weights(self._best_weights)
+        probability = self._predict()
+        self._metrics = {name: self._score(name, probability) for name in OBJECTIVES}
+        summary = self._plan.summary
+        about = HeadAbout(
+            base=self._plan.base,
+            classes=summary.classes,
+            width=summary.width,
+            features=summary.about,
+            settings=self._settings.model_dump(mode="json"),
+            trial=self._number,
+            epoch=self._best_epoch,
+        )
+        self._packed = pack_head(self._model, about)
+
+    def _predict(self) -> Any:
+        val = self._features.val.vectors
+        rows = range(0, len(self._features.val.labels), _PREDICT_ROWS)
+        parts = [
+            self._model.predict_on_batch(
+                {pool: vectors[start : start + _PREDICT_ROWS] for pool, vectors in val.items()}
+            )
+            for start in rows
+        ]
+        return np.concatenate(parts)
+
+    def _score(self, name: Objective, probability: Any) -> float:
+        return score(name, self._features.val.labels, probability, self._plan.positive)
+
+    def _outcome(self) -> Outcome:
+        return Outcome(
+            number=self._number,
+            trial_id=str(self.trial_id),
+            status="error" if self._error else "ok",
+            error=self._error,
+            trace=self._trace,
+            epoch=self._best_epoch,
+            epochs=len(self._history),
+            seconds=self._seconds,
+            objective=self._best if not self._error else float("nan"),
+            metrics=self._metrics,
+            history=self._history,
+        )
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """What Tune hears of a finished trial."""
+    names = ("number", "status", "error", "epoch", "epochs", "seconds", "objective")
+    return {**{name: getattr(outcome, name) for name in names}, "done": True}
+
+
+def _restrict_tensorflow() -> None:
+    """One thread a trial (trials are the parallelism), and GPU memory only as it is needed."""
+    from visao_ray.backend import import_keras
+
+    if import_keras().backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    # Ray may have run TensorFlow in this process before; then its threads are what they are.
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)
+    tf.config.experimental.enable_op_determinism()
