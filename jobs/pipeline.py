@@ -6,7 +6,7 @@ Each stage is a job of its own with its own folder below --out, and each goes on
 from typing import Any
 
 from visao_ray.bases.scanner.job import render_scans
-from visao_ray.evaluation.judge import evaluate_head, summary
+from visao_ray.evaluation.judge import evaluate_head
 from visao_ray.features.pipeline import extract_features
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.runs import Run, execute, main

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from visao_ray.errors import InputError
@@ -80,7 +80,10 @@ class Run(Generic[S]):
 
         def tell() -> None:
             while not stop.wait(_PROGRESS_S):
-                files = len(committed.children())
+                try:
+                    files = len(committed.children())
+                except OSError:
+                    continue  # the storage is busy; tell next time
                 done, speed = files * block, (files - before) * block / (time.perf_counter() - clock)
                 if done < total and speed > 0:
                     left = duration((total - done) / speed)
@@ -186,8 +189,6 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        # Ray's C++ core warns of every actor that gets an object reference, as ours rightly do.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     import ray.data
@@ -282,7 +283,7 @@ def _read_json(location: Location) -> dict[str, Any] | None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -18,6 +19,13 @@ import pyarrow.fs as pafs
 from visao_ray.errors import InputError
 
 _ATTEMPTS = 5  # of one S3 request, before it counts as failed
+
+
+class Entry(NamedTuple):
+    """A name directly below a location."""
+
+    name: str
+    is_folder: bool
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,53 @@ class Location:
     def is_folder(self) -> bool:
         return bool(self._info().type == pafs.FileType.Directory)
 
-    def children(self) -> list[pafs.FileInfo]:
-        """Files and folders directly below, sorted by name; none when there is no such folder."""
-        selector = pafs.FileSelector(self.path, recursive=False, allow_not_found=True)
-        return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+    def children(self) -> list[Entry]:
+        """Files and folders directly below, sorted by name; none when there is no such folder.
+
+        A local link that leads nowhere is listed as a file (pyarrow would pass over it silently).
+        """
+        if self.is_local:
+            try:
+                with os.scandir(self.path) as found:
+                    entries = [Entry(entry.name, entry.is_dir()) for entry in found]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        else:
+            selector = pafs.FileSelector(self.path, recursive=False, allow_not_found=True)
+            entries = [
+                Entry(info.base_name, info.type == pafs.FileType.Directory)
+                for info in self.filesystem.get_file_info(selector)
+            ]
+        return sorted(entries)
+
+    def walk(self, ignore: Collection[str] = ()) -> Iterator[str]:
+        """Paths of all files below, relative to here, in no order; links are followed once.
+
+        Folders that are hidden or named in `ignore` are passed over.
+        """
+        if self.is_local:
+            seen = set()
+            for folder, names, files in os.walk(self.path, followlinks=True):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
+                    names.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                names[:] = [name for name in names if not _passed_over(name, ignore)]
+                inner = os.path.relpath(folder, self.path)
+                yield from (name if inner == "." else f"{inner}/{name}" for name in files)
+            return
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            path = info.path[len(self.path.rstrip("/")) + 1 :]
+            folders = path.split("/")[:-1]
+            if info.type != pafs.FileType.Directory and not any(
+                _passed_over(name, ignore) for name in folders
+            ):
+                yield path
 
     def files(self) -> Iterator[Location]:
-        """Every file below, at any depth."""
+        """Every file below, at any depth, also in hidden folders."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type == pafs.FileType.File:
@@ -115,7 +163,7 @@ def locate(uri: str) -> Location:
         return Location(path, pafs.LocalFileSystem(), path)
     if scheme != "s3":
         raise InputError(f"{uri}: unknown scheme {scheme}://; use a local path or s3://bucket/prefix")
-    path = uri[len("s3://") :].strip("/")
+    path = uri[len("s3://") :].rstrip("/")
     bucket = path.split("/", 1)[0]
     if "@" in bucket:
         raise InputError(
@@ -125,6 +173,10 @@ def locate(uri: str) -> Location:
     if not bucket:
         raise InputError(f"{uri}: no bucket; write s3://bucket/prefix")
     return Location(f"s3://{path}", _s3(), path)
+
+
+def _passed_over(name: str, ignore: Collection[str]) -> bool:
+    return name.startswith(".") or name in ignore
 
 
 def _s3() -> pafs.S3FileSystem:

@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from visao_ray.errors import InputError
-from visao_ray.storage import Location
+from visao_ray.storage import Location, reason
 
 VERSION = "1"
 _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
@@ -112,12 +112,15 @@ def open_table(location: Location, name: str) -> pads.Dataset:
     """A table as a lazy dataset: nothing but the list of files and one schema is read.
 
     Raises:
-        InputError: no such table there, or it is another table or version.
+        InputError: no such table there, it is another table or version, or no Parquet file.
     """
     files = _parquet_files(location)
     if not files:
         raise InputError(f"{location.uri}: no {name} table there (no .parquet file)")
-    schema = pq.read_schema(files[0], filesystem=location.filesystem)
+    try:
+        schema = pq.read_schema(files[0], filesystem=location.filesystem)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{files[0]}: not a Parquet file: {reason(error)}") from error
     validate(schema, name, location.uri)
     return pads.dataset(files, schema=schema, filesystem=location.filesystem)
 

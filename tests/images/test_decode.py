@@ -10,12 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from odd_files import (  # noqa: E402
+from odd_files import (
     OddFile,
     coloured,
     encoded,
@@ -26,7 +21,7 @@ from odd_files import (  # noqa: E402
     write_odd_files,
 )
 
-from visao_ray.images.decode import (  # noqa: E402
+from visao_ray.images.decode import (
     MAX_PIXELS,
     DecodeError,
     ImageHeader,
@@ -36,6 +31,7 @@ from visao_ray.images.decode import (  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+ROOT = Path(__file__).resolve().parents[2]
 FILMS = ROOT.parent / "shared" / "data" / "chest_xray_full"
 
 

@@ -47,7 +47,7 @@ def test_file_keeps_the_head(tmp_path, vectors, moments, pool, units):
     settings = HeadSettings(pool=pool, units=units, l2=1e-3, learning_rate=0.05)
     import_keras().utils.set_random_seed(0)
     model = build_head(settings, WIDTH, 2, moments)
-    compile_head(model, settings, steps=2)
+    compile_head(model, settings)
     model.fit(vectors, np.zeros(200, np.int32), batch_size=100, epochs=5, verbose=0)
     expected = model.predict(vectors, verbose=0)
     place = locate(str(tmp_path / "head.keras"))
@@ -101,11 +101,9 @@ def test_label_smoothing_keeps_probabilities_from_the_ends(vectors, moments):
     confident = []
     for smoothing in (0.0, 0.4):
         import_keras().utils.set_random_seed(0)
-        settings = HeadSettings(
-            units=0, dropout=0, learning_rate=0.1, label_smoothing=smoothing
-        )
+        settings = HeadSettings(units=0, dropout=0, learning_rate=0.1, label_smoothing=smoothing)
         model = build_head(settings, WIDTH, 2, moments)
-        compile_head(model, settings, steps=1)
+        compile_head(model, settings)
         model.fit(inputs, labels, epochs=60, batch_size=200, verbose=0)
         confident.append(model.predict(inputs, verbose=0).max(axis=1).mean())
     assert confident[0] > 0.95

@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.fs as pafs
 
 from visao_ray import tables
 from visao_ray.bases.base import BASES, Base
@@ -74,9 +73,8 @@ def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
 
     def folders_and_files(location: Location) -> tuple[list[str], list[str]]:
         folders, files = [], []
-        for info in location.children():
-            name = info.path.rstrip("/").rsplit("/", 1)[-1]
-            if info.type != pafs.FileType.Directory:
+        for name, is_folder in location.children():
+            if not is_folder:
                 files.append(name)
             elif not name.startswith(".") and name not in ignore:
                 folders.append(name)
@@ -237,16 +235,8 @@ def _list_folders(
 ) -> Iterator[pa.Table]:
     root = locate(data)
     for row in batch.to_pylist():
-        folder = root.join(row["prefix"])
-        selector = pafs.FileSelector(folder.path, recursive=True)
-        keys = []
-        for info in root.filesystem.get_file_info(selector):
-            tail = info.path[len(folder.path) + 1 :]
-            inner = tail.split("/")[:-1]
-            passed_over = any(name.startswith(".") or name in ignore for name in inner)
-            if info.type != pafs.FileType.Directory and not passed_over:
-                keys.append(f"{row['prefix']}/{tail}")
-        keys = sorted(keys)[:quota]
+        tails = sorted(root.join(row["prefix"]).walk(ignore))[:quota]
+        keys = [f"{row['prefix']}/{tail}" for tail in tails]
         for start in range(0, len(keys), _LISTED_AT_ONCE):
             rows = [
                 _listed(root, key, row["label"], row["folder"], stray=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
+import json
 import socket
 import sys
 import tempfile
@@ -17,8 +19,9 @@ import numpy.typing as npt
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.settings import ExtractOptions
-from visao_ray.storage import locate, reason
+from visao_ray.storage import Location, locate, reason
 
+_PLAIN = ("name", "weights", "digest", "image_size", "width", "preprocessing")
 DEFAULT = "densenet121"
 _DEFAULT_SIZE = 224
 _DOWNLOAD_TIMEOUT_S = 60
@@ -47,6 +50,29 @@ class Backbone:
     preprocessing: str
     arrays: tuple[npt.NDArray[Any], ...] = ()
     file: bytes = b""
+
+    def write(self, location: Location) -> None:
+        """Keep the network in one file, for other processes to `read`."""
+        told = {name: getattr(self, name) for name in _PLAIN}
+        sink = io.BytesIO()
+        np.savez(
+            sink,
+            told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+            content=np.frombuffer(self.file, np.uint8),
+            **{f"array{position:05d}": array for position, array in enumerate(self.arrays)},
+        )
+        location.write_bytes(sink.getvalue())
+
+    @classmethod
+    def read(cls, location: Location) -> Backbone:
+        """The network that `write` kept."""
+        with np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) as kept:
+            names = sorted(name for name in kept.files if name.startswith("array"))
+            return cls(
+                **json.loads(kept["told"].tobytes()),
+                arrays=tuple(kept[name] for name in names),
+                file=kept["content"].tobytes(),
+            )
 
     def about(self) -> dict[str, Any]:
         """What a features table says of the network that made it."""

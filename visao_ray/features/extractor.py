@@ -14,6 +14,7 @@ import pyarrow as pa
 from visao_ray import tables
 from visao_ray.features.backbones import Backbone, build
 from visao_ray.sink import TABLE
+from visao_ray.storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,10 @@ class Extractor:
     others came along.
     """
 
-    def __init__(self, payload: Any, batch_size: int) -> None:
-        """`payload` is the object reference of a Backbone with its weights."""
-        import ray
-
-        backbone: Backbone = ray.get(payload)
+    def __init__(self, backbone_at: Location, batch_size: int) -> None:
+        # From storage, not from Ray's object store: an actor restarted after its node was lost must
+        # find its weights again.
+        backbone = Backbone.read(backbone_at)
         self._model = build(backbone)
         self._backbone = backbone
         self._batch_size = batch_size

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -55,8 +55,9 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
 
     manifest = _manifest(settings, run)
     start_ray()
+    weights = run.work.join("backbone.npz")
     with run.timed("weights"):
-        payload, backbone, warning = _resolve_remotely(settings)
+        backbone, warning = _resolve_remotely(settings, weights)
     if warning:
         run.warn(warning)
     about = {
@@ -100,7 +101,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 num_cpus=pool.cpus_per_loader,
             ).map_batches(
                 Extractor,
-                fn_constructor_args=(payload, settings.batch_size),
+                fn_constructor_args=(weights, settings.batch_size),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.size),
@@ -133,22 +134,22 @@ def _manifest(settings: ExtractSettings, run: Run[Any]) -> Location:
     return out.join("manifest")
 
 
-def _resolve_remotely(settings: ExtractSettings) -> tuple[Any, Backbone, str | None]:
-    """The backbone as an object reference for the actors, and (without its weights) for us.
+def _resolve_remotely(settings: ExtractSettings, keep: Location) -> tuple[Backbone, str | None]:
+    """The backbone without its weights, which are kept in a file for the actors.
 
     Runs in a task, so that the driver never imports TensorFlow.
     """
-    import dataclasses
-
     import ray
 
-    def find() -> tuple[Backbone, Backbone, str | None]:
+    def find() -> tuple[Backbone, str | None]:
         backbone, warning = resolve(settings, settings.seed)
-        return backbone, dataclasses.replace(backbone, arrays=(), file=b""), warning
+        backbone.write(keep)
+        return replace(backbone, arrays=(), file=b""), warning
 
-    task = ray.remote(find).options(num_returns=3, num_cpus=0, max_retries=0)
-    payload, backbone, warning = task.remote()
-    return payload, ray.get(backbone), ray.get(warning)
+    found: tuple[Backbone, str | None] = ray.get(
+        ray.remote(find).options(num_cpus=0, max_retries=0).remote()
+    )
+    return found
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ class HeadSettings(BaseModel):
 
     pool: Literal["avg", "max", "both"] = "both"
     standardise: bool = True
-    units: int = Field(256, ge=0, le=4096)  # of the hidden layer; 0: logistic regression
+    units: int = Field(default=256, ge=0, le=4096)  # of the hidden layer; 0: logistic regression
     activation: Literal["relu", "gelu"] = "relu"
-    dropout: float = Field(0.2, ge=0, lt=1)
-    l2: float = Field(0.0, ge=0)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    l2: float = Field(default=0.0, ge=0)
     optimizer: Literal["adam", "rmsprop"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(64, ge=1)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    batch_size: int = Field(default=64, ge=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     class_weight: Literal["none", "balanced"] | dict[str, float] = "none"
 
 
@@ -120,8 +120,8 @@ def build_head(
     return keras.Model(inputs, output, name="head")
 
 
-def compile_head(model: Any, settings: HeadSettings, steps: int) -> None:
-    """Give a head its optimizer and loss; `steps` batches run in one call (an epoch's, say)."""
+def compile_head(model: Any, settings: HeadSettings) -> None:
+    """Give a head its optimizer and loss."""
     keras = import_keras()
 
     optimizers = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}
@@ -135,12 +135,7 @@ def compile_head(model: Any, settings: HeadSettings, steps: int) -> None:
                 hot, probability, label_smoothing=smoothing
             )
 
-    model.compile(
-        optimizer=optimizers[settings.optimizer](settings.learning_rate),
-        loss=loss,
-        steps_per_execution=steps,
-        jit_compile=False,  # XLA compiles for seconds and then runs slower at these sizes on a CPU
-    )
+    model.compile(optimizers[settings.optimizer](settings.learning_rate), loss=loss)
 
 
 def row_weights(
@@ -164,8 +159,8 @@ def row_weights(
             if not weight > 0:
                 raise InputError(f"class_weight of '{name}' is {weight}, but must be positive")
             of_class[list(classes).index(name)] = weight
-    weights = of_class[labels]
-    return (weights / weights.mean()).astype(np.float32)
+    weights: Vectors = (of_class / of_class[labels].mean()).astype(np.float32)[labels]
+    return weights
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Outcomes:
 
     def numbers(self) -> set[int]:
         """The trials that have ended."""
-        names = (info.base_name for info in self.folder.children())
+        names = (entry.name for entry in self.folder.children())
         return {int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)}
 
     def head(self, number: int) -> Location:

@@ -16,9 +16,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def __init__(self, job: str, objective: Objective, trials: int) -> None:
         self._job, self._objective, self._trials = job, objective, trials
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Any], trial: Any, **info: Any
-    ) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, well or with a reason."""
         told = trial.last_result
         if told["status"] == "ok":

@@ -12,11 +12,11 @@ from visao_ray import tables
 from visao_ray.bases.base import BASES
 from visao_ray.errors import InputError
 from visao_ray.models.head import HeadSettings
-from visao_ray.runs import Run, duration, start_ray
+from visao_ray.runs import Run, start_ray
 from visao_ray.settings import SweepSettings
 from visao_ray.storage import Location, reason
 from visao_ray.tuning.data import Summary, load_features
-from visao_ray.tuning.objective import OBJECTIVES, Objective, better, default_objective
+from visao_ray.tuning.objective import OBJECTIVES, Objective, default_objective
 from visao_ray.tuning.outcomes import (
     HISTORY,
     TRIALS,
@@ -147,6 +147,7 @@ def _tune(run: Run[Any], features: Any, plan: dict[str, Any]) -> dict[int, str]:
                 storage_path=folder.path,
                 storage_filesystem=folder.filesystem,
                 verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 callbacks=[Progress(run.settings.job, plan["objective"], len(plan["heads"]))],
             ),
@@ -160,7 +161,7 @@ def _tune(run: Run[Any], features: Any, plan: dict[str, Any]) -> dict[int, str]:
 
 
 def _has_snapshot(experiment: Location) -> bool:
-    names = [info.base_name for info in experiment.children()]
+    names = [entry.name for entry in experiment.children()]
     return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
 
 
@@ -179,7 +180,7 @@ def _ranked(found: list[Outcome], objective: Objective) -> list[Outcome]:
     """The trials that succeeded, best first; the earlier one first where they are equal."""
     sign = 1 if objective == "log_loss" else -1
     succeeded = [outcome for outcome in found if outcome.status == "ok"]
-    return sorted(succeeded, key=lambda outcome: (sign * outcome.metrics[objective], outcome.number))
+    return sorted(succeeded, key=lambda one: (sign * one.metrics[objective], one.number))
 
 
 def _report_features(run: Run[Any], summary: Summary, objective: Objective) -> None:
@@ -237,7 +238,8 @@ def _report_winner(
     print("   trial " + " ".join(f"{name:>17}" for name in names) + "  epoch  head")
     for outcome in ranked[:_TOP]:
         values = " ".join(f"{outcome.metrics[name]:17.4f}" for name in names)
-        print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {_short(heads[outcome.number])}")
+        head = _short(heads[outcome.number])
+        print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
 
 
 def _short(head: dict[str, Any]) -> str:

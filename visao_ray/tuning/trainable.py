@@ -5,7 +5,6 @@ Imported where Ray Tune runs; it imports Ray.
 
 from __future__ import annotations
 
-import contextlib
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import ray
 from ray import tune
 
+from visao_ray.backend import import_keras
 from visao_ray.models.head import (
     HeadAbout,
     HeadSettings,
@@ -28,8 +28,6 @@ from visao_ray.storage import locate, reason
 from visao_ray.tuning.data import Features, Summary
 from visao_ray.tuning.objective import OBJECTIVES, Objective, better, score
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
-
-_PREDICT_ROWS = 4096  # val rows in one call
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,20 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     one; only a lost actor (memory, node) is a failure for Tune to retry.
     """
 
+    _model: Any
+    _settings: HeadSettings
+    _error: str
+    _trace: str
+    _packed: bytes
+    _seconds: float
+
     def setup(self, config: dict[str, Any], features: list[Any], plan: Plan) -> None:
-        """Once an actor: map the shared features, and keep TensorFlow to this trial's CPU."""
-        _restrict_tensorflow()
+        """Once an actor: map the shared features and make TensorFlow ready."""
+        import_keras()  # before TensorFlow, to keep it quiet
+        from visao_ray.tuning.loop import Loop
+
         self._features: Features = ray.get(features[0])
+        self._loop = Loop(self._features)
         self._plan = plan
         self._outcomes = Outcomes(locate(plan.outcomes))
         self._begin(config)
@@ -114,7 +122,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._number = int(config["number"])
-        self._model: Any = None
+        self._model = None
         self._best_weights: list[Any] = []
         self._best, self._best_epoch = float("nan"), 0
         self._history: list[Epoch] = []
@@ -124,43 +132,25 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         self._seconds = 0.0
 
     def _build(self) -> None:
-        from visao_ray.backend import import_keras
-
-        keras = import_keras()
-        plan, train = self._plan, self._features.train
+        plan, labels = self._plan, self._features.train.labels
+        classes = plan.summary.classes
         self._settings = HeadSettings.model_validate(plan.heads[self._number])
-        self._weights = row_weights(self._settings, train.labels, plan.summary.classes)
-        keras.backend.clear_session()  # frees the graphs of the trial before
         sequence = np.random.SeedSequence([plan.seed, self._number])
-        keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
         self._shuffle = np.random.default_rng(sequence)
-        model = build_head(
-            self._settings, plan.summary.width, len(plan.summary.classes), self._features.moments
-        )
-        steps = -(-len(train.labels) // self._settings.batch_size)
-        compile_head(model, self._settings, steps)
+        import_keras().utils.set_random_seed(int(sequence.generate_state(1)[0]))
+        model = build_head(self._settings, plan.summary.width, len(classes), self._features.moments)
+        compile_head(model, self._settings)
+        weights = row_weights(self._settings, labels, classes)
+        self._loop.begin(model, weights, self._settings.batch_size)
         self._model = model
 
     def _run_epoch(self) -> bool:
         """Train and look at val; True when the trial is over."""
-        train, epoch = self._features.train, len(self._history) + 1
-        order = self._shuffle.permutation(len(train.labels))
-        fitted = self._model.fit(
-            {pool: vectors[order] for pool, vectors in train.vectors.items()},
-            train.labels[order],
-            sample_weight=self._weights[order],
-            batch_size=self._settings.batch_size,
-            initial_epoch=epoch - 1,
-            epochs=epoch,
-            shuffle=False,
-            verbose=0,
-        )
-        loss = float(fitted.history["loss"][0])
-        probability = self._predict()
+        epoch = len(self._history) + 1
+        loss = self._loop.run_epoch(self._shuffle.permutation(len(self._features.train.labels)))
+        probability = self._loop.predict()
         value = self._score(self._plan.objective, probability)
-        self._history.append(
-            Epoch(epoch, loss, self._score("log_loss", probability), value)
-        )
+        self._history.append(Epoch(epoch, loss, self._score("log_loss", probability), value))
         if not (np.isfinite(loss) and np.isfinite(probability).all()):
             self._error = f"diverged: loss or probabilities are not finite in epoch {epoch}"
             return True
@@ -175,7 +165,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             self._error = f"{self._plan.objective} is undefined on val (a single class in it?)"
             return
         self._model.set_weights(self._best_weights)
-        probability = self._predict()
+        probability = self._loop.predict()
         self._metrics = {name: self._score(name, probability) for name in OBJECTIVES}
         summary = self._plan.summary
         about = HeadAbout(
@@ -188,17 +178,6 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             epoch=self._best_epoch,
         )
         self._packed = pack_head(self._model, about)
-
-    def _predict(self) -> Any:
-        val = self._features.val.vectors
-        rows = range(0, len(self._features.val.labels), _PREDICT_ROWS)
-        parts = [
-            self._model.predict_on_batch(
-                {pool: vectors[start : start + _PREDICT_ROWS] for pool, vectors in val.items()}
-            )
-            for start in rows
-        ]
-        return np.concatenate(parts)
 
     def _score(self, name: Objective, probability: Any) -> float:
         return score(name, self._features.val.labels, probability, self._plan.positive)
@@ -223,20 +202,3 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     """What Tune hears of a finished trial."""
     names = ("number", "status", "error", "epoch", "epochs", "seconds", "objective")
     return {**{name: getattr(outcome, name) for name in names}, "done": True}
-
-
-def _restrict_tensorflow() -> None:
-    """One thread a trial (trials are the parallelism), and GPU memory only as it is needed."""
-    from visao_ray.backend import import_keras
-
-    if import_keras().backend.backend() != "tensorflow":
-        return
-    import tensorflow as tf
-
-    # Ray may have run TensorFlow in this process before; then its threads are what they are.
-    with contextlib.suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)
-    tf.config.experimental.enable_op_determinism()

