@@ -1,5 +1,6 @@
 """What tests share: one Ray, one S3 server, one small base, one tiny network."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,9 @@ def ray_cluster(_ray_at_end: None) -> None:
     from visao_ray.runs import start_ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
     start_ray()  # joins, and sets Ray Data up as jobs do
 
 

@@ -4,7 +4,6 @@ import os
 import pickle
 
 import pytest
-from pyarrow.fs import FileType
 
 from visao_ray.errors import InputError
 from visao_ray.storage import Location, locate, require_folder
@@ -24,9 +23,9 @@ def test_files_by_any_name(root):
     assert {file.uri for file in base.files()} == {base.join(name).uri for name in NAMES}
     for name in NAMES:
         assert locate(base.join(name).uri).read_bytes() == name.encode()
-    kinds = {info.base_name: info.type for info in base.children()}
-    assert [name for name in kinds if kinds[name] == FileType.Directory] == ["d"]
-    files = [name for name in kinds if kinds[name] == FileType.File]
+    kinds = {entry.name: entry.is_folder for entry in base.children()}
+    assert [name for name in kinds if kinds[name]] == ["d"]
+    files = [name for name in kinds if not kinds[name]]
     assert files == sorted(NAMES[:-1])
 
 

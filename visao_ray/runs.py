@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -146,12 +148,14 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     result = out.join("result.json")
     try:
         previous = _read_json(out.join("run.json"))
+        if previous is not None:
+            _check_ours(out, previous, settings)
         if settings.fresh and previous is not None:
             _put_aside(out, settings)
             previous = None
         if previous is None:
             _claim(out, settings)
-        elif previous["settings"] != settings.identity() or previous["job"] != settings.job:
+        elif previous["settings"] != settings.identity():
             raise InputError(_difference(out, previous, settings))
         elif result.exists():
             run.say(f"already finished: {result.uri} (--fresh to do it again)")
@@ -202,8 +206,9 @@ def start_ray() -> None:
     # Object storage hiccups; a row that fails for good is caught in the task and becomes an error row.
     context.retried_map_errors = ["Connection reset", "SLOW_DOWN", "Timeout"]
     context.max_map_retries = 3
-    for name in ("ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # What Ray Data logs of a failure, it raises too, and the job tells it once.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 def duration(seconds: float) -> str:
@@ -235,15 +240,11 @@ def _plain(value: Any) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     """The error itself, where Ray has wrapped it on its way from a worker."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None)
-        if isinstance(inner, InputError):
-            return inner
-        if type(seen) is InputError:
-            return seen
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__
-    return error
+    while isinstance(inner := getattr(error, "cause", None), BaseException):
+        error = inner
+    # Of an error in a block or in an actor's constructor, Ray keeps the trace's text alone.
+    told = re.search(rf"^{InputError.__module__}\.InputError: (.+)", str(error), re.MULTILINE)
+    return InputError(told.group(1)) if told else error
 
 
 def _claim(out: Location, settings: JobSettings) -> None:
@@ -261,15 +262,23 @@ def _claim(out: Location, settings: JobSettings) -> None:
 
 
 def _put_aside(out: Location, settings: JobSettings) -> None:
-    place = out.join("previous", _now().replace(":", "-"))
+    stamp = _now().replace(":", "-")
+    names = (f"{stamp}.{number}" if number else stamp for number in itertools.count())
+    place = next(place for name in names if not (place := out.join("previous", name)).exists())
     for name in ("result.json", *settings.writes, "work", "run.json"):
         if out.join(name).exists():
             out.join(name).move(place.join(name))
 
 
-def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) -> str:
+def _check_ours(out: Location, previous: dict[str, Any], settings: JobSettings) -> None:
+    """Refuse the folder of another job, also with --fresh: its tables are not ours to move."""
     if previous["job"] != settings.job:
-        return f"--out {out.uri} belongs to a run of {previous['job']}; choose another --out"
+        raise InputError(
+            f"--out {out.uri} belongs to a run of {previous['job']}; choose another --out"
+        )
+
+
+def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) -> str:
     old, new = previous["settings"], settings.identity()
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     told = ", ".join(
@@ -279,7 +288,15 @@ def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) 
 
 
 def _read_json(location: Location) -> dict[str, Any] | None:
-    return json.loads(location.read_bytes()) if location.exists() else None
+    if not location.exists():
+        return None
+    try:
+        content = json.loads(location.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not {"job", "settings", "started"} <= content.keys():
+        raise InputError(f"{location.uri} is not one of visao_ray's; choose another --out")
+    return content
 
 
 def _now() -> str:

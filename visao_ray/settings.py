@@ -321,6 +321,12 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
             break
     try:
         return kind(_cli_parse_args=rest, **values)
+    except SystemExit:  # after --help, which knows the fields alone
+        print(
+            "  --settings FILE       TOML file with any of these settings; flags win over it\n"
+            "  --resume              go on with an unfinished run, as without it"
+        )
+        raise
     except ValidationError as error:
         raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
     except SettingsError as error:

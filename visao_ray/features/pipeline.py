@@ -109,7 +109,8 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 num_gpus=pool.gpus,
             ).write_datasink(
                 TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}),
-                ray_remote_args={"num_cpus": _LIGHT},
+                # Nothing to wait for: what is extracted but not committed is lost in a kill.
+                ray_remote_args={"num_cpus": 0},
             )
 
     run.once("extract", extract)

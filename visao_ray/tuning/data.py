@@ -129,7 +129,7 @@ def _read(
         raise InputError(f"{uri}: '{keys[twice[0]]}' (view {views[twice[0]]}) stands there twice")
     for pool in _POOLS:
         vectors[pool] = vectors[pool][order]
-        strange = np.flatnonzero(~np.isfinite(vectors[pool].sum(axis=1)))
+        strange = np.flatnonzero(~np.isfinite(vectors[pool]).all(axis=1))
         if len(strange):
             raise InputError(
                 f"{uri}: the {pool} vector of '{keys[strange[0]]}' holds NaN or infinity"

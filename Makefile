@@ -1,0 +1,51 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: help demo test check format benchmark clean
+
+help:
+	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
+	@echo "make test       run the tests (about 10 minutes on two cores)"
+	@echo "make check      lint, types and the rooms' order"
+	@echo "make format     put the code into shape"
+	@echo "make benchmark  measure what README claims of speed"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "visao_ray needs Python 3.11 to 3.13: make PYTHON=python3.12 …"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing visao_ray into $(VENV) (TensorFlow and Ray: about 1.5 GB)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.run
+	$(BIN)/python jobs/pipeline.py --base vazios --images 1200 --difficult 0.3 --wrong-labels 0.01 \
+	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out out/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/extraction.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

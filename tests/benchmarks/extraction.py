@@ -1,0 +1,236 @@
+"""How close extraction comes to the network alone, and what it costs the driver.
+
+    python tests/benchmarks/extraction.py
+
+Everything is measured in one run, rivals in turn:
+
+1. DenseNet121 (random weights, batches of 32): the model alone on ready pixels, before and after the
+   pipeline, against the pipeline on rendered scans from its first to its last written block.
+2. Original-size chest films with a network that costs nothing, so that decoding dominates: images
+   a second and core against a plain Pillow loop (`open, convert RGB, resize Lanczos`) on one core.
+3. The driver's peak memory at 2,000 and at 20,000 images, and what Ray spilled to disk.
+
+Films come from ../shared/data/chest_xray_full where it is there, else rendered ones are enlarged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+
+REPOSITORY = Path(__file__).parents[2]
+FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
+CORES = len(os.sched_getaffinity(0))
+
+# The job in its own process; afterwards that process tells its peak memory and Ray's spilling.
+_JOB = """
+import json, resource, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+from ray._private.internal_api import memory_summary
+import ray
+spilled = [line for line in memory_summary(stats_only=True).splitlines() if "pill" in line]
+print("MEASURED", json.dumps({
+    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "spilled": spilled}))
+"""
+
+_MODEL_ALONE = """
+import sys, time
+import numpy as np
+from visao_ray.features.backbones import build, resolve
+from visao_ray.settings import ExtractOptions
+backbone, _ = resolve(ExtractOptions(weights="random"), 0)
+model = build(backbone)
+batch = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
+for _ in range(3):
+    model.predict_on_batch(batch)
+start = time.perf_counter()
+for _ in range(int(sys.argv[1])):
+    model.predict_on_batch(batch)
+print("MEASURED", 32 * int(sys.argv[1]) / (time.perf_counter() - start))
+"""
+
+_AVERAGER = """
+import sys, keras
+pixels = keras.Input((int(sys.argv[2]), int(sys.argv[2]), 3))
+keras.Model(pixels, keras.layers.AveragePooling2D(32)(pixels)).save(sys.argv[1])
+"""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What one extraction showed: images a second in steady state, driver peak, spilled lines."""
+
+    speed: float
+    peak_mb: float
+    spilled: list[str]
+
+
+def python(code: str, *arguments: str) -> str:
+    """The text after MEASURED that a piece of code prints; its own lines go to stderr."""
+    environment = {**os.environ, "RAY_ADDRESS": "local", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return run.stdout.rpartition("MEASURED")[2].strip()
+
+
+def extract(base: str, data: Path, out: Path, *options: str) -> Extraction:
+    """List (not measured) and extract a base."""
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    listed = out / "listed"
+    subprocess.run(
+        [sys.executable, "jobs/manifest.py", "--base", base, "--data", str(data), "--out", listed],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=sys.stderr,
+        check=True,
+    )
+    arguments = ["--manifest", str(listed / "manifest"), "--out", str(out / "extracted"), *options]
+    told = json.loads(python(_JOB, "jobs/extract.py", *arguments))
+    return Extraction(steady(out / "extracted"), told["peak_mb"], told["spilled"])
+
+
+def steady(out: Path) -> float:
+    """Images a second from the first written block to the last."""
+    import pyarrow.parquet as pq
+
+    files = sorted((out / "features").glob("*.parquet"), key=lambda file: file.stat().st_mtime)
+    rows = sum(pq.read_metadata(file).num_rows for file in files[1:])
+    return rows / (files[-1].stat().st_mtime - files[0].stat().st_mtime)
+
+
+def scans(folder: Path, images: int) -> None:
+    """Rendered vazios scans."""
+    for planned in plan(BaseRecipe(base="vazios", images=images, seed=1)):
+        pixels = render("vazios", planned.true_label, planned.index, 1, planned.difficulty)
+        target = folder / planned.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(encode(pixels, 85))
+
+
+def films() -> tuple[list[bytes], str]:
+    """Original-size chest films as files."""
+    if FILMS.exists():
+        return [path.read_bytes() for path in sorted(FILMS.rglob("*.jpeg"))], "real films"
+    found = []
+    for planned in plan(BaseRecipe(base="chest_xray", images=60, seed=1)):
+        pixels = render("chest_xray", planned.true_label, planned.index, 1, planned.difficulty)
+        stream = io.BytesIO()
+        large = Image.fromarray(pixels).resize((1416, 1051), Image.Resampling.BICUBIC)
+        large.save(stream, "JPEG", quality=90)
+        found.append(stream.getvalue())
+    return found, "rendered films, enlarged"
+
+
+def copies(folder: Path, contents: Iterable[bytes], images: int) -> None:
+    """The same pictures under many names; a few bytes after the end make every file its own."""
+    pictures = list(contents)
+    for number in range(images):
+        label = ("nvazio", "vazio")[number % 2]
+        target = folder / label / f"{number:06d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(pictures[number % len(pictures)] + number.to_bytes(4, "big"))
+
+
+def plain_loop(contents: list[bytes]) -> float:
+    """Images a second of the loop that everyone writes first, in one thread."""
+    start = time.perf_counter()
+    for content in contents:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        np.asarray(image.resize((224, 224), Image.Resampling.LANCZOS))
+    return len(contents) / (time.perf_counter() - start)
+
+
+def main() -> int:
+    """Measure, print the table, and say whether the bars hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2048, help="scans for the DenseNet part")
+    parser.add_argument("--films", type=int, default=944, help="films for the decoding part")
+    parser.add_argument("--many", type=int, default=20_000, help="images for the memory part")
+    options = parser.parse_args()
+    bars: list[tuple[str, bool]] = []
+    rows: list[tuple[str, str]] = []
+
+    with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
+        place = Path(name)
+        averager, small = place / "averager.keras", place / "small.keras"
+        python(_AVERAGER, str(averager), "224")
+        python(_AVERAGER, str(small), "32")
+
+        scans(place / "scans", options.images)
+        before = float(python(_MODEL_ALONE, "12"))
+        dense = extract("vazios", place / "scans", place / "dense", "--weights", "random")
+        after = float(python(_MODEL_ALONE, "12"))
+        alone = (before + after) / 2
+        ratio = dense.speed / alone
+        rows += [
+            ("DenseNet121 alone, images/s", f"{alone:.1f} (before {before:.1f}, after {after:.1f})"),
+            (f"pipeline on {options.images:,} scans, images/s", f"{dense.speed:.1f}"),
+        ]
+        bars.append((f"pipeline / model alone {ratio:.2f} (bar: at least 0.85)", ratio >= 0.85))
+
+        contents, kind = films()
+        copies(place / "films", contents, options.films)
+        first = plain_loop(contents)
+        decoded = extract(
+            "vazios", place / "films", place / "decoded", "--weights", str(averager)
+        )
+        plain = (first + plain_loop(contents)) / 2
+        speed = decoded.speed / CORES
+        rows += [
+            (f"plain Pillow loop on {kind}, images/s a core", f"{plain:.1f}"),
+            (f"pipeline on {options.films:,} {kind}, images/s a core", f"{speed:.1f}"),
+        ]
+        ratio = speed / plain
+        bars.append((f"decoding / plain loop {ratio:.2f} (bar: at least 1.5)", ratio >= 1.5))
+
+        tiny = [encode(np.full((48, 64), 10 * n, np.uint8), 85) for n in range(20)]
+        few, many = 2_000, options.many
+        peaks = {}
+        for images in (few, many):
+            copies(place / f"tiny{images}", tiny, images)
+            peaks[images] = extract(
+                "vazios", place / f"tiny{images}", place / f"out{images}", "--weights", str(small)
+            )
+            rows.append((f"driver peak at {images:,} images, MB", f"{peaks[images].peak_mb:.0f}"))
+        growth = peaks[many].peak_mb - peaks[few].peak_mb
+        bars.append((f"driver grows by {growth:.0f} MB (bar: below 100)", growth < 100))
+        spilled = [line for run in (dense, decoded, *peaks.values()) for line in run.spilled]
+        rows.append(("spilled to disk", "; ".join(spilled) or "0 bytes"))
+        bars.append(("nothing spilled", not spilled))
+
+    print(f"\n{CORES} cores, Python {sys.version.split()[0]}")
+    for what, value in rows:
+        print(f"{what:<58} {value}")
+    for told, holds in bars:
+        print(f"{'holds' if holds else 'FAILS':<6} {told}")
+    held = all(holds for _, holds in bars)
+    print("all bars hold" if held else "a bar does not hold")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
