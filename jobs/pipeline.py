@@ -40,9 +40,7 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
             extract_features,
         ),
         "sweep": (
-            settings.part(
-                SweepSettings, out=out.join("sweep").uri, features=features, fresh=False
-            ),
+            settings.part(SweepSettings, out=out.join("sweep").uri, features=features, fresh=False),
             make_sweep,
         ),
         "evaluate": (

@@ -1,7 +1,6 @@
 """What tests share: one Ray, one S3 server, one small base, one tiny network."""
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,4 +101,5 @@ def shared() -> Path:
 
 
 def pytest_report_header() -> str:
-    return f"real data: {SHARED if os.path.isdir(SHARED) else 'none'}; S3 server: {program() or 'none'}"
+    data = SHARED if SHARED.exists() else "none"
+    return f"real data: {data}; S3 server: {program() or 'none'}"

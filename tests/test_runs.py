@@ -51,7 +51,8 @@ def out(request, tmp_path) -> Location:
 
 
 def files(location: Location) -> dict[str, bytes]:
-    return {file.uri.removeprefix(location.uri + "/"): file.read_bytes() for file in location.files()}
+    start = len(location.uri) + 1
+    return {file.uri[start:]: file.read_bytes() for file in location.files()}
 
 
 def test_a_run_and_the_same_again(out, capsys):
@@ -256,7 +257,7 @@ def test_json_without_nan():
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.04, "0.0 s"), (59.5, "59.5 s"), (250, "4 min 10 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
+    [(59.5, "59.5 s"), (250, "4 min 10 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
 )
 def test_duration(seconds, told):
     assert duration(seconds) == told

@@ -36,8 +36,8 @@ def refusal(kind, *arguments: str) -> str:
 def test_flags():
     settings = parse(
         ExtractSettings,
-        [*MANIFEST, "--batch-size=4", "--augment", "G3", "--views", "2", "--fresh"]
-        + ["--ignore", "tmp", "--ignore", "old", "--val-share", "0.25"],
+        [*MANIFEST, *"--batch-size=4 --augment G3 --views 2 --fresh".split()]
+        + "--ignore tmp --ignore old --val-share 0.25".split(),
     )
     assert (settings.base, settings.data, settings.out) == ("vazios", "in", "o")
     assert (settings.batch_size, settings.augmented_views) == (4, 2)
@@ -131,8 +131,8 @@ def test_identity_is_what_decides_the_result():
 
 
 def test_a_part_takes_over_what_it_shares():
-    whole = parse(PipelineSettings, [*MANIFEST, "--seed", "4", "--trials", "3", "--views", "1"]
-                  + ["--augment", "G1"])
+    more = "--seed 4 --trials 3 --views 1 --augment G1".split()
+    whole = parse(PipelineSettings, [*MANIFEST, *more])
     extract = whole.part(ExtractSettings, out="x")
     assert (extract.seed, extract.views, extract.augment, extract.out) == (4, 1, "G1", "x")
     sweep = whole.part(SweepSettings, out="y", features="f")

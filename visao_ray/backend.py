@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
+from typing import Any
 
 
-def import_keras() -> ModuleType:
+def import_keras() -> Any:
     """Keras, with TensorFlow's start-up chatter off. Call it before anything imports keras."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import keras

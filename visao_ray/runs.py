@@ -32,7 +32,16 @@ from visao_ray.storage import Location, locate, reason
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
 
-_PACKAGES = ("visao-ray", "ray", "tensorflow", "keras", "numpy", "pyarrow", "pillow", "scikit-learn")
+_PACKAGES = (
+    "visao-ray",
+    "ray",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "scikit-learn",
+)
 _PROGRESS_S = 10.0
 
 
@@ -52,7 +61,7 @@ class Run(Generic[S]):
 
     @property
     def work(self) -> Location:
-        """Scratch of an unfinished run: marks of finished steps, checkpoints. Removed at the end."""
+        """Scratch of an unfinished run (marks of finished steps, checkpoints), removed at the end."""
         return self.out.join("work")
 
     def say(self, message: str) -> None:
@@ -86,7 +95,8 @@ class Run(Generic[S]):
                     files = len(committed.children())
                 except OSError:
                     continue  # the storage is busy; tell next time
-                done, speed = files * block, (files - before) * block / (time.perf_counter() - clock)
+                done = files * block
+                speed = (files - before) * block / (time.perf_counter() - clock)
                 if done < total and speed > 0:
                     left = duration((total - done) / speed)
                     self.say(f"about {done:,} of {total:,} ({speed:,.1f}/s, {left} left)")
@@ -193,8 +203,11 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        # Ray Data hands every actor its arguments by reference, and Ray's C++ core calls each an error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with _muted_stderr():  # where it would tell that it read this variable
+            # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -203,12 +216,25 @@ def start_ray() -> None:
     # The second reader starts 32 actors to read the footers of one small file, and lists files in a
     # task that waits for ever where the resume filter has taken the last CPU (two cores).
     context.use_datasource_v2 = False
-    # Object storage hiccups; a row that fails for good is caught in the task and becomes an error row.
+    # Object storage hiccups; a file that fails for good is caught and becomes an error row.
     context.retried_map_errors = ["Connection reset", "SLOW_DOWN", "Timeout"]
     context.max_map_retries = 3
     # What Ray Data logs of a failure, it raises too, and the job tells it once.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def duration(seconds: float) -> str:
@@ -240,11 +266,16 @@ def _plain(value: Any) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     """The error itself, where Ray has wrapped it on its way from a worker."""
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
+    if type(error) is InputError:
+        return error
+    inner = getattr(error, "cause", None)
+    if isinstance(inner, InputError):
+        return inner
     # Of an error in a block or in an actor's constructor, Ray keeps the trace's text alone.
     told = re.search(rf"^{InputError.__module__}\.InputError: (.+)", str(error), re.MULTILINE)
-    return InputError(told.group(1)) if told else error
+    if told:
+        return InputError(told.group(1))
+    return _cause(inner) if isinstance(inner, BaseException) else error
 
 
 def _claim(out: Location, settings: JobSettings) -> None:

@@ -48,7 +48,9 @@ class JobSettings(BaseSettings):
     #: What the job writes below `out`, beside run.json and result.json.
     writes: ClassVar[tuple[str, ...]] = ()
 
-    out: str = Field(description="folder or s3://bucket/prefix that gets the tables and result.json")
+    out: str = Field(
+        description="folder or s3://bucket/prefix that gets the tables and result.json"
+    )
     seed: int = Field(0, ge=0, description="same seed, same result")
     fresh: bool = Field(
         False,
@@ -215,7 +217,9 @@ class SweepOptions(BaseSettings):
 
     trials: int = Field(16, ge=1, description="heads to try")
     epochs: int = Field(30, ge=1, description="most epochs a trial")
-    patience: int = Field(6, ge=1, description="epochs without a better val objective before a stop")
+    patience: int = Field(
+        6, ge=1, description="epochs without a better val objective before a stop"
+    )
     objective: Literal["roc_auc", "average_precision", "macro_f1", "log_loss"] | None = Field(
         None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
     )
@@ -320,7 +324,7 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
             values = _read_toml(kind, name)
             break
     try:
-        return kind(_cli_parse_args=rest, **values)
+        return kind(_cli_parse_args=rest, **values)  # type: ignore[call-arg]
     except SystemExit:  # after --help, which knows the fields alone
         print(
             "  --settings FILE       TOML file with any of these settings; flags win over it\n"

@@ -147,7 +147,7 @@ class Location:
 
 
 def locate(uri: str) -> Location:
-    """Find the file system for a local path, `file://…` or `s3://bucket/prefix`. No request is made.
+    """Find the file system of a local path, `file://…` or `s3://bucket/prefix`; asks nothing of it.
 
     Raises:
         InputError: another scheme, no bucket, or credentials inside the URI.
@@ -162,7 +162,9 @@ def locate(uri: str) -> Location:
         path = os.path.abspath(unquote(urlsplit(uri).path))
         return Location(path, pafs.LocalFileSystem(), path)
     if scheme != "s3":
-        raise InputError(f"{uri}: unknown scheme {scheme}://; use a local path or s3://bucket/prefix")
+        raise InputError(
+            f"{uri}: unknown scheme {scheme}://; use a local path or s3://bucket/prefix"
+        )
     path = uri[len("s3://") :].rstrip("/")
     bucket = path.split("/", 1)[0]
     if "@" in bucket:

@@ -187,7 +187,10 @@ def main() -> int:
         alone = (before + after) / 2
         ratio = dense.speed / alone
         rows += [
-            ("DenseNet121 alone, images/s", f"{alone:.1f} (before {before:.1f}, after {after:.1f})"),
+            (
+                "DenseNet121 alone, images/s",
+                f"{alone:.1f} (before {before:.1f}, after {after:.1f})",
+            ),
             (f"pipeline on {options.images:,} scans, images/s", f"{dense.speed:.1f}"),
         ]
         bars.append((f"pipeline / model alone {ratio:.2f} (bar: at least 0.85)", ratio >= 0.85))
@@ -195,9 +198,7 @@ def main() -> int:
         contents, kind = films()
         copies(place / "films", contents, options.films)
         first = plain_loop(contents)
-        decoded = extract(
-            "vazios", place / "films", place / "decoded", "--weights", str(averager)
-        )
+        decoded = extract("vazios", place / "films", place / "decoded", "--weights", str(averager))
         plain = (first + plain_loop(contents)) / 2
         speed = decoded.speed / CORES
         rows += [

@@ -69,7 +69,9 @@ def test_every_file_ends_in_one_place(
     run = extract([*arguments, "--out", str(tmp_path), "--max-errors", "0.5"])
     assert run.returncode == 0, run.stderr
 
-    features = {row["key"]: row for row in pads.dataset(tmp_path / "features").to_table().to_pylist()}
+    features = {
+        row["key"]: row for row in pads.dataset(tmp_path / "features").to_table().to_pylist()
+    }
     errors = {row["key"]: row for row in pads.dataset(tmp_path / "errors").to_table().to_pylist()}
     counts = json.loads((tmp_path / "result.json").read_text())["counts"]
     assert counts["images"] == counts["ok"] + counts["errors"] == files
@@ -92,7 +94,9 @@ def test_every_file_ends_in_one_place(
         row = features[key]
         assert file.pixels is not None
         for pool, expected in zip(("avg", "max"), patch_means(file.pixels), strict=True):
-            assert np.abs(np.array(row[pool]) - expected).max() <= max(2.0, file.tolerance[0] * 2), key
+            assert np.abs(np.array(row[pool]) - expected).max() <= max(
+                2.0, file.tolerance[0] * 2
+            ), key
         kinds += 1
     assert kinds >= 20
     assert errors[".DS_Store"]["stage"] == "list"

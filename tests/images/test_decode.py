@@ -20,6 +20,7 @@ from odd_files import (
     resized,
     write_odd_files,
 )
+from PIL import Image
 
 from visao_ray.images.decode import (
     MAX_PIXELS,

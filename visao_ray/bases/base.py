@@ -91,9 +91,7 @@ BASES: Mapping[str, Base] = MappingProxyType(
                 positive="nvazio",
                 group_pattern=None,
             ),
-            Base(
-                name="ncm", classes=(), class_pattern=r"\d{4}", positive=None, group_pattern=None
-            ),
+            Base(name="ncm", classes=(), class_pattern=r"\d{4}", positive=None, group_pattern=None),
         )
     }
 )

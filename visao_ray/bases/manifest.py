@@ -179,7 +179,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     summarise(run, run.out.join("manifest"))
     run.inputs |= {"data": data.uri, "classes": list(layout.classes)}
     if run.counts["images"] != images:
-        raise RuntimeError(f"{images} files were listed, {run.counts['images']} are in the manifest")
+        raise RuntimeError(f"{images} files listed, {run.counts['images']} in the manifest")
     if layout.splits - {"train"}:
         _warn_of_leaks(run)
     check_errors(run, settings.max_errors)
@@ -190,8 +190,8 @@ def summarise(run: Run[Any], manifest: Location) -> None:
     by_status: Counter[str] = Counter()
     by_split: dict[str, Counter[str]] = {split: Counter() for split in tables.SPLITS}
     for batch in tables.batches(manifest, "manifest", ["status", "split", "label"]):
-        groups = pa.table(batch).group_by(["status", "split", "label"]).aggregate([([], "count_all")])
-        for row in groups.to_pylist():
+        counted = pa.table(batch).group_by(["status", "split", "label"])
+        for row in counted.aggregate([([], "count_all")]).to_pylist():
             by_status[row["status"]] += row["count_all"]
             if row["status"] == "ok":
                 by_split[row["split"]][row["label"]] += row["count_all"]
@@ -301,9 +301,7 @@ def _read_groups(uri: str | None) -> dict[str, str]:
     return dict(zip(keys, groups, strict=True))
 
 
-def _tied_groups(
-    inspected: Location, given: Mapping[str, str], images: int
-) -> dict[str, str]:
+def _tied_groups(inspected: Location, given: Mapping[str, str], images: int) -> dict[str, str]:
     """Groups that share an identical file, with the name under which they are carved.
 
     The grouping by content runs on the cluster; only contents that stand in several groups reach
@@ -333,9 +331,7 @@ def _partitions(rows: int) -> int:
 
 def _content_groups(block: pa.Table, given: Mapping[str, str]) -> pa.Table:
     block = block.filter(pc.is_valid(block["content_id"]))
-    return pa.table(
-        {"content_id": block["content_id"], "group": _groups(block, given)}
-    )
+    return pa.table({"content_id": block["content_id"], "group": _groups(block, given)})
 
 
 def _several_groups(rows: pa.Table) -> pa.Table:

@@ -45,9 +45,7 @@ class Predictor:
         )
         columns["model"] = pa.array([f"trial {self._about.trial}"] * rows.num_rows, pa.string())
         table = pa.table(columns).select(self._schema.names).cast(self._schema)
-        return table.append_column(
-            "table", pa.array(["predictions"] * table.num_rows, pa.string())
-        )
+        return table.append_column("table", pa.array(["predictions"] * table.num_rows, pa.string()))
 
 
 def evaluate_head(settings: EvaluateSettings, run: Run[Any]) -> None:
@@ -80,9 +78,7 @@ def evaluate_head(settings: EvaluateSettings, run: Run[Any]) -> None:
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=0,
-        ).write_datasink(
-            TablesSink(run.out, {"predictions": tables.predictions(about.classes)})
-        )
+        ).write_datasink(TablesSink(run.out, {"predictions": tables.predictions(about.classes)}))
 
     predictions = run.out.join("predictions")
     run.once("predict", predict, predictions)
@@ -107,14 +103,21 @@ def judge(
 ) -> dict[str, Any]:
     """Everything that `evaluate_predictions` says of a table, and the most confident mistakes."""
     table = tables.open_table(predictions, "predictions").to_table().sort_by("key")
+    unknown = sorted(set(table["label"].to_pylist()) - set(classes))
     evaluation = evaluate_predictions(
-        table,
-        classes,
+        _widened(table, len(unknown)),
+        (*classes, *unknown),
         BASES[settings.base].positive,
         target_recall=target,
         seed=settings.seed,
         replicates=settings.replicates,
     ).to_json()
+    if unknown:
+        told = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
+        evaluation["warnings"] = [
+            *evaluation["warnings"],
+            f"{told} stand in no train or val image: their test images count as wrong",
+        ]
     test = table.filter(pc.equal(table["split"], "test"))
     wrong = test.filter(pc.not_equal(test["label"], test["predicted"]))
     confidence = _matrix(wrong["probability"]).max(axis=1) if wrong.num_rows else np.zeros(0)
@@ -125,6 +128,15 @@ def judge(
         for row, index in zip(rows, order, strict=True)
     ]
     return evaluation
+
+
+def _widened(table: pa.Table, more: int) -> pa.Table:
+    """Predictions with `more` classes of probability 0 behind those that the head knows."""
+    if not more:
+        return table
+    wide = np.pad(_matrix(table["probability"]), ((0, 0), (0, more)))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(wide.reshape(-1)), wide.shape[1])
+    return table.set_column(table.schema.get_field_index("probability"), "probability", column)
 
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
@@ -153,7 +165,9 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         return lines
     positive = threshold["positive"]
     for suffix, told in (("", "0.5"), ("_at_threshold", f"{threshold['threshold']:.3f}")):
-        val, test = (metrics[f"{split}{suffix}"]["per_class"][positive] for split in ("val", "test"))
+        val, test = (
+            metrics[f"{split}{suffix}"]["per_class"][positive] for split in ("val", "test")
+        )
         for name in ("recall", "precision"):
             lines.append(line(f"{name} of {positive} at {told}", cell(val[name]), cell(test[name])))
     return lines

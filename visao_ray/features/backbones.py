@@ -169,7 +169,8 @@ def _application(keras: Any, name: str) -> tuple[str, Any]:
     }
     if name.lower() not in known:
         raise InputError(
-            f"--backbone {name}: not a keras.applications model; known are {', '.join(sorted(known))}"
+            f"--backbone {name}: not a keras.applications model; known are "
+            f"{', '.join(sorted(known))}"
         )
     return name.lower(), known[name.lower()]
 
@@ -256,15 +257,16 @@ def _load_model(keras: Any, content: bytes, name: str) -> Any:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
-            raise InputError(f"--weights {name}: not a usable .keras model: {reason(error)}") from error
+            told = f"--weights {name}: not a usable .keras model: {reason(error)}"
+            raise InputError(told) from error
 
 
 def _feature_width(model: Any, name: str) -> int:
     shape = model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] is None:
         raise InputError(
-            f"--weights/--backbone {name}: ends in {shape}; a feature map [B,H,W,D] is needed, from "
-            "which the average and the maximum are taken"
+            f"--weights/--backbone {name}: ends in {shape}; a feature map [B,H,W,D] is needed, "
+            "from which the average and the maximum are taken"
         )
     return int(shape[3])
 

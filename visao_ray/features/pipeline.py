@@ -45,7 +45,7 @@ class Loading:
 
 
 def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
-    """The extract job: writes `features` and `errors`; makes the manifest first where none is given.
+    """The extract job: writes `features` and `errors`; makes a manifest first if none is given.
 
     Raises:
         InputError: no such manifest, a backbone or weights that cannot be had, or too many
@@ -182,7 +182,8 @@ def actor_pool(settings: ExtractSettings) -> ActorPool:
         share = 1.0 if gpus >= 1 else 0.0
     if share > gpus:
         raise InputError(
-            f"--gpus-per-worker {share:g}: the cluster has {gpus:g} GPUs; leave it out to run on CPUs"
+            f"--gpus-per-worker {share:g}: the cluster has {gpus:g} GPUs; leave it out to run "
+            "on CPUs"
         )
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     size = settings.workers or (math.floor(gpus / share) if share else nodes)
@@ -212,7 +213,8 @@ def _load_one(row: Mapping[str, Any], loading: Loading) -> list[dict[str, Any]]:
         return [{"key": row["key"], "uri": row["uri"], **told}]
 
     if row["status"] != "ok":
-        return failed(*row["error"].split(": ", 2))  # as the manifest found it: stage, type, message
+        stage, error_type, message = row["error"].split(": ", 2)  # as the manifest found it
+        return failed(stage, error_type, message)
     try:
         image = decode(
             locate(row["uri"]).read_bytes(),
@@ -248,7 +250,8 @@ def _summarise(run: Run[Any], images: int, settings: ExtractSettings) -> None:
             rows += table.num_rows
             plain = table.filter(pc.equal(table["view"], 0))
             ok += plain.num_rows
-            for row in plain.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist():
+            counted = plain.group_by(["split", "label"]).aggregate([([], "count_all")])
+            for row in counted.to_pylist():
                 by_split[row["split"]][row["label"]] += row["count_all"]
     reasons: Counter[str] = Counter()
     errors = run.out.join("errors")

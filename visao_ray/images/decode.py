@@ -159,9 +159,7 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
         return _reduced(image, data, _fit(image.size, side), draft=True)
 
 
-def _reduced(
-    image: Image.Image, data: bytes, target: tuple[int, int], draft: bool
-) -> Image.Image:
+def _reduced(image: Image.Image, data: bytes, target: tuple[int, int], draft: bool) -> Image.Image:
     """The picture at `target` size (as stored), in mode L or RGB, turned as EXIF wants it."""
     box = None
     if draft:

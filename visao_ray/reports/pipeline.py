@@ -13,7 +13,13 @@ import pyarrow.compute as pc
 
 from visao_ray import tables
 from visao_ray.images.decode import DecodeError, thumbnail
-from visao_ray.reports.report import ERRORS_SHOWN, GALLERY_SHOWN, GalleryItem, ReportInputs, write_report
+from visao_ray.reports.report import (
+    ERRORS_SHOWN,
+    GALLERY_SHOWN,
+    GalleryItem,
+    ReportInputs,
+    write_report,
+)
 from visao_ray.runs import Run
 from visao_ray.storage import Location
 
@@ -22,9 +28,7 @@ _SAMPLES = 24
 _LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
-def pipeline_report(
-    run: Run[Any], data: Location, stages: Mapping[str, Mapping[str, Any]]
-) -> str:
+def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[str, Any]]) -> str:
     """HTML of a finished pipeline: what was extracted, which head won, how good it is, where it fails.
 
     Args:
