@@ -61,7 +61,7 @@ class Run(Generic[S]):
 
     @property
     def work(self) -> Location:
-        """Scratch of an unfinished run (marks of finished steps, checkpoints), removed at the end."""
+        """Scratch of an unfinished run: marks of finished steps, checkpoints; removed at its end."""
         return self.out.join("work")
 
     def say(self, message: str) -> None:
@@ -203,7 +203,7 @@ def start_ray() -> None:
     import ray
 
     if not ray.is_initialized():
-        # Ray Data hands every actor its arguments by reference, and Ray's C++ core calls each an error.
+        # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.

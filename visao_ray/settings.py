@@ -48,9 +48,7 @@ class JobSettings(BaseSettings):
     #: What the job writes below `out`, beside run.json and result.json.
     writes: ClassVar[tuple[str, ...]] = ()
 
-    out: str = Field(
-        description="folder or s3://bucket/prefix that gets the tables and result.json"
-    )
+    out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
     seed: int = Field(0, ge=0, description="same seed, same result")
     fresh: bool = Field(
         False,
@@ -217,9 +215,7 @@ class SweepOptions(BaseSettings):
 
     trials: int = Field(16, ge=1, description="heads to try")
     epochs: int = Field(30, ge=1, description="most epochs a trial")
-    patience: int = Field(
-        6, ge=1, description="epochs without a better val objective before a stop"
-    )
+    patience: int = Field(6, ge=1, description="epochs without a better val objective to stop")
     objective: Literal["roc_auc", "average_precision", "macro_f1", "log_loss"] | None = Field(
         None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
     )

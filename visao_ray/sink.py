@@ -1,8 +1,8 @@
 """One exactly-once write for several tables.
 
 Ray Data writes to one sink, but an image ends in one of two tables: features or errors. Writing
-both from the same task, under the same file name, keeps Ray Data's two-phase checkpoint true for both: an
-interrupted write is found by that name and removed before the run goes on.
+both from the same task, under the same file name, keeps Ray Data's two-phase checkpoint true for
+both: an interrupted write is found by that name and removed before the run goes on.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Everything is measured in one run, rivals in turn:
 
-1. DenseNet121 (random weights, batches of 32): the model alone on ready pixels, before and after the
-   pipeline, against the pipeline on rendered scans from its first to its last written block.
+1. DenseNet121 (random weights, batches of 32): the model alone on ready pixels, before and after
+   the pipeline, against the pipeline on rendered scans from its first to its last written block.
 2. Original-size chest films with a network that costs nothing, so that decoding dominates: images
    a second and core against a plain Pillow loop (`open, convert RGB, resize Lanczos`) on one core.
 3. The driver's peak memory at 2,000 and at 20,000 images, and what Ray spilled to disk.

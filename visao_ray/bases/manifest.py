@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.base import BASES, Base
@@ -152,6 +153,8 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     def split() -> None:
         from visao_ray.sink import TablesSink
 
+        if given:
+            _check_groups(inspected, given, run)
         ties = _tied_groups(inspected, given, images)
         ray.data.read_parquet(inspected.path, filesystem=inspected.filesystem).map_batches(
             _assign,
@@ -291,14 +294,43 @@ def _read_groups(uri: str | None) -> dict[str, str]:
     """Groups by key from a CSV with the columns key and group."""
     if uri is None:
         return {}
+    # As text: 007 and 7 are two containers.
+    text = pacsv.ConvertOptions(column_types={"key": pa.string(), "group": pa.string()})
     try:
-        table = pacsv.read_csv(pa.BufferReader(locate(uri).read_bytes()))
+        table = pacsv.read_csv(pa.BufferReader(locate(uri).read_bytes()), convert_options=text)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"--groups {uri}: {reason(error)}") from error
     if not {"key", "group"} <= set(table.column_names):
         raise InputError(f"--groups {uri}: needs the columns key,group; has {table.column_names}")
-    keys, groups = (table[name].cast(pa.string()).to_pylist() for name in ("key", "group"))
-    return dict(zip(keys, groups, strict=True))
+    keys, groups = (table[name].to_pylist() for name in ("key", "group"))
+    given: dict[str, str] = {}
+    for key, group in zip(keys, groups, strict=True):
+        if not group:
+            raise InputError(f"--groups {uri}: empty group of key '{key}'")
+        if given.setdefault(key, group) != group:
+            raise InputError(f"--groups {uri}: key '{key}' stands there twice, in two groups")
+    return given
+
+
+def _check_groups(inspected: Location, given: Mapping[str, str], run: Run[Any]) -> None:
+    """Say how many images `--groups` leaves to the rule by file name.
+
+    Raises:
+        InputError: it names no image at all, so its keys are written in another way.
+    """
+    found = pads.dataset(inspected.path, filesystem=inspected.filesystem)
+    images = named = 0
+    example = ""
+    for batch in found.to_batches(columns=["key"]):
+        keys = batch["key"].to_pylist()
+        images += len(keys)
+        named += sum(key in given for key in keys)
+        example = example or next(iter(keys), "")
+    flag = f"--groups {run.settings.groups}"
+    if not named:
+        raise InputError(f"{flag}: names none of the images; their keys look like '{example}'")
+    if named < images:
+        run.warn(f"{flag} leaves out {images - named:,} of {images:,} images: grouped by file name")
 
 
 def _tied_groups(inspected: Location, given: Mapping[str, str], images: int) -> dict[str, str]:

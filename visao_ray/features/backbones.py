@@ -54,12 +54,13 @@ class Backbone:
     def write(self, location: Location) -> None:
         """Keep the network in one file, for other processes to `read`."""
         told = {name: getattr(self, name) for name in _PLAIN}
+        arrays: dict[str, Any] = {f"array{n:05d}": array for n, array in enumerate(self.arrays)}
         sink = io.BytesIO()
         np.savez(
             sink,
             told=np.frombuffer(json.dumps(told).encode(), np.uint8),
             content=np.frombuffer(self.file, np.uint8),
-            **{f"array{position:05d}": array for position, array in enumerate(self.arrays)},
+            **arrays,
         )
         location.write_bytes(sink.getvalue())
 

@@ -29,7 +29,7 @@ _LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
 def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of a finished pipeline: what was extracted, which head won, how good it is, where it fails.
+    """HTML of a finished pipeline: what was read, which head won, how good it is, where it fails.
 
     Args:
         run: the pipeline's run; its counts, timings and warnings are told.
@@ -51,7 +51,7 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
             title=f"{settings.base}: from images to a judged classifier",
             base=settings.base,
             command=f"python jobs/pipeline.py {' '.join(sys.argv[1:])}".strip(),
-            settings={name: value for name, value in settings.model_dump(mode="json").items()},
+            settings=settings.model_dump(mode="json"),
             counts={**counts, "splits": counts["by_split"]},
             throughput=run.throughput,
             timings=run.timings,
