@@ -1,14 +1,18 @@
 """What tests share: one Ray, one S3 server, one small base, one tiny network."""
 
 import logging
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from job_runs import OWN_RAY, SHARED
+from job_runs import OWN_RAY, SHARED, run_job
 from s3_server import S3, environment, free_ports, program, serve
 
 SCANS = 40
+SEED = 45  # one whose splits have both classes twice or more
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,8 +48,7 @@ def _ray_at_end() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def ray_cluster(_ray_at_end: None) -> None:
+def join_ray() -> None:
     """Ray with two CPUs in this process, started once unless another test shut it down."""
     import ray
 
@@ -56,6 +59,12 @@ def ray_cluster(_ray_at_end: None) -> None:
             num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
     start_ray()  # joins, and sets Ray Data up as jobs do
+
+
+@pytest.fixture
+def ray_cluster(_ray_at_end: None) -> None:
+    """A running Ray in this process."""
+    join_ray()
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +99,60 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
     model.save(path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def extracted(
+    scans: Path, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory, _ray_at_end: None
+) -> Path:
+    """Output of an extract job over `scans`, in batches and blocks that do not divide 40."""
+    from visao_ray.features.pipeline import extract_features
+    from visao_ray.runs import execute
+    from visao_ray.settings import ExtractSettings
+
+    join_ray()
+    out = tmp_path_factory.mktemp("extracted") / "out"
+    settings = ExtractSettings(
+        base="vazios",
+        data=str(scans),
+        out=str(out),
+        seed=SEED,
+        weights=tiny_backbone,
+        batch_size=7,
+        rows_per_block=9,
+    )
+    execute(settings, extract_features)
+    return out
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """A whole pipeline run in its own process, with every warning of Python switched on."""
+
+    process: "subprocess.CompletedProcess[str]"
+    out: str
+    logs: Path  # of its Ray: what drivers and workers wrote
+
+
+@pytest.fixture(scope="session")
+def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun]:
+    """jobs/pipeline.py from S3 to S3: images, weights and output."""
+    from visao_ray.storage import locate
+
+    data = locate(f"{s3.uri}/pipeline/in")
+    for file in scans.rglob("*.jpg"):
+        data.join(file.relative_to(scans).as_posix()).write_bytes(file.read_bytes())
+    weights = locate(f"{s3.uri}/pipeline/tiny.keras")
+    weights.write_bytes(Path(tiny_backbone).read_bytes())
+    out = f"{s3.uri}/pipeline/out"
+    options = {"base": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
+    options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    # Short: sockets below it may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        environment = {"RAY_TMPDIR": folder, "PYTHONWARNINGS": "always"}
+        process = run_job("pipeline", *arguments, timeout=280, environment=environment)
+        yield PipelineRun(process, out, Path(folder))
 
 
 @pytest.fixture(scope="session")

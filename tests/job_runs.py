@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,24 +14,18 @@ OWN_RAY = {"RAY_ADDRESS": "local"}
 
 
 def run_job(
-    verb: str, *arguments: str, timeout: float = 120, flags: Iterable[str] = ()
+    verb: str, *arguments: str, timeout: float = 120, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """`python FLAGS jobs/VERB.py ARGUMENTS`, in a process of its own with a Ray of its own."""
+    """`python jobs/VERB.py ARGUMENTS`, in a process of its own with a Ray of its own."""
     return subprocess.run(
-        [sys.executable, *flags, f"jobs/{verb}.py", *arguments],
+        [sys.executable, f"jobs/{verb}.py", *arguments],
         cwd=ROOT,
-        env=os.environ | OWN_RAY | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | OWN_RAY | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
-
-
-def flags(options: Mapping[str, object]) -> list[str]:
-    """`{"batch_size": 4}` → `["--batch-size", "4"]`."""
-    told = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
-    return [part for pair in told for part in pair]
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:

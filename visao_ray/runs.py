@@ -61,7 +61,7 @@ class Run(Generic[S]):
 
     @property
     def work(self) -> Location:
-        """Scratch of an unfinished run: marks of finished steps, checkpoints; removed at its end."""
+        """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
         return self.out.join("work")
 
     def say(self, message: str) -> None:

@@ -207,6 +207,11 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
             raise ValueError("give either --data (with --base) or --manifest")
         if self.data is not None and self.base is None:
             raise ValueError("--data needs --base chest_xray, vazios or ncm")
+        listing = ("groups", "val_share", "test_share", "ignore", "limit")
+        for name in listing if self.manifest is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} belongs to the listing of --data; --manifest has it done")
         return self
 
 

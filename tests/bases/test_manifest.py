@@ -176,14 +176,14 @@ def test_groups_of_a_file_and_a_train_folder_alone(tmp_path, ray_cluster):
     }
     data = write_files(tmp_path / "data", files)
     groups = tmp_path / "grupos é.csv"
-    *told, last = [(key, f"{n // 2:03d}") for n, key in enumerate(files)]
-    told.append((told[1][0], told[1][1].lstrip("0") or "0"))  # "0" is not "000"
-    del told[1]
-    groups.write_text("\n".join(["key,group", *(f'"{key}",{group}' for key, group in told)]))
+    told = {key: f"{n // 2:03d}" for n, key in enumerate(files)}
+    told["train/nvazio/1.jpg"] = "0"  # which is not "000"
+    left_out = told.popitem()[0]
+    groups.write_text("\n".join(["key,group", *(f'"{key}",{told[key]}' for key in told)]))
     result, manifest, _ = listed(data, tmp_path / "out", base="vazios", groups=str(groups))
-    for key, group in told:
+    for key, group in told.items():
         assert manifest[key]["group"] == group
-    assert manifest[last[0]]["group"] == "59"  # by its name
+    assert manifest[left_out]["group"] == "59"  # by its name
     assert any("leaves out 1 of 120" in warning for warning in result["warnings"])
     assert all(len(found) == 1 for found in splits_by_group(manifest).values())
     assert {row["split"] for row in manifest.values()} == {"train", "val", "test"}

@@ -71,6 +71,7 @@ def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
     Raises:
         InputError: nothing there, or the folders do not fit the base.
     """
+    require_folder(data, "--data")
 
     def folders_and_files(location: Location) -> tuple[list[str], list[str]]:
         folders, files = [], []
@@ -117,7 +118,6 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
 
     base = BASES[settings.base]
     data = locate(settings.data)
-    require_folder(data, "--data")
     layout = find_layout(data, base, settings.ignore)
     given = _read_groups(settings.groups)
     start_ray()
@@ -183,6 +183,12 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     run.inputs |= {"data": data.uri, "classes": list(layout.classes)}
     if run.counts["images"] != images:
         raise RuntimeError(f"{images} files listed, {run.counts['images']} in the manifest")
+    for split, labels in run.counts["by_split"].items():
+        absent = [label for label in layout.classes if label not in labels]
+        if absent and (base.classes or not labels):
+            run.warn(
+                f"no {split} image of {', '.join(absent[:5])}: a head can't be chosen or judged"
+            )
     if layout.splits - {"train"}:
         _warn_of_leaks(run)
     check_errors(run, settings.max_errors)

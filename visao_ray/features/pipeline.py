@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray import tables
-from visao_ray.bases.manifest import check_errors, make_manifest
+from visao_ray.bases.base import BASES
+from visao_ray.bases.manifest import check_errors, find_layout, make_manifest
 from visao_ray.checkpoint import checkpointed
 from visao_ray.errors import InputError
 from visao_ray.features.backbones import Backbone, resolve
@@ -53,13 +54,14 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     """
     import ray
 
-    manifest = _manifest(settings, run)
+    _check_source(settings)
     start_ray()
     weights = run.work.join("backbone.npz")
     with run.timed("weights"):
         backbone, warning = _resolve_remotely(settings, weights)
     if warning:
         run.warn(warning)
+    manifest = _manifest(settings, run)
     about = {
         **backbone.about(),
         "resize": settings.resize,
@@ -67,6 +69,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         "views": settings.augmented_views,
     }
     schema = tables.features(backbone.width, about)
+    _check_same(run.out.join("features"), about)
     total = tables.rows(manifest)
     done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
     pool = actor_pool(settings)
@@ -123,11 +126,34 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     check_errors(run, settings.max_errors)
 
 
+def _check_same(features: Location, about: Mapping[str, Any]) -> None:
+    """Features made in different ways never mix: what an earlier run left must be of this kind.
+
+    Raises:
+        InputError: the weights behind the same settings are others now.
+    """
+    if not tables.rows(features):
+        return
+    before = tables.about(tables.open_table(features, "features").schema)
+    for name in sorted(before.keys() | about.keys()):
+        if before.get(name) != about.get(name):
+            raise InputError(
+                f"--out: {features.uri} was begun with {name} {before.get(name)}, now it is "
+                f"{about.get(name)}; --fresh starts anew"
+            )
+
+
+def _check_source(settings: ExtractSettings) -> None:
+    """Look at the manifest or the folders before anything that takes long."""
+    if settings.manifest is not None:
+        tables.open_table(locate(settings.manifest), "manifest")
+    elif settings.data is not None and settings.base is not None:
+        find_layout(locate(settings.data), BASES[settings.base], settings.ignore)
+
+
 def _manifest(settings: ExtractSettings, run: Run[Any]) -> Location:
     if settings.manifest is not None:
-        manifest = locate(settings.manifest)
-        tables.open_table(manifest, "manifest")
-        return manifest
+        return locate(settings.manifest)
     out = run.out.join("listing")
     made = execute(settings.part(ManifestSettings, out=out.uri, max_errors=1.0), make_manifest)
     run.inputs["data"] = settings.data

@@ -1,0 +1,96 @@
+"""The same jobs on a real S3 server: the same tables, and no secret in anything written."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from s3_server import SECRET
+
+from visao_ray import tables
+from visao_ray.features.pipeline import extract_features
+from visao_ray.runs import execute
+from visao_ray.settings import ExtractSettings
+from visao_ray.storage import Location, locate
+
+
+def table(place: Location) -> dict[tuple, dict]:
+    """Rows by key and view of a folder of Parquet files."""
+    rows = pq.read_table(place.path, filesystem=place.filesystem).to_pylist()
+    found = {(row["key"], row.get("view")): row for row in rows}
+    assert len(found) == len(rows) > 0
+    return found
+
+
+def same_features(one: Location, other: Location) -> None:
+    first, second = table(one), table(other)
+    assert first.keys() == second.keys()
+    for key, row in first.items():
+        for name in ("label", "split", "group", "content_id"):
+            assert row[name] == second[key][name]
+        for pool in ("avg", "max"):
+            assert np.abs(np.subtract(row[pool], second[key][pool])).max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def out(s3_pipeline) -> Location:
+    assert s3_pipeline.process.returncode == 0, s3_pipeline.process.stderr[-3000:]
+    return locate(s3_pipeline.out)
+
+
+def test_the_same_tables_as_on_a_disk(out, extracted):
+    here = locate(str(extracted))
+    local, remote = (
+        table(place) for place in (here.join("listing/manifest"), out.join("extract/listing/manifest"))
+    )
+    assert local.keys() == remote.keys()
+    for key, row in local.items():
+        assert {**row, "uri": ""} == {**remote[key], "uri": ""}
+        assert remote[key]["uri"].startswith("s3://")
+    same_features(here.join("features"), out.join("extract/features"))
+    counts = [
+        json.loads(place.join("result.json").read_bytes())["counts"]
+        for place in (here, out.join("extract"))
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_from_s3_to_a_disk(s3_pipeline, out, extracted, tmp_path, ray_cluster):
+    settings = ExtractSettings(
+        manifest=out.join("extract/listing/manifest").uri,
+        weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
+        out=str(tmp_path / "out"),
+        batch_size=5,
+    )
+    assert execute(settings, extract_features)["counts"]["ok"] == 40
+    same_features(locate(str(extracted / "features")), locate(f"{tmp_path}/out/features"))
+
+
+def test_a_whole_pipeline(out):
+    result = json.loads(out.join("result.json").read_bytes())
+    assert result["status"] == "finished"
+    assert result["counts"]["images"] == result["counts"]["ok"] == 40
+    for split in ("val", "test"):
+        accuracy = result["metrics"][split]["accuracy"]
+        assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+        assert accuracy["n"] == sum(result["counts"]["by_split"][split].values())
+        assert "recall" in result["metrics"][split]["per_class"]["nvazio"]
+    page = out.join("report.html").read_bytes().decode()
+    assert page.lstrip().lower().startswith("<!doctype html")
+    assert "vazios" in page
+    assert "data:image/" in page
+    predictions = table(out.join("evaluate/predictions"))
+    assert len(predictions) == sum(result["metrics"][s]["accuracy"]["n"] for s in ("val", "test"))
+    assert tables.rows(out.join("sweep/trials")) == 2
+    assert out.join("sweep/head.keras").exists()
+    assert not [file.uri for file in out.files() if "/work/" in file.uri]
+
+
+def test_no_secret_is_written(s3_pipeline, out):
+    told = s3_pipeline.process.stdout + s3_pipeline.process.stderr
+    assert "finished in" in told
+    assert SECRET not in told
+    files = list(out.files())
+    assert sum(file.uri.endswith(".json") for file in files) >= 8
+    for file in files:
+        assert SECRET.encode() not in file.read_bytes(), file.uri
