@@ -202,6 +202,8 @@ def start_ray() -> None:
     """Connect to the cluster this job was submitted to, or start Ray on this machine."""
     import ray
 
+    # An error that the driver catches is told once, not again for a second result of the same task.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if not ray.is_initialized():
         # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -239,7 +241,7 @@ def _muted_stderr() -> Iterator[None]:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them: `8.3 s`, `4 min 10 s`, `2 h 05 min`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -7,6 +7,7 @@ and its line in `--help` come from the field. Flags win over the file given by `
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import tomllib
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ class JobSettings(BaseSettings):
     )
 
     job: ClassVar[str]
+    example: ClassVar[str] = ""
     #: What the job writes below `out`, beside run.json and result.json.
     writes: ClassVar[tuple[str, ...]] = ()
 
@@ -56,6 +58,16 @@ class JobSettings(BaseSettings):
         "Without it (or with --resume) an unfinished run goes on where it was",
         json_schema_extra=_HOW,
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `--help` end with a command to try."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.__doc__ = (
+            f"{inspect.cleandoc(cls.__doc__ or '')}\n\n"
+            f"  python jobs/{cls.job}.py {cls.example}\n\n"
+            "The same command again goes on where an interrupted run was."
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -87,6 +99,7 @@ class ManifestSettings(JobSettings):
     """List a base: one row an image, with its label, size, sha256, group and split."""
 
     job: ClassVar[str] = "manifest"
+    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/listing"
     writes: ClassVar[tuple[str, ...]] = ("manifest", "errors")
 
     base: BaseName = Field(description="which base the images belong to")
@@ -193,6 +206,7 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
     """Run every image of a base once through a network and keep its feature vectors."""
 
     job: ClassVar[str] = "extract"
+    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/extract"
     writes: ClassVar[tuple[str, ...]] = ("features", "errors", "listing")
 
     base: BaseName | None = Field(None, description="which base; needed with --data")  # type: ignore[assignment]
@@ -230,6 +244,7 @@ class SweepSettings(SweepOptions, JobSettings):
     """Search the head's hyperparameters and class weights on cached features; val chooses."""
 
     job: ClassVar[str] = "sweep"
+    example: ClassVar[str] = "--base vazios --features out/extract/features --out out/sweep"
     writes: ClassVar[tuple[str, ...]] = ("trials", "history", "head.keras", "tune")
 
     base: BaseName = Field(description="which base the features belong to")
@@ -252,6 +267,10 @@ class EvaluateSettings(EvaluateOptions, JobSettings):
     """Judge a head: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
+    example: ClassVar[str] = (
+        "--base vazios --features out/extract/features --model out/sweep/head.keras "
+        "--out out/evaluate"
+    )
     writes: ClassVar[tuple[str, ...]] = ("predictions", "evaluation.json")
 
     base: BaseName = Field(description="which base the features belong to")
@@ -276,6 +295,7 @@ class ScannerSettings(ScannerOptions, JobSettings):
     """Render a synthetic base: X-ray scans that look real, with the truth written beside them."""
 
     job: ClassVar[str] = "scanner"
+    example: ClassVar[str] = "--base ncm --images 5000 --classes 100 --out out/scans"
     writes: ClassVar[tuple[str, ...]] = ("images", "truth")
 
     base: BaseName = Field(description="which base to render")
@@ -290,6 +310,7 @@ class PipelineSettings(
     """
 
     job: ClassVar[str] = "pipeline"
+    example: ClassVar[str] = "--base chest_xray --data chest_xray --out out/chest"
     writes: ClassVar[tuple[str, ...]] = (
         "scanner",
         "extract",

@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 from ray.data._internal.datasource.parquet_datasink import ParquetDatasink
 
 from visao_ray.storage import Location
-
-#: Column of a block that names the table of each row.
-TABLE = "table"
+from visao_ray.tables import TABLE
 
 
 class TablesSink(ParquetDatasink):  # type: ignore[misc]

@@ -23,6 +23,9 @@ _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.
 
 SPLITS = ("train", "val", "test")
 
+#: Column of a block that names the table of each row, where one write makes several tables.
+TABLE = "table"
+
 
 def _schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: VERSION.encode()})

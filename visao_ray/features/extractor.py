@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from visao_ray import tables
 from visao_ray.features.backbones import Backbone, build
-from visao_ray.sink import TABLE
 from visao_ray.storage import Location
+from visao_ray.tables import TABLE
 
 logger = logging.getLogger(__name__)
 

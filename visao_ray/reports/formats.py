@@ -36,16 +36,6 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 4.2 s, 3 min 05 s, 2 h 07 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def plain(value: Any) -> str:
     """Any setting as text; None is a dash, lists are joined."""
     if value is None:

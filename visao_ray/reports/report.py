@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from visao_ray.reports import figures
 from visao_ray.reports.figures import Figure
-from visao_ray.reports.formats import SPACE, duration, estimate, number, plain, with_interval
+from visao_ray.reports.formats import SPACE, estimate, number, plain, with_interval
+from visao_ray.runs import duration
 
 SPLITS = ("val", "test")
 TABLE_CLASSES = 12

@@ -14,7 +14,7 @@ from visao_ray.errors import InputError
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import SweepSettings
-from visao_ray.storage import Location, reason
+from visao_ray.storage import Location, locate, reason
 from visao_ray.tuning.data import Summary, load_features
 from visao_ray.tuning.objective import OBJECTIVES, Objective, default_objective
 from visao_ray.tuning.outcomes import (
@@ -56,6 +56,7 @@ def search(settings: SweepSettings, run: Run[Any], heads: list[HeadSettings]) ->
     """Try the given heads, the first of which is the default that others are measured against."""
     import ray
 
+    tables.open_table(locate(settings.features), "features")  # before Ray: it is often mistyped
     start_ray()
     with run.timed("load"):
         load = ray.remote(load_features).options(num_returns=2)
