@@ -56,7 +56,7 @@ def one_line(stderr: str, *says: str) -> None:
         ("extract", "--base lungs --data {data} --out {out}", ("--base lungs", "vazios")),
         ("manifest", "--base vazios --data {data} --uot {out}", ("--uot", "--out")),
         ("manifest", "--base vazios --data {tmp}/none --out {out}", ("--data {tmp}/none", "exist")),
-        ("pipeline", "--base vazios --data s3://k:hush@b/x --out {out}", ("AWS_SECRET_ACCESS_KEY",)),
+        ("pipeline", "--base vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
         ("manifest", "--base vazios --data s3://no-such-bucket/x --out {out}", ("no-such-bucket",)),
         ("extract", "--base vazios --data {data} --out s3://no-such-bucket/x", ("no-such-bucket",)),
         ("scanner", "--base ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
@@ -104,7 +104,9 @@ def misfits(tmp_path_factory):
         ("s3://{bucket}/none.keras", ("none.keras: cannot be read",)),
     ],
 )
-def test_weights_that_do_not_fit(weights, says, misfits, s3, extracted, tmp_path, capsys, ray_cluster):
+def test_weights_that_do_not_fit(
+    weights, says, misfits, s3, extracted, ray_cluster, tmp_path, capsys
+):
     uri = weights.format(misfits=misfits, bucket=s3.bucket)
     told = ["--manifest", f"{extracted}/listing/manifest", "--out", str(tmp_path / "out")]
     told += ["--weights", uri, "--image-size", "32"]

@@ -40,9 +40,8 @@ def out(s3_pipeline) -> Location:
 
 def test_the_same_tables_as_on_a_disk(out, extracted):
     here = locate(str(extracted))
-    local, remote = (
-        table(place) for place in (here.join("listing/manifest"), out.join("extract/listing/manifest"))
-    )
+    local = table(here.join("listing/manifest"))
+    remote = table(out.join("extract/listing/manifest"))
     assert local.keys() == remote.keys()
     for key, row in local.items():
         assert {**row, "uri": ""} == {**remote[key], "uri": ""}
@@ -94,3 +93,10 @@ def test_no_secret_is_written(s3_pipeline, out):
     assert sum(file.uri.endswith(".json") for file in files) >= 8
     for file in files:
         assert SECRET.encode() not in file.read_bytes(), file.uri
+
+
+def test_no_secret_reaches_rays_logs(s3_pipeline):
+    logs = [path for path in s3_pipeline.logs.rglob("logs/**/*") if path.is_file()]
+    assert any("runtime_env_agent" in path.name for path in logs)
+    for path in logs:
+        assert SECRET.encode() not in path.read_bytes(), path

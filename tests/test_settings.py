@@ -34,11 +34,9 @@ def refusal(kind, *arguments: str) -> str:
 
 
 def test_flags():
-    settings = parse(
-        ExtractSettings,
-        [*MANIFEST, *"--batch-size=4 --augment G3 --views 2 --fresh".split()]
-        + "--ignore tmp --ignore old --val-share 0.25".split(),
-    )
+    how = ["--batch-size=4", "--augment", "G3", "--views", "2", "--fresh", "--val-share", "0.25"]
+    ignored = ["--ignore", "tmp", "--ignore", "old"]
+    settings = parse(ExtractSettings, [*MANIFEST, *how, *ignored])
     assert (settings.base, settings.data, settings.out) == ("vazios", "in", "o")
     assert (settings.batch_size, settings.augmented_views) == (4, 2)
     assert settings.ignore == ["tmp", "old"]
@@ -131,7 +129,7 @@ def test_identity_is_what_decides_the_result():
 
 
 def test_a_part_takes_over_what_it_shares():
-    more = "--seed 4 --trials 3 --views 1 --augment G1".split()
+    more = ["--seed", "4", "--trials", "3", "--views", "1", "--augment", "G1"]
     whole = parse(PipelineSettings, [*MANIFEST, *more])
     extract = whole.part(ExtractSettings, out="x")
     assert (extract.seed, extract.views, extract.augment, extract.out) == (4, 1, "G1", "x")

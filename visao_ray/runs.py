@@ -168,6 +168,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
         elif previous["settings"] != settings.identity():
             raise InputError(_difference(out, previous, settings))
         elif result.exists():
+            run.work.delete()  # a kill right after the result was written leaves it behind
             run.say(f"already finished: {result.uri} (--fresh to do it again)")
             return dict(_read_json(result) or {})
         else:

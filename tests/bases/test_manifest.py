@@ -44,7 +44,8 @@ def listed(data: Path, out: Path, base: str = "chest_xray", **options):
     assert len(broken) == len(errors) == counts["errors"]
     assert set(broken) == {key for key, row in manifest.items() if row["status"] == "error"}
     splits = Counter((row["split"], row["label"]) for row in rows if row["status"] == "ok")
-    told = {(s, label): n for s, labels in counts["by_split"].items() for label, n in labels.items()}
+    by_split = counts["by_split"].items()
+    told = {(split, label): n for split, labels in by_split for label, n in labels.items()}
     assert told == dict(splits)
     return result, manifest, broken
 
@@ -191,7 +192,9 @@ def test_groups_of_a_file_and_a_train_folder_alone(tmp_path, ray_cluster):
 
 def test_a_limit_is_taken_evenly_and_ignored_folders_are_passed_over(tmp_path, ray_cluster):
     names = {"8703": 10, "0102": 30, "2204": 30, "antigos": 30}
-    files = {f"{label}/{n:03d}.jpg": picture(n) for label, many in names.items() for n in range(many)}
+    files = {
+        f"{label}/{n:03d}.jpg": picture(n) for label, many in names.items() for n in range(many)
+    }
     data = write_files(tmp_path / "data", files)
     options = {"base": "ncm", "limit": 12, "ignore": ["antigos"]}
     result, manifest, _ = listed(data, tmp_path / "out", **options)
@@ -259,4 +262,3 @@ def test_wrong_files_of_groups(tmp_path, content, says, ray_cluster):
         execute(settings, make_manifest)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-

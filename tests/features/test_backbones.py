@@ -69,9 +69,7 @@ def test_pixels_are_prepared_as_told(preprocessing, mobilenet, images):
     keras = import_keras()
     backbone = found(**SMALL, preprocessing=preprocessing)
     assert backbone.digest == mobilenet.digest
-    trunk = keras.applications.MobileNetV2(
-        include_top=False, weights=None, input_shape=(32, 32, 3)
-    )
+    trunk = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3))
     trunk.set_weights(list(backbone.arrays))
     pixels = images.astype(np.float32)
     if preprocessing == "unit":
@@ -103,9 +101,7 @@ def test_kept_and_read_again(kind, mobilenet, tiny_backbone, tmp_path, images):
 
 def test_weights_of_a_file(mobilenet, tmp_path):
     keras = import_keras()
-    model = keras.applications.MobileNetV2(
-        include_top=False, weights=None, input_shape=(32, 32, 3)
-    )
+    model = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(32, 32, 3))
     path = tmp_path / "mine.weights.h5"
     model.save_weights(path)
     backbone = found(backbone="mobilenetv2", weights=str(path), image_size=32)

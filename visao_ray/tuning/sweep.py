@@ -115,10 +115,16 @@ def _tune(run: Run[Any], features: Any, plan: dict[str, Any]) -> dict[int, str]:
     """Run the trials that have not ended yet; returns those lost without an outcome, and why."""
     os.environ |= _TUNE
     from ray import tune
+    from ray.tune.execution import class_cache
 
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
+    # Tune would hand the driver's AWS keys to every trial, and Ray's agent would log them. Workers
+    # find credentials as in all other jobs: in their node's own environment or role.
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
     trainable = tune.with_resources(
         tune.with_parameters(HeadTrainable, features=[features], plan=Plan(**plan)), _resources()
     )
