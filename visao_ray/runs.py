@@ -208,6 +208,9 @@ def start_ray() -> None:
     if not ray.is_initialized():
         # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # A Ray started here would end idle processes beyond one a core and start them again later,
+        # a second or two of work each time: readers, actors and writers are more than cores.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (os.cpu_count() or 1) + 6))
         with _muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -114,6 +114,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}),
                 # Nothing to wait for: what is extracted but not committed is lost in a kill.
                 ray_remote_args={"num_cpus": 0},
+                concurrency=pool.writers,
             )
 
     run.once("extract", extract)
@@ -187,6 +188,7 @@ class ActorPool:
     cpus: float
     gpus: float
     cpus_per_loader: float
+    writers: int
 
 
 def actor_pool(settings: ExtractSettings) -> ActorPool:
@@ -217,7 +219,12 @@ def actor_pool(settings: ExtractSettings) -> ActorPool:
     # every image.
     roomy = have.get("CPU", 1.0) >= 2 * size + 2
     return ActorPool(
-        size=size, cpus=0.9 if roomy else 0.0, gpus=share, cpus_per_loader=1.0 if roomy else 0.5
+        size=size,
+        cpus=0.9 if roomy else 0.0,
+        gpus=share,
+        cpus_per_loader=1.0 if roomy else 0.7,
+        # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
+        writers=(8 if share else 2) * size,
     )
 
 
