@@ -87,16 +87,18 @@ class Run(Generic[S]):
         Each committed file stands for about `block` rows, so the figure is rounded to blocks.
         """
         stop = threading.Event()
-        clock, before = time.perf_counter(), len(committed.children())
 
         def tell() -> None:
+            first: tuple[float, int] | None = None  # since then speed is measured: start-up is not
             while not stop.wait(_PROGRESS_S):
                 try:
-                    files = len(committed.children())
+                    done = len(committed.children()) * block
                 except OSError:
                     continue  # the storage is busy; tell next time
-                done = files * block
-                speed = (files - before) * block / (time.perf_counter() - clock)
+                if first is None:
+                    first = (time.perf_counter(), done) if done else None
+                    continue
+                speed = (done - first[1]) / (time.perf_counter() - first[0])
                 if done < total and speed > 0:
                     left = duration((total - done) / speed)
                     self.say(f"about {done:,} of {total:,} ({speed:,.1f}/s, {left} left)")
