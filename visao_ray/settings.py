@@ -116,7 +116,7 @@ class ManifestSettings(JobSettings):
         0.1, gt=0, lt=1, description="share carved for test if no test/ folder"
     )
     ignore: list[str] = Field(
-        ["__MACOSX"], description="folder names to pass over (hidden folders always are)"
+        [], description="name of a folder to pass over; may be given again (hidden ones always are)"
     )
     limit: int | None = Field(
         None, ge=1, description="at most N images, taken evenly from the class folders"

@@ -75,7 +75,7 @@ class Location:
     def walk(self, ignore: Collection[str] = ()) -> Iterator[str]:
         """Paths of all files below, relative to here, in no order; links are followed once.
 
-        Folders that are hidden or named in `ignore` are passed over.
+        Some folders are left out: see `passed_over`.
         """
         if self.is_local:
             seen = set()
@@ -85,7 +85,7 @@ class Location:
                     names.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                names[:] = [name for name in names if not _passed_over(name, ignore)]
+                names[:] = [name for name in names if not passed_over(name, ignore)]
                 inner = os.path.relpath(folder, self.path)
                 yield from (name if inner == "." else f"{inner}/{name}" for name in files)
             return
@@ -94,7 +94,7 @@ class Location:
             path = info.path[len(self.path.rstrip("/")) + 1 :]
             folders = path.split("/")[:-1]
             if info.type != pafs.FileType.Directory and not any(
-                _passed_over(name, ignore) for name in folders
+                passed_over(name, ignore) for name in folders
             ):
                 yield path
 
@@ -177,8 +177,9 @@ def locate(uri: str) -> Location:
     return Location(f"s3://{path}", _s3(), path)
 
 
-def _passed_over(name: str, ignore: Collection[str]) -> bool:
-    return name.startswith(".") or name in ignore
+def passed_over(name: str, ignore: Collection[str]) -> bool:
+    """Whether a folder is none of the user's: hidden, left by macOS in archives, or ignored."""
+    return name.startswith(".") or name == "__MACOSX" or name in ignore
 
 
 def _s3() -> pafs.S3FileSystem:

@@ -173,8 +173,8 @@ def plain_loop(contents: list[bytes]) -> float:
 def main() -> int:
     """Measure, print the table, and say whether the bars hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2560, help="scans for the DenseNet part")
-    parser.add_argument("--films", type=int, default=5664, help="films for the decoding part")
+    parser.add_argument("--images", type=int, default=2048, help="scans for the DenseNet part")
+    parser.add_argument("--films", type=int, default=2832, help="films for the decoding part")
     parser.add_argument("--many", type=int, default=20_000, help="images for the memory part")
     options = parser.parse_args()
     bars: list[tuple[str, bool]] = []

@@ -27,7 +27,7 @@ from visao_ray.errors import InputError
 from visao_ray.images.decode import DecodeError, read_header
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import ManifestSettings
-from visao_ray.storage import Location, locate, reason, require_folder
+from visao_ray.storage import Location, locate, passed_over, reason, require_folder
 
 _READERS = 16  # files read at once in one task: object storage answers slowly but in parallel
 _LISTED_AT_ONCE = 4096
@@ -78,7 +78,7 @@ def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
         for name, is_folder in location.children():
             if not is_folder:
                 files.append(name)
-            elif not name.startswith(".") and name not in ignore:
+            elif not passed_over(name, ignore):
                 folders.append(name)
         return folders, files
 

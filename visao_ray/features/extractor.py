@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ class Extractor:
         self._backbone = backbone
         self._batch_size = batch_size
         self._schema = extracted_schema(backbone.width)
+        # Once before threads share it: Keras builds its predict function at the first call.
+        self._predict(pa.chunked_array([], pa.binary()))
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -67,20 +70,29 @@ class Extractor:
 
     def _extract(self, pixels: pa.ChunkedArray) -> tuple[npt.NDArray[np.float32], ...]:
         """uint8 images as bytes → (avg, max), float32 [N,D] each."""
-        side, width = self._backbone.image_size, self._backbone.width
+        width = self._backbone.width
         results = (
             np.empty((len(pixels), width), np.float32),
             np.empty((len(pixels), width), np.float32),
         )
-        batch = np.zeros((self._batch_size, side, side, 3), np.uint8)
-        for start in range(0, len(pixels), self._batch_size):
+
+        def extract(start: int) -> None:
             images = pixels[start : start + self._batch_size]
-            for position, image in enumerate(images):
-                flat = np.frombuffer(image.as_buffer(), np.uint8)
-                batch[position] = flat.reshape(side, side, 3)
-            for result, values in zip(results, self._model.predict_on_batch(batch), strict=True):
+            for result, values in zip(results, self._predict(images), strict=True):
                 result[start : start + len(images)] = values[: len(images)]
+
+        # Two batches at a time: one computes where the other waits for its slowest thread.
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(extract, range(0, len(pixels), self._batch_size)))
         return results
+
+    def _predict(self, images: pa.ChunkedArray) -> Any:
+        """(avg, max) of at most a batch of images, behind which padding may follow."""
+        side = self._backbone.image_size
+        batch = np.zeros((self._batch_size, side, side, 3), np.uint8)
+        for position, image in enumerate(images):
+            batch[position] = np.frombuffer(image.as_buffer(), np.uint8).reshape(side, side, 3)
+        return self._model.predict_on_batch(batch)
 
 
 def _spread(values: npt.NDArray[np.float32], where: npt.NDArray[np.bool_], kind: Any) -> pa.Array:

@@ -96,7 +96,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 manifest.path,
                 filesystem=manifest.filesystem,
                 num_cpus=_LIGHT,
-            ).repartition(target_num_rows_per_block=block).map_batches(
+            ).repartition(target_num_rows_per_block=block, strict=True).map_batches(
                 load,
                 batch_size=None,
                 batch_format="pyarrow",
