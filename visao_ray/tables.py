@@ -27,12 +27,13 @@ SPLITS = ("train", "val", "test")
 TABLE = "table"
 
 
-def _schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+def named_schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """A table's schema with its name and version in the metadata, as `validate` looks for them."""
     return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: VERSION.encode()})
 
 
 #: One row an image found in a base. `split` and `group` decide who may see it.
-MANIFEST = _schema(
+MANIFEST = named_schema(
     "manifest",
     [
         ("key", pa.string()),
@@ -52,7 +53,7 @@ MANIFEST = _schema(
 )
 
 #: One row an image that could not be used, and why.
-ERRORS = _schema(
+ERRORS = named_schema(
     "errors",
     [
         ("key", pa.string()),
@@ -71,7 +72,7 @@ def features(width: int, about: Mapping[str, Any]) -> pa.Schema:
     augmentation); it is JSON.
     """
     vector = pa.list_(pa.float32(), width)
-    schema = _schema(
+    schema = named_schema(
         "features",
         [
             ("key", pa.string()),
@@ -90,7 +91,7 @@ def features(width: int, about: Mapping[str, Any]) -> pa.Schema:
 
 def predictions(classes: Sequence[str]) -> pa.Schema:
     """Schema of a predictions table: `probability` is float32[C] in the order of `classes`."""
-    schema = _schema(
+    schema = named_schema(
         "predictions",
         [
             ("key", pa.string()),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from visao_ray.models.head import HeadSettings
 from visao_ray.storage import Location
-from visao_ray.tables import VERSION
+from visao_ray.tables import named_schema
 from visao_ray.tuning.objective import OBJECTIVES
 
 
@@ -89,15 +89,10 @@ class Outcomes:
         return self.folder.join(f"{number:05d}.json")
 
 
-def _schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
-    metadata = {"visao_ray.table": name, "visao_ray.version": VERSION}
-    return pa.schema(fields, metadata=metadata)
-
-
 _TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int32(), float: pa.float64()}
 
 #: One row a trial: its settings, and its metrics on val at its best epoch.
-TRIALS = _schema(
+TRIALS = named_schema(
     "trials",
     [
         ("trial_id", pa.string()),
@@ -116,7 +111,7 @@ TRIALS = _schema(
 )
 
 #: One row an epoch of a trial, for learning curves.
-HISTORY = _schema(
+HISTORY = named_schema(
     "history",
     [
         ("number", pa.int32()),
