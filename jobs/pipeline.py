@@ -6,7 +6,7 @@ Each stage is a job of its own with its own folder below --out, and each goes on
 from typing import Any
 
 from visao_ray.bases.scanner.job import render_scans
-from visao_ray.evaluation.judge import evaluate_head
+from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.pipeline import extract_features
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.runs import Run, execute, main
@@ -44,14 +44,16 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
             make_sweep,
         ),
         "evaluate": (
-            settings.part(
-                EvaluateSettings,
+            EvaluateSettings(
+                base=settings.base,
                 out=out.join("evaluate").uri,
                 features=features,
                 model=model,
-                fresh=False,
+                seed=settings.seed,
+                target_recall=settings.target_recall,
+                replicates=settings.replicates,
             ),
-            evaluate_head,
+            evaluate_model,
         ),
     }
     for name, (part, work) in parts.items():

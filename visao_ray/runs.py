@@ -213,7 +213,7 @@ def start_ray() -> None:
         # A Ray started here would end idle processes beyond one a core and start them again later,
         # a second or two of work each time: readers, actors and writers are more than cores.
         os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (os.cpu_count() or 1) + 6))
-        with _muted_stderr():  # where it would tell that it read this variable
+        with muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     import ray.data
@@ -233,7 +233,8 @@ def start_ray() -> None:
 
 
 @contextlib.contextmanager
-def _muted_stderr() -> Iterator[None]:
+def muted_stderr() -> Iterator[None]:
+    """Swallow what libraries in C++ print while the block runs."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

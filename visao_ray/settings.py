@@ -136,8 +136,16 @@ class ManifestSettings(JobSettings):
         return self
 
 
-class ExtractOptions(BaseSettings):
-    """How pixels become vectors."""
+def _refuse_listing(settings: ManifestSettings) -> None:
+    """Nothing is listed without --data: a flag of the listing would do nothing."""
+    for name in ("groups", "val_share", "test_share", "ignore", "limit"):
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} belongs to the listing of --data; it is done already")
+
+
+class BackboneOptions(BaseSettings):
+    """Which network, with which weights, and how images fit its input."""
 
     backbone: str | None = Field(
         None,
@@ -162,6 +170,11 @@ class ExtractOptions(BaseSettings):
         None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
     )
     resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
+
+
+class ExtractOptions(BackboneOptions):
+    """How pixels become vectors."""
+
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
         "none", description="the study's augmentation recipe for extra views of train images"
     )
@@ -221,11 +234,8 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
             raise ValueError("give either --data (with --base) or --manifest")
         if self.data is not None and self.base is None:
             raise ValueError("--data needs --base chest_xray, vazios or ncm")
-        listing = ("groups", "val_share", "test_share", "ignore", "limit")
-        for name in listing if self.manifest is not None else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} belongs to the listing of --data; --manifest has it done")
+        if self.data is None:
+            _refuse_listing(self)
         return self
 
 
@@ -263,19 +273,194 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, JobSettings):
-    """Judge a head: threshold from val, then every metric on test, once, with intervals."""
+class EvaluateSettings(EvaluateOptions, ManifestSettings):
+    """Judge a model: threshold from val, then every metric on test, once, with intervals.
+
+    A model of features judges --features, one of images --data or --manifest.
+    """
 
     job: ClassVar[str] = "evaluate"
     example: ClassVar[str] = (
         "--base vazios --features out/extract/features --model out/sweep/head.keras "
         "--out out/evaluate"
     )
-    writes: ClassVar[tuple[str, ...]] = ("predictions", "evaluation.json")
+    writes: ClassVar[tuple[str, ...]] = (
+        "predictions",
+        "embeddings",
+        "evaluation.json",
+        "errors",
+        "listing",
+    )
 
-    base: BaseName = Field(description="which base the features belong to")
-    features: str = Field(description="features table made by jobs/extract.py")
-    model: str = Field(description="head.keras made by jobs/sweep.py")
+    model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
+    features: str | None = Field(None, description="features table made by jobs/extract.py")
+    data: str | None = Field(  # type: ignore[assignment]
+        None,
+        description="images to list first (with the --seed and shares of the training, where "
+        "splits are carved); or give --manifest or --features",
+    )
+    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
+    batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="actors that hold the model (one a GPU share; without GPUs one a node)",
+        json_schema_extra=_HOW,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
+        json_schema_extra=_HOW,
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> EvaluateSettings:
+        given = [name for name in ("features", "data", "manifest") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("give one of --features, --data and --manifest")
+        if self.data is None:
+            _refuse_listing(self)
+        return self
+
+
+class TrainOptions(BackboneOptions, EvaluateOptions):
+    """What is trained, and how."""
+
+    family: Literal["simple_cnn", "transfer", "head", "siamese", "autoencoder", "svm"] = Field(
+        description="simple_cnn, transfer, autoencoder: from pixels; head: from features; siamese, "
+        "svm: from either"
+    )
+    architecture: Literal["cnn_a2", "cnn_b"] = Field(
+        "cnn_a2", description="layers of simple_cnn: the study's CNN-A2 (150²) or CNN-B (224²)"
+    )
+    epochs: int | None = Field(
+        None,
+        ge=0,
+        description="most epochs (30; 0 for transfer with --head, whose head is trained already)",
+    )
+    batch_size: int = Field(
+        64, ge=2, description="rows a step, shared out evenly among the workers"
+    )
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = Field("adam", description="optimizer")
+    learning_rate: float = Field(1e-3, gt=0, description="at the start")
+    patience: int = Field(8, ge=1, description="epochs without a better --monitor to stop")
+    reduce_patience: int = Field(
+        3, ge=1, description="epochs without a better --monitor to reduce the learning rate"
+    )
+    reduce_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
+    monitor: Literal["loss", "accuracy", "auc"] = Field(
+        "loss", description="val figure that picks the best epoch (auc: two classes only)"
+    )
+    class_weight: Literal["none", "balanced"] | dict[str, float] = Field(
+        "none", description='balanced, or {"CLASS": factor}: how much a row counts by its class'
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the classes' targets")
+    augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
+        "none", description="the study's augmentation recipe, drawn anew every epoch, on train only"
+    )
+    pool: Literal["avg", "max", "both"] = Field(
+        "both", description="which of the pooled vectors head, siamese and svm take"
+    )
+    units: int = Field(256, ge=0, le=4096, description="of the head's hidden layer; 0: none")
+    dropout: float = Field(0.2, ge=0, lt=1, description="before the head's last layer")
+    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+    head: str | None = Field(
+        None, description="head.keras of jobs/sweep.py to start from (transfer, head)"
+    )
+    fine_tune_from: str | None = Field(
+        None,
+        description="transfer: layer or block of the backbone from which on it is trained too, "
+        "after the head, e.g. conv5_block1",
+    )
+    fine_tune_epochs: int = Field(10, ge=0, description="most epochs of fine-tuning")
+    fine_tune_learning_rate: float = Field(1e-5, gt=0, description="at its start")
+    join: Literal["contrastive", "concatenation"] = Field(
+        "contrastive", description="siamese: distance with a margin, or the study's dense layers"
+    )
+    embedding: int = Field(128, ge=2, le=4096, description="numbers of a siamese or autoencoder")
+    margin: float = Field(1.0, gt=0, le=2, description="siamese: distance that classes must keep")
+    anchors: int = Field(5, ge=1, description="siamese: train images a class to compare with")
+    svm_c: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="C to try")
+    svm_gamma: list[float] = Field(
+        [0.1, 1.0, 10.0], description="gamma to try, in units of 1 / (numbers · variance)"
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="of the computation; weights stay float32"
+    )
+    xla: bool = Field(False, description="compile each step with XLA")
+    workers: int = Field(1, ge=1, description="training processes", json_schema_extra=_HOW)
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs a worker (1 where there is a GPU, else 0)",
+        json_schema_extra=_HOW,
+    )
+    keep: int = Field(2, ge=1, description="best checkpoints kept", json_schema_extra=_HOW)
+    max_failures: int = Field(
+        3,
+        ge=0,
+        description="lost workers after which the job gives up; each time all go on from the last "
+        "checkpoint",
+        json_schema_extra=_HOW,
+    )
+
+
+class TrainSettings(TrainOptions, ManifestSettings):
+    """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
+
+    job: ClassVar[str] = "train"
+    example: ClassVar[str] = (
+        "--family simple_cnn --base vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
+    )
+    writes: ClassVar[tuple[str, ...]] = (
+        "model.keras",
+        "savedmodel",
+        "predictions",
+        "embeddings",
+        "evaluation.json",
+        "errors",
+        "checked",
+        "checkpoints",
+        "tensorboard",
+        "listing",
+    )
+
+    data: str | None = Field(  # type: ignore[assignment]
+        None, description="images to list first; or give --manifest or --features"
+    )
+    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
+    features: str | None = Field(None, description="features table made by jobs/extract.py")
+
+    @model_validator(mode="after")
+    def _source(self) -> TrainSettings:
+        given = [name for name in ("data", "manifest", "features") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("give one of --data, --manifest and --features")
+        if self.family == "head" and given != ["features"]:
+            raise ValueError("--family head is trained on --features")
+        if self.family in ("simple_cnn", "transfer", "autoencoder") and given == ["features"]:
+            raise ValueError(f"--family {self.family} is trained on images: give --data")
+        if self.head is not None and self.family not in ("transfer", "head"):
+            raise ValueError(f"--head is for transfer and head, not {self.family}")
+        if self.fine_tune_from is not None and self.family != "transfer":
+            raise ValueError("--fine-tune-from is for --family transfer")
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"--batch-size {self.batch_size} cannot be shared evenly by --workers "
+                f"{self.workers}"
+            )
+        if self.family == "siamese" and self.batch_size // self.workers % 2:
+            raise ValueError("--family siamese needs an even number of rows a worker")
+        if self.epochs == 0 and self.head is None:
+            raise ValueError("--epochs 0 needs a --head that is trained already")
+        if self.data is None:
+            _refuse_listing(self)
+        if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
+            raise ValueError(f"--monitor {self.monitor}: {self.family} has a loss only")
+        if self.monitor == "auc" and self.base == "ncm":
+            raise ValueError("--monitor auc is for bases of two classes")
+        return self
 
 
 class ScannerOptions(BaseSettings):

@@ -11,12 +11,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from visao_ray.errors import InputError
 from visao_ray.storage import Location, reason
+
+Vectors = npt.NDArray[np.float32]
 
 VERSION = "1"
 _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
@@ -107,6 +111,22 @@ def predictions(classes: Sequence[str]) -> pa.Schema:
     return schema.with_metadata(metadata)
 
 
+def embeddings(width: int) -> pa.Schema:
+    """Schema of an embeddings table: `embedding` is float32[width], one row an image."""
+    return named_schema(
+        "embeddings",
+        [
+            ("key", pa.string()),
+            ("label", pa.string()),
+            ("split", pa.string()),
+            ("group", pa.string()),
+            ("content_id", pa.string()),
+            ("embedding", pa.list_(pa.float32(), width)),
+            ("model", pa.string()),
+        ],
+    )
+
+
 def about(schema: pa.Schema) -> dict[str, Any]:
     """What a table's metadata says of how it was made; empty where it says nothing."""
     return dict(json.loads((schema.metadata or {}).get(_ABOUT, b"{}")))
@@ -162,6 +182,17 @@ def rows(location: Location) -> int:
 def batches(location: Location, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Stream some columns of a table; memory stays at a few batches."""
     yield from open_table(location, name).to_batches(columns=list(columns))
+
+
+def matrix(column: pa.ChunkedArray) -> Vectors:
+    """A column of vectors without nulls as float32[N, D]."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float32).reshape(len(column), column.type.list_size)
+
+
+def vectors(values: Vectors) -> pa.FixedSizeListArray:
+    """float32[N, D] as a column of vectors."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def write(location: Location, table: pa.Table, schema: pa.Schema) -> None:

@@ -1,26 +1,14 @@
-"""The head: what it computes, and that its file says what it is."""
-
-import zipfile
+"""The head: what it computes."""
 
 import numpy as np
 import pytest
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.models.head import (
-    HeadAbout,
-    HeadSettings,
-    Moments,
-    build_head,
-    compile_head,
-    load_head,
-    pack_head,
-    row_weights,
-)
-from visao_ray.storage import locate
+from visao_ray.features.vectors import Moments
+from visao_ray.models.head import HeadSettings, build_head, class_factors, compile_head
 
 WIDTH = 6
-FEATURES = {"backbone": "gauss", "weights": "a", "weights_digest": "12", "image_size": 224}
 
 
 @pytest.fixture(scope="module")
@@ -34,36 +22,6 @@ def vectors():
 @pytest.fixture(scope="module")
 def moments(vectors):
     return {pool: Moments.of(part) for pool, part in vectors.items()}
-
-
-def about(settings, classes=("nvazio", "vazio")):
-    return HeadAbout("vazios", classes, WIDTH, FEATURES, settings.model_dump(mode="json"), 3, 2)
-
-
-@pytest.mark.parametrize("pool", ["avg", "max", "both"])
-@pytest.mark.parametrize("units", [0, 8])
-def test_file_keeps_the_head(tmp_path, vectors, moments, pool, units):
-    keras = import_keras()
-    settings = HeadSettings(pool=pool, units=units, l2=1e-3, learning_rate=0.05)
-    import_keras().utils.set_random_seed(0)
-    model = build_head(settings, WIDTH, 2, moments)
-    compile_head(model, settings)
-    model.fit(vectors, np.zeros(200, np.int32), batch_size=100, epochs=5, verbose=0)
-    expected = model.predict(vectors, verbose=0)
-    place = locate(str(tmp_path / "head.keras"))
-    place.write_bytes(pack_head(model, about(settings)))
-
-    loaded, told = load_head(place)
-    assert told == about(settings)
-    # Plain Keras, in safe mode, reads the same file.
-    plain = keras.saving.load_model(place.path, safe_mode=True)
-    for head in (loaded, plain):
-        found = head.predict(vectors, verbose=0)
-        assert found.dtype == np.float32
-        assert found.shape == (200, 2)
-        np.testing.assert_array_equal(found, expected)
-    np.testing.assert_allclose(expected.sum(axis=1), 1, atol=1e-6)
-    assert expected[:, 0].mean() > 0.5  # it learned the only class it saw
 
 
 def test_only_the_chosen_pool_counts(vectors, moments):
@@ -110,36 +68,15 @@ def test_label_smoothing_keeps_probabilities_from_the_ends(vectors, moments):
     assert confident[1] == pytest.approx(0.8, abs=0.05)  # 1 - smoothing / 2
 
 
-def test_row_weights():
+def test_class_factors():
     labels = np.array([0, 0, 0, 2], np.int32)
     classes = ("nvazio", "other", "vazio")
 
     def weights(class_weight):
-        return row_weights(HeadSettings(class_weight=class_weight), labels, classes)
+        return class_factors(class_weight, labels, classes)[labels]
 
     np.testing.assert_allclose(weights("none"), [1, 1, 1, 1])
     np.testing.assert_allclose(weights("balanced"), [2 / 3, 2 / 3, 2 / 3, 2])
     np.testing.assert_allclose(weights({"nvazio": 3}), np.array([3, 3, 3, 1]) / 2.5)
     with pytest.raises(InputError, match="zebra"):
         weights({"zebra": 2})
-
-
-def test_check_names_what_does_not_fit():
-    head = about(HeadSettings())
-    elsewhere = FEATURES | {"weights": "elsewhere", "augment": "G1"}
-    head.check("vazios", WIDTH, elsewhere, "features")
-    with pytest.raises(InputError, match="base vazios, not ncm"):
-        head.check("ncm", WIDTH, FEATURES, "features")
-    with pytest.raises(InputError, match="7 numbers a pool, the head takes 6"):
-        head.check("vazios", 7, FEATURES, "features")
-    with pytest.raises(InputError, match="weights_digest 13"):
-        head.check("vazios", WIDTH, FEATURES | {"weights_digest": "13"}, "features")
-
-
-def test_other_files_are_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
-        archive.writestr("config.json", "{}")
-    (tmp_path / "text.keras").write_text("no archive")
-    for name in ("other.keras", "text.keras", "missing.keras"):
-        with pytest.raises(InputError, match=name):
-            load_head(locate(str(tmp_path / name)))

@@ -18,11 +18,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from visao_ray import tables
 from visao_ray.errors import InputError
-from visao_ray.models.head import HeadSettings, load_head
+from visao_ray.features.vectors import load_features
+from visao_ray.models import saved
+from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
 from visao_ray.settings import SweepSettings
 from visao_ray.storage import locate
-from visao_ray.tuning.data import load_features
 from visao_ray.tuning.outcomes import Outcomes
 from visao_ray.tuning.space import propose
 from visao_ray.tuning.sweep import make_sweep, search
@@ -105,7 +106,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert result["details"]["default"]["roc_auc"] == rows[0]["metric.roc_auc"]
     assert best["metric.roc_auc"] > 0.8
 
-    model, about = load_head(locate(f"{out}/head.keras"))
+    model, about = saved.load(locate(f"{out}/head.keras"))
     assert about.classes == ("NORMAL", "PNEUMONIA")
     assert about.features == {"backbone": "gauss", "weights_digest": "1"}
     assert about.settings == winner["settings"]
@@ -195,7 +196,7 @@ def test_many_classes_with_gaps(tmp_path):
     result = run_of(out, base="ncm", epochs=2)(table, heads)
     assert result["details"]["objective"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
-    model, about = load_head(locate(f"{out}/head.keras"))
+    model, about = saved.load(locate(f"{out}/head.keras"))
     assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
     _, data = load_features(table, "ncm")
     predicted = model.predict(data.val.vectors, verbose=0).argmax(axis=1)

@@ -1,105 +1,159 @@
-"""The evaluate job: a head meets val and, once, test."""
+"""The evaluate job: a trained model meets val and, once, test."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.base import BASES
+from visao_ray.bases.manifest import check_errors
 from visao_ray.errors import InputError
+from visao_ray.evaluation.inference import predict
 from visao_ray.evaluation.predictions import evaluate_predictions
-from visao_ray.models.head import load_head, read_about
+from visao_ray.evaluation.retrieval import SPLITS, retrieval_metrics
+from visao_ray.features.pipeline import check_source, list_images
+from visao_ray.models import saved
+from visao_ray.models.saved import ModelAbout
 from visao_ray.runs import Run, start_ray, to_json
 from visao_ray.settings import EvaluateSettings
-from visao_ray.storage import Location, locate, reason
+from visao_ray.storage import Location, locate
 
 _MISTAKES_KEPT = 200
+_NEIGHBOURS = 20
 
 
-class Predictor:
-    """Holds a head; turns a block of features rows into predictions of its val and test images."""
+def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
+    """The evaluate job: writes `predictions`, `embeddings`, `evaluation.json`, and the metrics.
 
-    def __init__(self, uri: str) -> None:
-        self._head, self._about = load_head(locate(uri))
-        self._schema = tables.predictions(self._about.classes)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Features rows → predictions rows (with the sink's column `table`)."""
-        judged = pc.and_(pc.not_equal(block["split"], "train"), pc.equal(block["view"], 0))
-        rows = block.filter(judged)
-        classes = self._about.classes
-        if rows.num_rows:
-            vectors = {pool: _matrix(rows[pool]) for pool in ("avg", "max")}
-            probability = np.asarray(self._head.predict_on_batch(vectors), np.float32)
-        else:
-            probability = np.zeros((0, len(classes)), np.float32)
-        predicted = [classes[index] for index in probability.argmax(axis=1)]
-        columns = {name: rows[name] for name in ("key", "split", "group", "label")}
-        columns["predicted"] = pa.array(predicted, pa.string())
-        columns["probability"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(probability.reshape(-1)), len(classes)
-        )
-        columns["model"] = pa.array([f"trial {self._about.trial}"] * rows.num_rows, pa.string())
-        table = pa.table(columns).select(self._schema.names).cast(self._schema)
-        return table.append_column("table", pa.array(["predictions"] * table.num_rows, pa.string()))
-
-
-def evaluate_head(settings: EvaluateSettings, run: Run[Any]) -> None:
-    """The evaluate job: writes `predictions` and `evaluation.json`, and the metrics.
-
-    The threshold comes from val alone; test is read here and nowhere before.
+    The threshold comes from val alone.
 
     Raises:
-        InputError: no such table or head, or the two do not fit.
+        InputError: no such table, base or model, or the two do not fit; too many unreadable images.
+    """
+    about = _check(settings)
+    start_ray()
+    if settings.features is not None:
+        source = locate(settings.features)
+        run.inputs |= {
+            "features": source.uri,
+            "about": tables.about(tables.open_table(source, "features").schema),
+        }
+    else:
+        _warn_of_other_splits(settings, about, run)
+        source = list_images(settings, settings.manifest, run)
+        run.inputs["manifest"] = source.uri
+    model = locate(settings.model)
+    run.inputs["model"] = model.uri
+    covered = predict(
+        run,
+        source,
+        model,
+        about,
+        workers=settings.workers,
+        gpus_per_worker=settings.gpus_per_worker,
+        batch_size=settings.batch_size,
+    )
+    if covered.images == 0:
+        raise InputError(f"{source.uri}: no val or test rows to judge")
+    run.counts |= {
+        "images": covered.images,
+        "ok": covered.ok,
+        "errors": sum(covered.errors.values()),
+        "errors_by_reason": dict(covered.errors),
+    }
+    check_errors(run, settings.max_errors)
+    if "predict" in run.timings:
+        run.throughput["images_per_second"] = covered.ok / run.timings["predict"]
+    evaluation = judge_run(
+        run,
+        settings.base,
+        about,
+        target=settings.target_recall,
+        seed=settings.seed,
+        replicates=settings.replicates,
+    )
+    run.counts["by_split"] = evaluation["counts"]
+    run.details |= {"threshold": evaluation["threshold"], "classes": list(about.classes)}
+    run.details["model"] = about.name
+
+
+def _check(settings: EvaluateSettings) -> ModelAbout:
+    """Look at the source and the model, and whether they fit, before Ray starts."""
+    where = f"--model {settings.model}"
+    if settings.features is not None:
+        schema = tables.open_table(locate(settings.features), "features").schema
+        about = saved.read_about(saved.read(locate(settings.model)), where)
+        width = schema.field("avg").type.list_size
+        about.check_features(settings.base, width, tables.about(schema), where)
+    else:
+        check_source(settings, settings.manifest)
+        about = saved.read_about(saved.read(locate(settings.model)), where)
+        about.check_images(settings.base, where)
+    return about
+
+
+def _warn_of_other_splits(settings: EvaluateSettings, about: ModelAbout, run: Run[Any]) -> None:
+    """Say so where carving may put images that the model was trained on into val or test."""
+    if settings.data is None:
+        return
+    for name in ("seed", "val_share", "test_share", "groups"):
+        before, now = about.settings.get(name), getattr(settings, name)
+        if name in about.settings and before != now:
+            flag = f"--{name.replace('_', '-')}"
+            run.warn(
+                f"{flag} is {now}, but the model was trained with {before}: where splits are "
+                "carved, images that it was trained on may stand in val and test"
+            )
+
+
+def judge_run(
+    run: Run[Any], base: str, about: ModelAbout, *, target: float, seed: int, replicates: int
+) -> dict[str, Any]:
+    """Judge what `predict` left below `run.out`: `evaluation.json`, metrics, warnings, summary.
+
+    Models without classes have retrieval metrics alone; models that do not embed have none.
+
+    Raises:
+        InputError: there is nothing to judge.
     """
     import ray
 
-    features, model = locate(settings.features), locate(settings.model)
-    schema = tables.open_table(features, "features").schema
-    try:
-        about = read_about(model.read_bytes(), model.uri)
-    except OSError as error:
-        raise InputError(f"--model {model.uri}: cannot be read: {reason(error)}") from error
-    width = schema.field("avg").type.list_size
-    about.check(settings.base, width, tables.about(schema), f"--model {model.uri}")
-    start_ray()
-
-    def predict() -> None:
-        from visao_ray.sink import TablesSink
-
-        ray.data.read_parquet(features.path, filesystem=features.filesystem).map_batches(
-            Predictor,
-            fn_constructor_args=(settings.model,),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=0,
-        ).write_datasink(TablesSink(run.out, {"predictions": tables.predictions(about.classes)}))
-
-    predictions = run.out.join("predictions")
-    run.once("predict", predict, predictions)
+    embeddings = run.out.join("embeddings")
     with run.timed("judge"):
-        evaluation = ray.get(
-            ray.remote(judge).remote(predictions, settings, about.classes, settings.target_recall)
-        )
+        if about.classes:
+            judged = ray.remote(judge).remote(
+                run.out.join("predictions"), base, about.classes, target, seed, replicates
+            )
+            evaluation: dict[str, Any] = ray.get(judged)
+        else:
+            evaluation = ray.get(ray.remote(_without_classes).remote(embeddings))
+        if embeddings.exists():
+            found = ray.remote(retrieval_metrics).remote(embeddings, _NEIGHBOURS, replicates, seed)
+            evaluation["retrieval"] = ray.get(found)
+            for split, metrics in evaluation["retrieval"].items():
+                evaluation["metrics"][split] |= metrics
     run.out.join("evaluation.json").write_bytes(to_json(evaluation))
-    run.metrics = evaluation["metrics"]
-    images = sum(split["images"] for split in evaluation["counts"].values())
-    run.counts |= {"images": images, "ok": images, "errors": 0, "by_split": evaluation["counts"]}
-    run.details |= {"threshold": evaluation["threshold"], "classes": list(about.classes)}
-    run.inputs |= {"features": features.uri, "model": model.uri, "about": tables.about(schema)}
+    run.metrics |= evaluation["metrics"]
     for warning in evaluation["warnings"]:
         run.warn(warning)
     for line in summary(evaluation):
         run.say(line)
+    return evaluation
 
 
 def judge(
-    predictions: Location, settings: EvaluateSettings, classes: tuple[str, ...], target: float
+    predictions: Location,
+    base: str,
+    classes: Sequence[str],
+    target: float,
+    seed: int,
+    replicates: int,
 ) -> dict[str, Any]:
     """Everything that `evaluate_predictions` says of a table, and the most confident mistakes."""
     table = tables.open_table(predictions, "predictions").to_table().sort_by("key")
@@ -107,10 +161,10 @@ def judge(
     evaluation = evaluate_predictions(
         _widened(table, len(unknown)),
         (*classes, *unknown),
-        BASES[settings.base].positive,
+        BASES[base].positive,
         target_recall=target,
-        seed=settings.seed,
-        replicates=settings.replicates,
+        seed=seed,
+        replicates=replicates,
     ).to_json()
     if unknown:
         told = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
@@ -120,7 +174,7 @@ def judge(
         ]
     test = table.filter(pc.equal(table["split"], "test"))
     wrong = test.filter(pc.not_equal(test["label"], test["predicted"]))
-    confidence = _matrix(wrong["probability"]).max(axis=1) if wrong.num_rows else np.zeros(0)
+    confidence = tables.matrix(wrong["probability"]).max(axis=1) if wrong.num_rows else np.zeros(0)
     order = np.argsort(-confidence, kind="stable")[:_MISTAKES_KEPT]
     rows = wrong.select(["key", "label", "predicted"]).take(pa.array(order)).to_pylist()
     evaluation["mistakes"] = [
@@ -130,13 +184,31 @@ def judge(
     return evaluation
 
 
+def _without_classes(embeddings: Location) -> dict[str, Any]:
+    """What there is to say of a model that only embeds, before its retrieval is judged."""
+    table = tables.open_table(embeddings, "embeddings")
+    counts = {}
+    for split in SPLITS:
+        rows = table.to_table(columns=["key", "group"], filter=pads.field("split") == split)
+        groups = pc.coalesce(rows["group"], rows["key"])
+        counts[split] = {"images": rows.num_rows, "groups": len(pc.unique(groups))}
+    return {
+        "classes": [],
+        "positive": None,
+        "threshold": None,
+        "metrics": {split: {} for split in SPLITS},
+        "counts": counts,
+        "warnings": [],
+    }
+
+
 def _widened(table: pa.Table, more: int) -> pa.Table:
-    """Predictions with `more` classes of probability 0 behind those that the head knows."""
+    """Predictions with `more` classes of probability 0 behind those that the model knows."""
     if not more:
         return table
-    wide = np.pad(_matrix(table["probability"]), ((0, 0), (0, more)))
-    column = pa.FixedSizeListArray.from_arrays(pa.array(wide.reshape(-1)), wide.shape[1])
-    return table.set_column(table.schema.get_field_index("probability"), "probability", column)
+    wide = np.pad(tables.matrix(table["probability"]), ((0, 0), (0, more)))
+    position = table.schema.get_field_index("probability")
+    return table.set_column(position, "probability", tables.vectors(wide))
 
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
@@ -154,7 +226,8 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
 
     counts, metrics = evaluation["counts"], evaluation["metrics"]
     lines = [line("", *(f"{split} (n={counts[split]['images']:,})" for split in ("val", "test")))]
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "average_precision", "top5")
+    names = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "average_precision", "top5"]
+    names.append(f"precision_at_{_NEIGHBOURS}")
     lines += [
         line(name, cell(metrics["val"][name]), cell(metrics["test"][name]))
         for name in names
@@ -171,9 +244,3 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         for name in ("recall", "precision"):
             lines.append(line(f"{name} of {positive} at {told}", cell(val[name]), cell(test[name])))
     return lines
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A fixed-size-list column as float32[N, D]."""
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float32).reshape(len(column), -1)

@@ -9,6 +9,7 @@ import json
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.settings import ExtractOptions
+from visao_ray.settings import BackboneOptions
 from visao_ray.storage import Location, locate, reason
 
 _PLAIN = ("name", "weights", "digest", "image_size", "width", "preprocessing")
@@ -86,7 +87,7 @@ class Backbone:
         }
 
 
-def resolve(options: ExtractOptions, seed: int) -> tuple[Backbone, str | None]:
+def resolve(options: BackboneOptions, seed: int) -> tuple[Backbone, str | None]:
     """Find a backbone and its weights; the second value is a warning to show, if any.
 
     Imports Keras: run it in a Ray task, not in the driver.
@@ -131,8 +132,10 @@ def resolve(options: ExtractOptions, seed: int) -> tuple[Backbone, str | None]:
     return backbone, warning
 
 
-def build(backbone: Backbone) -> Any:
+def build(backbone: Backbone, wrap: Callable[[Any], Any] | None = None) -> Any:
     """The Keras model: RGB uint8 or float [B,S,S,3] in 0–255 → (avg, max), float32 [B,D] each.
+
+    `wrap`, if given, puts a layer around the network itself (fine-tuning needs one).
 
     Both pools come from one forward pass (the study meant to compare them and used the maximum
     twice: ledger A2). Normalisation happens inside. `imagenet` is what the weights were trained
@@ -153,7 +156,7 @@ def build(backbone: Backbone) -> Any:
         if backbone.preprocessing == "imagenet":
             values = sys.modules[builder.__module__].preprocess_input(values)
     trunk.trainable = False
-    feature_map = trunk(values, training=False)
+    feature_map = wrap(trunk)(values) if wrap else trunk(values, training=False)
     average = keras.layers.GlobalAveragePooling2D(name="avg")(feature_map)
     maximum = keras.layers.GlobalMaxPooling2D(name="max")(feature_map)
     model = keras.Model(pixels, (average, maximum), name=backbone.name)
@@ -224,7 +227,7 @@ def _load_weights(model: Any, uri: str, name: str) -> None:
             ) from error
 
 
-def _from_file(keras: Any, options: ExtractOptions) -> Backbone:
+def _from_file(keras: Any, options: BackboneOptions) -> Backbone:
     uri = options.weights
     content = _read_weights(uri)
     name = uri.rsplit("/", 1)[-1].removesuffix(".keras")

@@ -54,14 +54,14 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     """
     import ray
 
-    _check_source(settings)
+    check_source(settings, settings.manifest)
     start_ray()
     weights = run.work.join("backbone.npz")
     with run.timed("weights"):
         backbone, warning = _resolve_remotely(settings, weights)
     if warning:
         run.warn(warning)
-    manifest = _manifest(settings, run)
+    manifest = list_images(settings, settings.manifest, run)
     about = {
         **backbone.about(),
         "resize": settings.resize,
@@ -72,7 +72,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     _check_same(run.out.join("features"), about)
     total = tables.rows(manifest)
     done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
-    pool = actor_pool(settings)
+    pool = actor_pool(settings.workers, settings.gpus_per_worker)
     run.say(
         f"{total:,} images through {backbone.name} ({backbone.weights} weights, "
         f"{backbone.image_size}², {backbone.width} numbers twice) on {pool.size} "
@@ -144,17 +144,25 @@ def _check_same(features: Location, about: Mapping[str, Any]) -> None:
             )
 
 
-def _check_source(settings: ExtractSettings) -> None:
-    """Look at the manifest or the folders before anything that takes long."""
-    if settings.manifest is not None:
-        tables.open_table(locate(settings.manifest), "manifest")
-    elif settings.data is not None and settings.base is not None:
+def check_source(settings: ManifestSettings, manifest: str | None) -> None:
+    """Look at the manifest, or else at the folders of `--data`, before anything that takes long.
+
+    Raises:
+        InputError: no manifest there, or one of another base; folders that do not fit the base.
+    """
+    if manifest is None:
         find_layout(locate(settings.data), BASES[settings.base], settings.ignore)
+        return
+    first = tables.open_table(locate(manifest), "manifest").head(1, columns=["base"])
+    found = first["base"].to_pylist()
+    if settings.base is not None and found and found[0] != settings.base:
+        raise InputError(f"--manifest {manifest}: lists base {found[0]}, not {settings.base}")
 
 
-def _manifest(settings: ExtractSettings, run: Run[Any]) -> Location:
-    if settings.manifest is not None:
-        return locate(settings.manifest)
+def list_images(settings: ManifestSettings, manifest: str | None, run: Run[Any]) -> Location:
+    """The manifest that was given, or one made from `--data` in OUT/listing."""
+    if manifest is not None:
+        return locate(manifest)
     out = run.out.join("listing")
     made = execute(settings.part(ManifestSettings, out=out.uri, max_errors=1.0), make_manifest)
     run.inputs["data"] = settings.data
@@ -182,7 +190,7 @@ def _resolve_remotely(settings: ExtractSettings, keep: Location) -> tuple[Backbo
 
 @dataclass(frozen=True)
 class ActorPool:
-    """How many extractor actors, and what each takes."""
+    """How many actors hold the network, and what each takes."""
 
     size: int
     cpus: float
@@ -191,8 +199,8 @@ class ActorPool:
     writers: int
 
 
-def actor_pool(settings: ExtractSettings) -> ActorPool:
-    """Fit the extractor actors to the cluster.
+def actor_pool(workers: int | None, gpus_per_worker: float | None) -> ActorPool:
+    """Fit the actors that hold the network to the cluster.
 
     With GPUs: as many actors as GPU shares. Without: one a node, for TensorFlow's own threads use
     all its cores. Actors and loaders ask for little of the CPU count so that the resume filter,
@@ -205,16 +213,14 @@ def actor_pool(settings: ExtractSettings) -> ActorPool:
 
     have = ray.cluster_resources()
     gpus = have.get("GPU", 0.0)
-    share = settings.gpus_per_worker
-    if share is None:
-        share = 1.0 if gpus >= 1 else 0.0
+    share = float(gpus >= 1) if gpus_per_worker is None else gpus_per_worker
     if share > gpus:
         raise InputError(
             f"--gpus-per-worker {share:g}: the cluster has {gpus:g} GPUs; leave it out to run "
             "on CPUs"
         )
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    size = settings.workers or (math.floor(gpus / share) if share else nodes)
+    size = workers or (math.floor(gpus / share) if share else nodes)
     # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
     # every image.
     roomy = have.get("CPU", 1.0) >= 2 * size + 2

@@ -17,8 +17,7 @@ import tensorflow as tf
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.models.head import Vectors
-from visao_ray.tuning.data import Features, Rows
+from visao_ray.features.vectors import Features, Rows, Vectors
 
 _PREDICT_ROWS = 4096  # in one call
 

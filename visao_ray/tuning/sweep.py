@@ -11,11 +11,11 @@ import numpy as np
 from visao_ray import tables
 from visao_ray.bases.base import BASES
 from visao_ray.errors import InputError
+from visao_ray.features.vectors import Summary, load_features
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import SweepSettings
 from visao_ray.storage import Location, locate, reason
-from visao_ray.tuning.data import Summary, load_features
 from visao_ray.tuning.objective import OBJECTIVES, Objective, default_objective
 from visao_ray.tuning.outcomes import (
     HISTORY,

@@ -16,16 +16,15 @@ import ray
 from ray import tune
 
 from visao_ray.backend import import_keras
+from visao_ray.features.vectors import Features, Summary
 from visao_ray.models.head import (
-    HeadAbout,
     HeadSettings,
     build_head,
+    class_factors,
     compile_head,
-    pack_head,
-    row_weights,
 )
+from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.storage import locate, reason
-from visao_ray.tuning.data import Features, Summary
 from visao_ray.tuning.objective import OBJECTIVES, Objective, better, score
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
 
@@ -140,7 +139,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         import_keras().utils.set_random_seed(int(sequence.generate_state(1)[0]))
         model = build_head(self._settings, plan.summary.width, len(classes), self._features.moments)
         compile_head(model, self._settings)
-        weights = row_weights(self._settings, labels, classes)
+        weights = class_factors(self._settings.class_weight, labels, classes)[labels]
         self._loop.begin(model, weights, self._settings.batch_size)
         self._model = model
 
@@ -168,16 +167,18 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         probability = self._loop.predict()
         self._metrics = {name: self._score(name, probability) for name in OBJECTIVES}
         summary = self._plan.summary
-        about = HeadAbout(
+        about = ModelAbout(
             base=self._plan.base,
+            family="head",
             classes=summary.classes,
+            takes="features",
+            settings=self._settings.model_dump(mode="json"),
             width=summary.width,
             features=summary.about,
-            settings=self._settings.model_dump(mode="json"),
             trial=self._number,
             epoch=self._best_epoch,
         )
-        self._packed = pack_head(self._model, about)
+        self._packed = pack(self._model, about)
 
     def _score(self, name: Objective, probability: Any) -> float:
         return score(name, self._features.val.labels, probability, self._plan.positive)

@@ -1,4 +1,4 @@
-"""The features of a sweep: train and val rows as arrays. Rows of test are never read."""
+"""Cached features as arrays for training: train and val rows. Rows of test are never read."""
 
 from __future__ import annotations
 
@@ -9,26 +9,53 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.base import BASES, Base
 from visao_ray.errors import InputError
-from visao_ray.models.head import Moments, Vectors
 from visao_ray.storage import locate
 
+Vectors = npt.NDArray[np.float32]
 Strings = npt.NDArray[np.object_]
 
 _POOLS = ("avg", "max")
+_TOLD = ["key", "view", "label", "group"]
+#: A feature that hardly varies in train is not blown up: its standard deviation counts as at least
+#: this share of a feature's usual one. (A channel dead in train need not be dead elsewhere.)
+_LEAST_DEVIATION = 0.03
+_BLOCK = 4096  # rows in float64 at once
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of each feature, float32[D], the deviation never vanishing."""
+
+    mean: Vectors
+    deviation: Vectors
+
+    @classmethod
+    def of(cls, vectors: Vectors) -> Moments:
+        """The moments of float32[N, D]."""
+        mean = vectors.mean(axis=0, dtype=np.float64)
+        blocks = range(0, len(vectors), _BLOCK)
+        squares = sum(np.square(vectors[i : i + _BLOCK] - mean).sum(axis=0) for i in blocks)
+        variance = squares / len(vectors)
+        least = max(_LEAST_DEVIATION * float(np.sqrt(variance.mean())), 1e-6)
+        deviation = np.maximum(np.sqrt(variance), least)
+        return cls(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: `avg` and `max` float32[N, D], `labels` int32[N] class indices."""
+    """One split: `avg` and `max` float32[N, D], `labels` int32[N] class indices, `groups` string[N]
+    (the key of an image without one)."""
 
     avg: Vectors
     max: Vectors
     labels: npt.NDArray[np.int32]
+    groups: pa.Array
 
     @property
     def vectors(self) -> dict[str, Vectors]:
@@ -78,20 +105,21 @@ def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
             that stands there twice.
     """
     dataset = tables.open_table(locate(uri), "features")
-    train, train_keys, train_names = _read(dataset, "train", None, uri)
-    val, val_keys, val_names = _read(dataset, "val", 0, uri)
-    classes = _classes(BASES[base_name], train_names, val_names, uri)
+    train, train_table = _read(dataset, "train", None, uri)
+    val, val_table = _read(dataset, "val", 0, uri)
+    train_names, val_names = (table["label"].to_numpy() for table in (train_table, val_table))
+    classes = find_classes(BASES[base_name], train_names, val_names, uri)
     summary = Summary(
         classes=classes,
         width=train["avg"].shape[1],
         about=tables.about(dataset.schema),
-        images=len(np.union1d(train_keys, val_keys)),
-        rows={"train": len(train_keys), "val": len(val_keys)},
+        images=len(np.union1d(train_table["key"].to_numpy(), val_table["key"].to_numpy())),
+        rows={"train": train_table.num_rows, "val": val_table.num_rows},
         untrained=tuple(sorted(set(classes) - set(train_names))),
     )
     features = Features(
-        train=Rows(**train, labels=_indices(train_names, classes)),
-        val=Rows(**val, labels=_indices(val_names, classes)),
+        train=_rows(train, train_table, classes),
+        val=_rows(val, val_table, classes),
         moments={pool: Moments.of(vectors) for pool, vectors in train.items()},
     )
     return summary, features
@@ -99,31 +127,31 @@ def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
 
 def _read(
     dataset: pads.Dataset, split: str, view: int | None, uri: str
-) -> tuple[dict[str, Vectors], Strings, Strings]:
-    """Vectors by pool, keys and labels of one split in order of key and view."""
+) -> tuple[dict[str, Vectors], pa.Table]:
+    """Vectors by pool, and key, label and group, of one split in order of key and view."""
     rows = pads.field("split") == split
     if view is not None:
         rows &= pads.field("view") == view
     count = dataset.count_rows(filter=rows)
     if not count:
-        raise InputError(f"{uri}: no {split} rows; a sweep needs the splits train and val")
+        raise InputError(f"{uri}: no {split} rows; training needs the splits train and val")
     vectors = {
         pool: np.empty((count, dataset.schema.field(pool).type.list_size), np.float32)
         for pool in _POOLS
     }
     parts = []
     start = 0
-    for batch in dataset.to_batches(columns=["key", "view", "label", *_POOLS], filter=rows):
+    for batch in dataset.to_batches(columns=[*_TOLD, *_POOLS], filter=rows):
         stop = start + batch.num_rows
         for pool in _POOLS:
             flat = batch[pool].flatten().to_numpy(zero_copy_only=False)
             vectors[pool][start:stop] = flat.reshape(batch.num_rows, vectors[pool].shape[1])
-        parts.append(batch.select(["key", "view", "label"]))
+        parts.append(batch.select(_TOLD))
         start = stop
     table = pa.Table.from_batches(parts)
-    keys, views, labels = (table[name].to_numpy() for name in ("key", "view", "label"))
-    order = np.lexsort((views, keys))
-    keys, views, labels = keys[order], views[order], labels[order]
+    order = np.lexsort((table["view"].to_numpy(), table["key"].to_numpy()))
+    table = table.take(pa.array(order))
+    keys, views = (table[name].to_numpy() for name in ("key", "view"))
     twice = np.flatnonzero((keys[1:] == keys[:-1]) & (views[1:] == views[:-1]))
     if len(twice):
         raise InputError(f"{uri}: '{keys[twice[0]]}' (view {views[twice[0]]}) stands there twice")
@@ -134,10 +162,25 @@ def _read(
             raise InputError(
                 f"{uri}: the {pool} vector of '{keys[strange[0]]}' holds NaN or infinity"
             )
-    return vectors, keys, labels
+    return vectors, table
 
 
-def _classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[str, ...]:
+def _rows(vectors: dict[str, Vectors], table: pa.Table, classes: tuple[str, ...]) -> Rows:
+    return Rows(
+        avg=vectors["avg"],
+        max=vectors["max"],
+        labels=class_numbers(table["label"].to_numpy(), classes),
+        groups=pc.coalesce(table["group"], table["key"]).combine_chunks(),
+    )
+
+
+def find_classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[str, ...]:
+    """The classes in index order, of the labels found in train and val.
+
+    Raises:
+        InputError: labels that are not of the base, one class alone, or a class without train rows
+            (bases with fixed classes).
+    """
     found = sorted({*train, *val})
     strange = [
         name
@@ -154,6 +197,7 @@ def _classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[str, .
     return base.classes or tuple(found)
 
 
-def _indices(names: Strings, classes: tuple[str, ...]) -> npt.NDArray[np.int32]:
+def class_numbers(names: Strings, classes: tuple[str, ...]) -> npt.NDArray[np.int32]:
+    """Class index of each label, int32[N]."""
     position = {name: index for index, name in enumerate(classes)}
     return np.array([position[name] for name in names], np.int32)

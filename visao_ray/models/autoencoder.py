@@ -1,0 +1,101 @@
+"""A convolutional autoencoder: a short code per image, learnt without labels.
+
+The study has no code of one (ledger, section 2b: only the trace of a 128-number vector in use), so
+the layers are the plain standard: strided convolutions and their mirror image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.backend import import_keras
+from visao_ray.errors import InputError
+
+_FILTERS = (16, 32, 64, 128)
+_SHRINK = 2 ** len(_FILTERS)
+
+
+def build_autoencoder(image_size: int, code: int = 128) -> Any:
+    """An autoencoder of grey images, not compiled.
+
+    X-ray images carry false colour at most, so the mean of the three channels is what is coded.
+
+    Args:
+        image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255; a multiple of 16.
+        code: numbers in the code.
+
+    Returns:
+        keras.Model with outputs `embedding` float32[N, code] and `reconstruction`
+        float32[N, S, S, 1] in 0..1. Weights depend on Keras's global seed.
+
+    Raises:
+        InputError: image_size is no multiple of 16.
+    """
+    keras = import_keras()
+
+    if image_size < _SHRINK or image_size % _SHRINK:
+        raise InputError(
+            f"image_size {image_size}: the autoencoder takes multiples of {_SHRINK}, "
+            f"e.g. {max(round(image_size / _SHRINK), 1) * _SHRINK}"
+        )
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+    x = _grey(pixels)
+    for filters in _FILTERS:
+        x = keras.layers.Conv2D(
+            filters, 3, strides=2, padding="same", activation="relu", name=f"encode{filters}"
+        )(x)
+    smallest = x.shape[1:]
+    x = keras.layers.Flatten(name="flat")(x)
+    embedding = keras.layers.Dense(code, dtype="float32", name="embedding")(x)
+    x = keras.layers.Dense(
+        smallest[0] * smallest[1] * smallest[2], activation="relu", name="unflat"
+    )(embedding)
+    x = keras.layers.Reshape(smallest, name="reshape")(x)
+    for filters in reversed(_FILTERS[:-1]):
+        x = keras.layers.Conv2DTranspose(
+            filters, 3, strides=2, padding="same", activation="relu", name=f"decode{filters}"
+        )(x)
+    grey = keras.layers.Conv2DTranspose(
+        1,
+        3,
+        strides=2,
+        padding="same",
+        bias_initializer=keras.initializers.Constant(0.5),
+        dtype="float32",
+        name="grey",
+    )(x)
+    # Not a sigmoid: scans are mostly white or black, and it saturates there within a few steps for
+    # good. The clipped value, with the gradient of the unclipped one, cannot get stuck.
+    excess = keras.ops.stop_gradient(keras.ops.clip(grey, 0, 1) - grey)
+    reconstruction = keras.layers.Add(dtype="float32", name="reconstruction")([grey, excess])
+    outputs = {"embedding": embedding, "reconstruction": reconstruction}
+    return keras.Model(pixels, outputs, name="autoencoder")
+
+
+def reconstruction_losses(pixels: Any, reconstruction: Any) -> Any:
+    """Mean squared error of every image, float32[B], on grey values in 0..1.
+
+    Args:
+        pixels: uint8[B, S, S, 3], as the autoencoder takes them.
+        reconstruction: float32[B, S, S, 1], as it gives them.
+    """
+    ops = import_keras().ops
+
+    return ops.mean(ops.square(_grey(pixels) - reconstruction), axis=(1, 2, 3))
+
+
+def encoder(model: Any) -> Any:
+    """The half that is used afterwards: pixels to {"embedding": float32[N, code]}.
+
+    It shares its weights with `model`.
+    """
+    keras = import_keras()
+
+    return keras.Model(model.input, {"embedding": model.output["embedding"]}, name="encoder")
+
+
+def _grey(pixels: Any) -> Any:
+    """Mean of the channels, float32[N, S, S, 1] in 0..1."""
+    ops = import_keras().ops
+
+    return ops.mean(ops.cast(pixels, "float32") / 255, axis=-1, keepdims=True)

@@ -1,0 +1,138 @@
+"""The two small convolutional networks of the 2019 study, layer by layer (ledger, section 0).
+
+CNN-A2 reached most at 150², CNN-B at 224²; any size that their layers allow is taken. Both start
+from random weights and read pixels as they are: scaling is inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from visao_ray.backend import import_keras
+from visao_ray.errors import InputError
+
+Architecture = Literal["cnn_a2", "cnn_b"]
+
+#: Side in pixels that the study used.
+NATIVE_SIZE: dict[Architecture, int] = {"cnn_a2": 150, "cnn_b": 224}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A 3×3 convolution with relu, perhaps 2×2 max pooling, perhaps dropout."""
+
+    filters: int
+    padding: Literal["same", "valid"]
+    pool: bool
+    dropout: float = 0.0
+
+    def side(self, side: int) -> int:
+        """Side of the output for a side of the input; 0 if there is none."""
+        side = side if self.padding == "same" else max(side - 2, 0)
+        return side // 2 if self.pool else side
+
+
+_BLOCKS: dict[Architecture, tuple[_Block, ...]] = {
+    "cnn_a2": (
+        _Block(16, "valid", True, 0.25),
+        _Block(64, "valid", True, 0.25),
+        _Block(128, "valid", True, 0.25),
+        _Block(256, "valid", True, 0.25),
+        _Block(256, "valid", False, 0.25),
+    ),
+    "cnn_b": (
+        _Block(16, "same", True),
+        _Block(32, "same", True, 0.2),
+        _Block(64, "same", True, 0.25),
+        _Block(128, "same", True, 0.25),
+        _Block(128, "valid", True, 0.25),
+        _Block(256, "valid", False),
+    ),
+}
+_TOP_DROPOUT: dict[Architecture, float] = {"cnn_a2": 0.2, "cnn_b": 0.4}
+
+
+def build_simple_cnn(
+    architecture: Architecture, image_size: int, classes: int, l2: float = 0.0
+) -> Any:
+    """A classifier of images, not compiled.
+
+    The study's single sigmoid for two classes is a softmax over two here, the same family of
+    functions; otherwise the parameters are the study's, number by number.
+
+    Args:
+        architecture: which network.
+        image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255.
+        classes: C of the output, float32[N, C]: softmax probabilities in class order.
+        l2: penalty on all kernels; the study had none.
+
+    Returns:
+        keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
+
+    Raises:
+        InputError: images too small for the layers.
+    """
+    keras = import_keras()
+
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+    x = trunk(architecture, pixels, l2)
+    x = keras.layers.Dense(256, "relu", kernel_regularizer=_penalty(l2), name="hidden")(x)
+    x = keras.layers.Dropout(_TOP_DROPOUT[architecture], name="dropout")(x)
+    output = keras.layers.Dense(
+        classes, "softmax", kernel_regularizer=_penalty(l2), dtype="float32", name="probability"
+    )(x)
+    return keras.Model(pixels, output, name=architecture)
+
+
+def trunk(architecture: Architecture, pixels: Any, l2: float = 0.0) -> Any:
+    """The network up to one vector per image: float[N, 256] of CNN-A2, [N, 4096] of CNN-B at 224².
+
+    Args:
+        architecture: which network.
+        pixels: symbolic uint8[N, S, S, 3], 0-255.
+        l2: penalty on the kernels.
+
+    Raises:
+        InputError: images too small for the layers.
+    """
+    keras = import_keras()
+
+    size, least = pixels.shape[1], _least_size(architecture)
+    if size < least:
+        raise InputError(
+            f"image_size {size} is too small for {architecture}, which takes {least} or more "
+            f"(the study: {NATIVE_SIZE[architecture]})"
+        )
+    x = keras.layers.Rescaling(1 / 255, name="scale")(pixels)
+    for number, block in enumerate(_BLOCKS[architecture], start=1):
+        x = keras.layers.Conv2D(
+            block.filters,
+            3,
+            padding=block.padding,
+            activation="relu",
+            kernel_regularizer=_penalty(l2),
+            name=f"conv{number}",
+        )(x)
+        if block.pool:
+            x = keras.layers.MaxPooling2D(name=f"pool{number}")(x)
+        if block.dropout:
+            x = keras.layers.Dropout(block.dropout, name=f"dropout{number}")(x)
+    if architecture == "cnn_a2":
+        return keras.layers.GlobalAveragePooling2D(name="average")(x)
+    return keras.layers.Flatten(name="flat")(x)
+
+
+def _penalty(l2: float) -> Any:
+    return import_keras().regularizers.L2(l2) if l2 else None
+
+
+def _least_size(architecture: Architecture) -> int:
+    size = 1
+    while True:
+        side = size
+        for block in _BLOCKS[architecture]:
+            side = block.side(side)
+        if side:
+            return size
+        size += 1

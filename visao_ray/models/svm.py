@@ -1,0 +1,344 @@
+"""A support vector machine with a Gaussian (RBF) kernel, the baseline that the study found in use.
+
+Of that machine only its results are known (ledger, section 2f: features, C and γ are not), so both
+inputs are offered: feature vectors, or pixels reduced to 32×32. scikit-learn fits; what is kept is
+a Keras model of Dense layers that computes the same, with probabilities (Platt 1999): no pickle,
+and served like every other model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from visao_ray.backend import import_keras
+from visao_ray.errors import InputError
+from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.siamese import standardised, standardised_pools
+
+Labels = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
+Positive = Annotated[float, Field(gt=0)]
+
+_SIDE = 32  # of a reduced image
+_FOLDS = 3
+_NEVER = -30.0  # log-odds of a class without train rows: p ≈ 1e-13
+_CACHE = 500  # MiB of kernel rows
+
+
+class SvmSettings(BaseModel):
+    """What the machine sees, and the grid from which C and γ are chosen on val.
+
+    `gamma` is relative to 1 / (D · variance), scikit-learn's "scale".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pool: Literal["avg", "max", "both"] = "both"  # of features; images have none
+    C: tuple[Positive, ...] = Field(default=(1.0, 10.0, 100.0), min_length=1)
+    gamma: tuple[Positive, ...] = Field(default=(0.25, 1.0, 4.0), min_length=1)
+
+
+@dataclass(frozen=True)
+class FittedSvm:
+    """A fitted machine with probabilities, as plain arrays.
+
+    M machines of one class against the rest: one per class, but only that of class 1 where there
+    are two. Machine m's decision for x is f = Σ_s coefficients[s, m] · exp(−γ |x − support[s]|²) +
+    intercept[m], its probability σ(slope[m] · f + offset[m]).
+
+    Attributes:
+        support: float32[S, D], the support vectors of all machines.
+        coefficients: float64[S, M], y·α of machine m, 0 where s is not among its support vectors.
+        intercept: float64[M].
+        slope: float64[M].
+        offset: float64[M].
+        gamma: γ, absolute.
+        classes: C.
+    """
+
+    support: Vectors
+    coefficients: Floats
+    intercept: Floats
+    slope: Floats
+    offset: Floats
+    gamma: float
+    classes: int
+
+
+def svm_inputs_features(
+    width: int, pool: Literal["avg", "max", "both"], moments: Mapping[str, Moments]
+) -> Any:
+    """A model that gives the vectors an SVM takes, from the inputs of a head.
+
+    Args:
+        width: D of the inputs `avg` and `max`, float32[N, D] each.
+        pool: which of them; both stand side by side.
+        moments: of the train rows, for `avg` and `max`.
+
+    Returns:
+        keras.Model, output float32[N, D] (2·D for both): mean 0 and deviation 1 in train.
+    """
+    keras = import_keras()
+
+    pools = ("avg", "max") if pool == "both" else (pool,)
+    return keras.Model(*standardised_pools(pools, width, moments), name="svm_inputs")
+
+
+def svm_inputs_images(image_size: int, moments: Moments | None = None) -> Any:
+    """A model that reduces images to the vectors an SVM takes: the grey means of 32×32 tiles.
+
+    To get the moments, run the model made without them over the train images first; training and
+    use then share the very same reduction.
+
+    Args:
+        image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255; a multiple of 32.
+        moments: of the reduced train images; None leaves them in 0..1.
+
+    Returns:
+        keras.Model, output float32[N, 1024].
+
+    Raises:
+        InputError: image_size is no multiple of 32.
+    """
+    keras = import_keras()
+
+    if image_size < _SIDE or image_size % _SIDE:
+        raise InputError(
+            f"image_size {image_size}: the SVM takes multiples of {_SIDE}, "
+            f"e.g. {max(round(image_size / _SIDE), 1) * _SIDE}"
+        )
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+    x = keras.ops.mean(keras.ops.cast(pixels, "float32") / 255, axis=-1, keepdims=True)
+    x = keras.layers.AveragePooling2D(image_size // _SIDE, dtype="float32", name="reduce")(x)
+    x = keras.layers.Flatten(dtype="float32", name="flat")(x)
+    if moments is not None:
+        x = standardised(x, moments, "standardise")
+    return keras.Model(pixels, x, name="svm_inputs")
+
+
+def gamma_scale(x: Vectors) -> float:
+    """1 / (D · variance) of float32[N, D]: the γ that scikit-learn calls "scale"."""
+    variance = float(x.var(dtype=np.float64))
+    return 1.0 / (int(x.shape[1]) * max(variance, 1e-12))
+
+
+def score_svm(
+    x_train: Vectors,
+    y_train: Labels,
+    x_val: Vectors,
+    y_val: Labels,
+    classes: int,
+    C: float,
+    gamma: float,
+) -> dict[str, float]:
+    """How well a machine with these parameters ranks (two classes) or tells (more) the val rows.
+
+    Args:
+        x_train: float32[N, D], standardised.
+        y_train: int32[N] class indices.
+        x_val: float32[V, D].
+        y_val: int32[V].
+        classes: how many there are, whether or not all have rows.
+        C: cost of an error, as scikit-learn has it.
+        gamma: relative to `gamma_scale(x_train)`.
+
+    Returns:
+        {"roc_auc"} for two classes (NaN if val holds only one), else {"macro_f1"}.
+
+    Raises:
+        InputError: fewer than two classes in train.
+    """
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    machines = fit_svm(x_train, y_train, classes, C, gamma * gamma_scale(x_train))
+    decisions = _decisions(machines, x_val)
+    if classes == 2:
+        both = len(np.unique(y_val)) == 2
+        return {"roc_auc": float(roc_auc_score(y_val, decisions[:, 0])) if both else float("nan")}
+    predicted = decisions.argmax(axis=1)
+    return {"macro_f1": float(f1_score(y_val, predicted, average="macro", zero_division=0))}
+
+
+def fit_svm(x: Vectors, y: Labels, classes: int, C: float, gamma: float) -> list[Any]:
+    """The machines of one class against the rest; `gamma` is absolute.
+
+    Returns:
+        sklearn.svm.SVC for each class, or for class 1 alone where there are two; None for a class
+        without rows.
+
+    Raises:
+        InputError: fewer than two classes in `y`.
+    """
+    from sklearn.svm import SVC
+
+    if len(np.unique(y)) < 2:
+        raise InputError("train holds a single class; an SVM needs rows of two or more")
+    return [
+        SVC(C=C, gamma=gamma, cache_size=_CACHE).fit(x, y == index) if (y == index).any() else None
+        for index in _machine_classes(classes)
+    ]
+
+
+def fit_calibrated(
+    x: Vectors,
+    y: Labels,
+    groups: npt.NDArray[Any],
+    classes: int,
+    C: float,
+    gamma: float,
+    seed: int,
+) -> FittedSvm:
+    """Fit on all rows, and calibrate on decisions for rows that were left out (3 grouped folds).
+
+    Platt's sigmoid with his smoothed targets, fitted by scikit-learn's LogisticRegression. A
+    machine's decisions for its own training rows would make it too sure; val stays untouched.
+
+    Args:
+        x: float32[N, D], standardised.
+        y: int32[N] class indices.
+        groups: [N]; rows of a group stay together.
+        classes: C; one without rows gets probability ≈ 0.
+        C: cost of an error.
+        gamma: relative to `gamma_scale(x)`.
+        seed: of the folds.
+
+    Raises:
+        InputError: fewer than two classes, or too few groups or rows to leave some out.
+    """
+    gamma *= gamma_scale(x)
+    machines = fit_svm(x, y, classes, C, gamma)
+    left_out = _left_out_decisions(x, y, groups, classes, C, gamma, seed)
+    known = ~np.isnan(left_out)
+    hits = y[:, None] == np.array(_machine_classes(classes))
+    if not (known & hits).any() or not (known & ~hits).any():
+        raise InputError(
+            "every class has train rows of one group alone; the probabilities of an SVM need at "
+            "least two groups of a class"
+        )
+
+    rows = np.unique(np.concatenate([m.support_ for m in machines if m is not None]))
+    count = len(machines)
+    coefficients = np.zeros((len(rows), count))
+    intercept, slope, offset = np.zeros(count), np.zeros(count), np.full(count, _NEVER)
+    for place, machine in enumerate(machines):
+        if machine is None:
+            continue
+        coefficients[np.searchsorted(rows, machine.support_), place] = machine.dual_coef_[0]
+        intercept[place] = machine.intercept_[0]
+        # A class that stands in one group alone is never left out with its machine still there: it
+        # takes the sigmoid of all machines together.
+        alone = not hits[known[:, place], place].any()
+        of = known if alone else known & (np.arange(count) == place)
+        slope[place], offset[place] = _sigmoid(left_out[of], hits[of])
+    return FittedSvm(x[rows], coefficients, intercept, slope, offset, gamma, classes)
+
+
+def to_keras(inputs_model: Any, fitted: FittedSvm) -> Any:
+    """The machine as a Keras model of standard layers, from the inputs of `inputs_model` on.
+
+    Two classes: [1 − p, p]. More: each class's probability against the rest, divided by their sum.
+
+    Args:
+        inputs_model: of `svm_inputs_features` or `svm_inputs_images`, as used for fitting.
+        fitted: the machine.
+
+    Returns:
+        keras.Model, output float32[N, C].
+    """
+    keras = import_keras()
+    ops, layers = keras.ops, keras.layers
+
+    # −γ|x − s|² = 2γ x·s − γ|s|² − γ|x|²: Dense on [x, |x|²].
+    support, gamma = fitted.support.astype(np.float64), fitted.gamma
+    x = inputs_model.output
+    norm = ops.sum(ops.square(x), axis=-1, keepdims=True)
+    kernel = layers.Dense(len(support), "exponential", dtype="float32", name="kernel")
+    values = kernel(layers.Concatenate(dtype="float32", name="with_norm")([x, norm]))
+    kernel.set_weights(
+        [
+            np.concatenate([2 * gamma * support.T, np.full((1, len(support)), -gamma)]),
+            -gamma * np.square(support).sum(axis=1),
+        ]
+    )
+    odds = fitted.coefficients * fitted.slope
+    bias = fitted.intercept * fitted.slope + fitted.offset
+    if fitted.classes == 2:
+        # Softmax of [0, z] is [1 − σ(z), σ(z)].
+        odds, bias = np.pad(odds, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    # Softmax of log σ(z) is σ(z) over its sum, also where all are tiny.
+    activation = None if fitted.classes == 2 else "log_sigmoid"
+    machines = layers.Dense(fitted.classes, activation, dtype="float32", name="machines")
+    logits = machines(values)
+    machines.set_weights([odds, bias])
+    probability = layers.Softmax(dtype="float32", name="probability")(logits)
+    return keras.Model(inputs_model.input, probability, name="svm")
+
+
+def _machine_classes(classes: int) -> range:
+    """The classes that have a machine against the rest."""
+    return range(1, 2) if classes == 2 else range(classes)
+
+
+def _decisions(machines: list[Any], x: Vectors) -> Floats:
+    """Decisions float64[N, M]; −inf of a class without machine."""
+    columns = [
+        np.full(len(x), -np.inf) if machine is None else machine.decision_function(x)
+        for machine in machines
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _sigmoid(decisions: Floats, positive: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and offset of Platt's sigmoid for decisions [N] of rows of the class or not."""
+    from sklearn.linear_model import LogisticRegression
+
+    ones, zeros = np.count_nonzero(positive), np.count_nonzero(~positive)
+    target = np.where(positive, (ones + 1) / (ones + 2), 1 / (zeros + 2))
+    # A target between 0 and 1 is a row of either side, weighted.
+    fit = LogisticRegression(C=np.inf).fit(
+        np.tile(decisions, 2)[:, None],
+        np.repeat([1, 0], len(target)),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
+
+
+def _left_out_decisions(
+    x: Vectors,
+    y: Labels,
+    groups: npt.NDArray[Any],
+    classes: int,
+    C: float,
+    gamma: float,
+    seed: int,
+) -> Floats:
+    """Decisions float64[N, M] by machines that saw no row of the group; NaN where there is none."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(np.unique(groups)) < _FOLDS:
+        raise InputError(
+            f"train holds {len(np.unique(groups))} groups; the probabilities of an SVM need "
+            f"{_FOLDS} or more"
+        )
+    if np.bincount(y).max() < _FOLDS:
+        raise InputError(f"no class has {_FOLDS} train rows, which an SVM needs")
+    decisions = np.full((len(x), len(_machine_classes(classes))), np.nan)
+    fold_of = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # cannot stand in each fold
+        folds = list(fold_of.split(x, y, groups))
+    for kept, left in folds:
+        if not len(left) or len(np.unique(y[kept])) < 2:
+            continue
+        machines = fit_svm(x[kept], y[kept], classes, C, gamma)
+        for place, machine in enumerate(machines):
+            if machine is not None:
+                decisions[left, place] = machine.decision_function(x[left])
+    return decisions

@@ -1,0 +1,1 @@
+"""Ray Train: the same model on any number of workers, from pixels or from features."""

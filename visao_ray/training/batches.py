@@ -1,0 +1,67 @@
+"""What a worker feeds to `fit`: its share of every step, epoch after epoch, ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from visao_ray.training.rows import Rows
+from visao_ray.training.schedule import Schedule
+
+_AHEAD = 2  # steps
+
+
+@dataclass(frozen=True)
+class Batches:
+    """(inputs, labels int32[B], weights float32[B]) for each step of a worker.
+
+    Attributes:
+        rows: of a split.
+        schedule: which of them stand in which step, for all workers together.
+        rank: which worker this is.
+        workers: how many there are.
+        class_factors: float32[C], how much a row counts by its class.
+    """
+
+    rows: Rows
+    schedule: Schedule
+    rank: int
+    workers: int
+    class_factors: npt.NDArray[np.float32]
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return self.schedule.steps
+
+    def dataset(self, first: int, last: int) -> Any:
+        """A tf.data.Dataset of the epochs `first` to `last` (exclusive), one after the other."""
+        share = self.schedule.batch // self.workers
+        example = tf.nest.map_structure(
+            lambda values: tf.TensorSpec((share, *values.shape[1:]), values.dtype),
+            self.rows.take(np.zeros(1, np.int64)),
+        )
+        signature = (
+            example,
+            tf.TensorSpec((share,), tf.int32),
+            tf.TensorSpec((share,), tf.float32),
+        )
+        return tf.data.Dataset.from_generator(
+            lambda: self._generate(first, last), output_signature=signature
+        ).prefetch(_AHEAD)
+
+    def _generate(self, first: int, last: int) -> Iterator[Any]:
+        share = self.schedule.batch // self.workers
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        for epoch in range(first, last):
+            numbers, weights = self.schedule.epoch(epoch)
+            numbers = numbers[:, mine]
+            stream = self.rows.stream(numbers, epoch)
+            for chosen, weight, inputs in zip(numbers, weights[:, mine], stream, strict=True):
+                labels = self.schedule.labels[chosen]
+                yield inputs, labels, weight * self.class_factors[labels]

@@ -1,0 +1,80 @@
+"""Every image is decoded once before training, to tell of those that cannot be read in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from visao_ray import tables
+from visao_ray.checkpoint import checkpointed
+from visao_ray.features.pipeline import Loading, actor_pool, load
+from visao_ray.runs import Run
+from visao_ray.storage import Location
+from visao_ray.tables import TABLE
+
+_BLOCK = 64  # images
+_LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
+#: JPEG is decoded at an eighth of its size then, but all of its data are gone through.
+_LOADING = Loading(image_size=32, resize="stretch", recipe="none", views=0, seed=0)
+
+
+def check_images(run: Run[Any], manifest: Location) -> Location:
+    """Write `checked/manifest`, the images that can be read, and `checked/errors`, the others.
+
+    Returns the former. An interrupted check goes on where it was.
+
+    Raises:
+        RuntimeError: not every image ended in exactly one of the two.
+    """
+    import ray
+
+    checked = run.out.join("checked")
+    total = tables.rows(manifest)
+    pool = actor_pool(None, 0)
+
+    def check() -> None:
+        from visao_ray.sink import TablesSink
+
+        committed = run.work.join("checked")
+        with checkpointed(committed, "key"), run.progress(committed, _BLOCK, total):
+            ray.data.read_parquet(
+                manifest.path, filesystem=manifest.filesystem, num_cpus=_LIGHT
+            ).repartition(target_num_rows_per_block=_BLOCK, strict=True).map_batches(
+                _check_block,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=pool.cpus_per_loader,
+            ).write_datasink(
+                TablesSink(checked, {"manifest": tables.MANIFEST, "errors": tables.ERRORS}),
+                ray_remote_args={"num_cpus": 0},
+                concurrency=pool.writers,
+            )
+
+    run.once("check", check)
+    usable, errors = checked.join("manifest"), checked.join("errors")
+    ok, failed = tables.rows(usable), tables.rows(errors)
+    if ok + failed != total:
+        raise RuntimeError(f"the counts do not add up: {total} images, {ok} ok, {failed} errors")
+    run.counts |= {"images": total, "ok": ok, "errors": failed}
+    run.say(f"{total:,} images = {ok:,} ok + {failed:,} errors")
+    return usable
+
+
+def _check_block(block: pa.Table) -> pa.Table:
+    loaded = load(block, _LOADING)
+    readable = loaded["pixels"].is_valid()
+    parts = {
+        "manifest": (block.filter(readable.combine_chunks()), tables.MANIFEST),
+        "errors": (loaded.filter(pc.invert(readable)), tables.ERRORS),
+    }
+    return pa.concat_tables(
+        [
+            rows.select(schema.names)
+            .cast(schema.remove_metadata())
+            .append_column(TABLE, pa.array([name] * rows.num_rows, pa.string()))
+            for name, (rows, schema) in parts.items()
+        ],
+        promote_options="default",
+    )

@@ -1,0 +1,143 @@
+"""Rows and plan of a training run, made in a Ray task: the driver imports no TensorFlow.
+
+The model is built once here, so that settings which do not fit end the job before workers start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from visao_ray.backend import import_keras
+from visao_ray.bases.base import BASES
+from visao_ray.features.backbones import resolve
+from visao_ray.features.vectors import Summary, load_features
+from visao_ray.models.saved import ModelAbout
+from visao_ray.models.simple_cnn import NATIVE_SIZE
+from visao_ray.settings import TrainSettings
+from visao_ray.storage import Location, locate
+from visao_ray.training.plan import FINE_TUNE, Plan, Shape, phases
+from visao_ray.training.rows import (
+    FeatureRows,
+    ImageRows,
+    Loaders,
+    Rows,
+    read_features,
+    read_images,
+)
+
+#: Side of the images in pixels, unless --image-size says otherwise.
+_SIZE = {"siamese": 224, "autoencoder": 128, "svm": 128}
+
+
+def prepare_features(
+    settings: TrainSettings, out: Location
+) -> tuple[tuple[Plan, Summary], tuple[FeatureRows, FeatureRows]]:
+    """The plan, what the features are, and their train and val rows.
+
+    Raises:
+        InputError: features that do not fit the base, or settings that do not fit each other.
+    """
+    assert settings.features is not None
+    summary, features = load_features(settings.features, settings.base)
+    train, val = read_features(features)
+    about = ModelAbout(
+        base=settings.base,
+        family=settings.family,
+        classes=_known(settings, summary.classes, train),
+        takes="features",
+        settings=_told(settings),
+        width=summary.width,
+        features=summary.about,
+    )
+    shape = _shape(settings, summary.classes, width=summary.width, moments=features.moments)
+    return (_plan(settings, out, about, shape, train), summary), (train, val)
+
+
+def prepare_images(
+    settings: TrainSettings, manifest: Location, out: Location, loaders: Loaders
+) -> tuple[tuple[Plan, str | None], tuple[ImageRows, ImageRows]]:
+    """The plan, a warning to show, if any, and the train and val rows.
+
+    Raises:
+        InputError: a manifest that lacks something, a backbone that cannot be had, or settings
+            that do not fit each other.
+    """
+    warning = backbone = None
+    if settings.family == "transfer":
+        found, warning = resolve(settings, settings.seed)
+        backbone = out.join("work", "backbone.npz")
+        found.write(backbone)
+        size = found.image_size
+    else:
+        native = NATIVE_SIZE[settings.architecture]
+        size = settings.image_size or _SIZE.get(settings.family, native)
+    classes, train, val = read_images(
+        manifest,
+        settings.base,
+        settings.augment,
+        image_size=size,
+        resize=settings.resize,
+        seed=settings.seed,
+        loaders=loaders,
+    )
+    about = ModelAbout(
+        base=settings.base,
+        family=settings.family,
+        classes=_known(settings, classes, train),
+        takes="images",
+        settings=_told(settings),
+        image_size=size,
+        resize=settings.resize,
+    )
+    shape = _shape(settings, classes, image_size=size)
+    return (_plan(settings, out, about, shape, train, backbone), warning), (train, val)
+
+
+def _known(settings: TrainSettings, classes: tuple[str, ...], train: Rows) -> tuple[str, ...]:
+    """The classes that the finished model tells apart."""
+    if settings.family == "autoencoder":
+        return ()
+    if settings.family == "siamese":  # by anchors, which are train images
+        return tuple(classes[number] for number in np.unique(train.labels))
+    return classes
+
+
+def _shape(settings: TrainSettings, classes: tuple[str, ...], **shape: Any) -> Shape:
+    positive = BASES[settings.base].positive
+    return Shape(classes, classes.index(positive) if positive else 0, **shape)
+
+
+def _plan(
+    settings: TrainSettings,
+    out: Location,
+    about: ModelAbout,
+    shape: Shape,
+    train: Rows,
+    backbone: Location | None = None,
+) -> Plan:
+    import_keras()
+    from visao_ray.training.families import make_family
+
+    plan = Plan(
+        settings=settings,
+        shape=shape,
+        rows=len(train.labels),
+        phases=phases(settings),
+        about=about,
+        backbone=backbone,
+        head=locate(settings.head) if settings.head is not None else None,
+        work=out.join("work"),
+        board=out.join("tensorboard"),
+    )
+    if settings.family != "svm":
+        family = make_family(plan)
+        model = family.build()
+        if any(phase.name == FINE_TUNE for phase in plan.phases):
+            family.enter(model, plan.phases[-1])
+    return plan
+
+
+def _told(settings: TrainSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude={"out", "fresh"})

@@ -1,0 +1,250 @@
+"""The train job: any family of models, on any number of workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from visao_ray import tables
+from visao_ray.bases.manifest import check_errors
+from visao_ray.errors import InputError
+from visao_ray.evaluation.inference import predict
+from visao_ray.evaluation.judge import judge_run
+from visao_ray.features.pipeline import check_source, list_images
+from visao_ray.models import saved
+from visao_ray.runs import Run, muted_stderr, start_ray, to_json
+from visao_ray.settings import TrainSettings
+from visao_ray.storage import Location, locate
+from visao_ray.training.checked import check_images
+from visao_ray.training.progress import telling
+from visao_ray.training.rows import Loaders
+
+_CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker takes of the cluster."""
+
+    cpus: float
+    gpus: float
+    loaders: Loaders
+
+
+def train_model(settings: TrainSettings, run: Run[Any]) -> None:
+    """The train job: writes the model, its predictions or embeddings, and what it was like.
+
+    Raises:
+        InputError: data, settings and cluster do not fit, before training begins; training
+            diverged.
+    """
+    _check(settings)
+    start_ray()
+    share = _share(settings)
+    source, rows, plan = _prepare(settings, run, share)
+    trained = run.work.join("trained")
+
+    def fit() -> None:
+        if settings.family == "svm":
+            from visao_ray.training.grid import search_svm
+
+            search_svm(run, plan, rows)
+        else:
+            _fit(run, plan, rows, share)
+
+    run.once("train", fit)
+    summary = json.loads(trained.join("summary.json").read_bytes())
+    model = run.out.join("model.keras")
+    exported = run.work.join("exported.json")
+
+    def export_model() -> None:
+        exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"))))
+
+    run.once("export", export_model)
+    about = saved.read_about(saved.read(model), model.uri)
+    covered = predict(run, source, model, about, gpus_per_worker=settings.gpus_per_worker)
+    run.counts["errors"] += sum(covered.errors.values())
+    run.counts["ok"] = run.counts["images"] - run.counts["errors"]
+    evaluation = judge_run(
+        run,
+        plan.about.base,
+        about,
+        target=settings.target_recall,
+        seed=settings.seed,
+        replicates=settings.replicates,
+    )
+    run.counts["by_split"] = evaluation["counts"]
+    run.details |= {
+        "model": about.name,
+        "classes": list(about.classes),
+        "threshold": evaluation["threshold"],
+        "export": json.loads(exported.read_bytes()),
+        **{name: value for name, value in summary.items() if name != "starts"},
+    }
+    if settings.family != "svm":
+        _tell_training(run, summary)
+
+
+def _check(settings: TrainSettings) -> None:
+    """Look at everything that can be looked at before Ray starts."""
+    if settings.features is not None:
+        schema = tables.open_table(locate(settings.features), "features").schema
+        features = tables.about(schema)
+        width = schema.field("avg").type.list_size
+    else:
+        check_source(settings, settings.manifest)
+    if settings.head is not None:
+        where = f"--head {settings.head}"
+        about = saved.read_about(saved.read(locate(settings.head)), where)
+        if about.takes != "features" or not about.classes:
+            raise InputError(f"{where}: is a model of family {about.family}, not a head")
+        if settings.features is not None:
+            about.check_features(settings.base, width, features, where)
+        elif about.base != settings.base:
+            raise InputError(f"{where}: is for base {about.base}, not {settings.base}")
+
+
+def _share(settings: TrainSettings) -> Share:
+    """Fit the workers to the cluster; their loaders must always find a place beside them.
+
+    Raises:
+        InputError: more GPU share than the cluster has.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
+    share = settings.gpus_per_worker
+    if share is None:
+        share = 1.0 if gpus >= settings.workers else 0.0
+    if share * settings.workers > gpus:
+        raise InputError(
+            f"--gpus-per-worker {share:g} for {settings.workers} workers: the cluster has {gpus:g} "
+            "GPUs; leave it out to run on CPUs"
+        )
+    each = cpus / settings.workers
+    if each >= 3:
+        return Share(1.0, share, Loaders(tasks=math.floor(each) - 1, cpus=1.0))
+    # Few cores: workers and loaders take turns on them, as the operating system sees fit.
+    return Share(each / 4, share, Loaders(tasks=1, cpus=each / 4))
+
+
+def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
+    """Where rows to predict lie, a reference to the train and val Rows, and the plan."""
+    import ray
+
+    from visao_ray.training.preparation import prepare_features, prepare_images
+
+    if settings.features is not None:
+        source = locate(settings.features)
+        task = ray.remote(prepare_features).options(num_returns=2, num_cpus=0, max_retries=0)
+        with run.timed("prepare"):
+            plan_ref, rows = task.remote(settings, run.out)
+            plan, summary = ray.get(plan_ref)
+        run.inputs |= {"features": source.uri, "about": summary.about}
+        run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
+        run.counts["rows"] = summary.rows
+    else:
+        manifest = list_images(settings, settings.manifest, run)
+        run.inputs["manifest"] = manifest.uri
+        with run.timed("check"):
+            source = check_images(run, manifest)
+        check_errors(run, settings.max_errors)
+        task = ray.remote(prepare_images).options(num_returns=2, num_cpus=0, max_retries=0)
+        with run.timed("prepare"):
+            plan_ref, rows = task.remote(settings, source, run.out, share.loaders)
+            plan, warning = ray.get(plan_ref)
+        if warning:
+            run.warn(warning)
+    return source, rows, plan
+
+
+def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
+    """Start the workers and tell of every epoch; lost workers go on from the last checkpoint."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+    with muted_stderr():  # Ray Train imports TensorFlow here too, which tells of its CPU
+        from ray.train.tensorflow import TensorflowTrainer
+
+    from visao_ray.training.lost import LostWorkers
+
+    settings: TrainSettings = plan.settings
+    checkpoints = run.out.join("checkpoints")
+    resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
+    trainer = TensorflowTrainer(
+        _work,
+        train_loop_config={"plan": plan, "rows": [rows]},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=bool(share.gpus),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="fit",
+            storage_path=checkpoints.path,
+            storage_filesystem=checkpoints.filesystem,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=settings.keep,
+                checkpoint_score_attribute=f"val_{settings.monitor}",
+                checkpoint_score_order="min" if settings.monitor == "loss" else "max",
+            ),
+            callbacks=[LostWorkers(plan.work.join("lost"))],
+        ),
+    )
+    run.say(
+        f"{settings.family} on {settings.workers} {'GPU' if share.gpus else 'CPU'} "
+        f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
+        f"val {settings.monitor} picks the epoch"
+    )
+    with telling(run, plan.work.join("epochs")):
+        trainer.fit()
+    diverged = plan.work.join("diverged.txt")
+    if diverged.exists():
+        raise InputError(diverged.read_bytes().decode())
+
+
+def _work(config: dict[str, Any]) -> None:
+    from visao_ray.training.worker import train_worker
+
+    train_worker(config)
+
+
+def _export(trained: Location, model: Location, savedmodel: Location) -> dict[str, Any]:
+    import ray
+
+    from visao_ray.training.export import export
+
+    task = ray.remote(export).options(num_cpus=0, max_retries=0)
+    found: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
+    return found
+
+
+def _tell_training(run: Run[Any], summary: dict[str, Any]) -> None:
+    """How fast it was, where time went, and what was lost on the way."""
+    work, workers = run.work, run.settings.workers
+    history = summary["history"]
+    # The first epoch of a start traces and compiles.
+    usual = history[1:] or history
+    if usual:
+        run.throughput |= {
+            "images_per_second_per_worker": median(row["images_per_second"] for row in usual)
+            / workers
+        }
+        for name in ("share_waiting_for_data", "share_all_reduce"):
+            shares = [row[name] for row in usual if row[name] is not None]
+            if shares:
+                run.throughput[name] = median(shares)
+    usage = [json.loads(entry.read_bytes()) for entry in work.join("workers").files()]
+    lost = [json.loads(entry.read_bytes()) for entry in work.join("lost").files()]
+    run.details |= {
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in usage),
+        "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": lost},
+    }
+    for one in lost:
+        run.warn(f"workers were lost and training went on from its last checkpoint: {one}")

@@ -1,0 +1,232 @@
+"""What every worker of a training run does. TensorFlow starts here, in the workers alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import ray
+import ray.train
+import tensorflow as tf
+
+from visao_ray.models.head import class_factors
+from visao_ray.runs import start_ray, to_json
+from visao_ray.settings import TrainSettings
+from visao_ray.training.batches import Batches
+from visao_ray.training.callbacks import (
+    Board,
+    Diverged,
+    DropoutSeeds,
+    Keeper,
+    Snapshot,
+    State,
+    TakeUp,
+)
+from visao_ray.training.families import Family, make_family
+from visao_ray.training.outcome import keep
+from visao_ray.training.plan import Phase, Plan
+from visao_ray.training.rows import Rows
+from visao_ray.training.schedule import Schedule
+from visao_ray.training.synchronous import DataParallel
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train on this worker's share of every step; rank 0 keeps the outcome below `plan.work`.
+
+    Args:
+        config: `plan`, a Plan, and `rows`, a list with one object reference to the train and the
+            val Rows.
+    """
+    plan: Plan = config["plan"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    _set_up(plan.settings, context.get_local_world_size())
+    # It sets up the collectives, so it comes before TensorFlow does anything else.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    start_ray()
+    train, val = ray.get(config["rows"][0])
+    keras.utils.set_random_seed(plan.settings.seed)
+    family = make_family(plan)
+    model = family.build()
+    trainer = _Trainer(plan, family, model, strategy, rank, workers, train, val)
+    try:
+        trainer.run()
+    except Diverged as error:  # seen by all workers at once; trying again would end the same
+        if rank == 0:
+            plan.work.join("diverged.txt").write_bytes(str(error).encode())
+        return
+    usage = {"peak_memory_bytes": _peak_memory()}
+    plan.work.join("workers", f"{rank}.json").write_bytes(to_json(usage))
+    if rank == 0:
+        state = trainer.state
+        best = [row["epoch"] for row in state.history if row["best"]]
+        about = replace(plan.about, epoch=best[-1] if best else 0)
+        told = {"history": state.history, "starts": state.starts}
+        keep(plan, family.finished(model, train), about, val, told)
+
+
+class _Trainer:
+    """The phases of one run on one worker."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        family: Family,
+        model: Any,
+        strategy: Any,
+        rank: int,
+        workers: int,
+        train: Rows,
+        val: Rows,
+    ) -> None:
+        settings = plan.settings
+        self._plan, self._family, self._model = plan, family, model
+        self._strategy, self._rank, self._workers = strategy, rank, workers
+        classes = plan.shape.classes
+        factors = class_factors(settings.class_weight, train.labels, classes)
+        schedule = Schedule(train.labels, settings.batch_size, settings.seed, pairs=family.pairs)
+        self._train = Batches(train, schedule, rank, workers, factors)
+        # Pairs of val are drawn as well, but the same in every epoch: figures can be compared.
+        fixed = replace(schedule, labels=val.labels, shuffled=False)
+        self._val = Batches(val, fixed, rank, workers, np.ones(len(classes), np.float32))
+        self.state = State()
+
+    def run(self) -> None:
+        """All phases that are not over, from the last checkpoint on."""
+        snapshot = None
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                snapshot = Snapshot.read(folder)
+            self.state = snapshot.state
+            self._model.set_weights(snapshot.weights)
+        self.state.starts.append(self.state.total)
+        for number, phase in enumerate(self._plan.phases):
+            if number < self.state.phase:
+                continue
+            if snapshot is not None and self.state.finished:
+                self._model.set_weights(snapshot.best)
+            else:
+                self._run_phase(phase, snapshot)
+            snapshot = None
+            if number + 1 < len(self._plan.phases):
+                self.state = State(
+                    phase=number + 1,
+                    total=self.state.total,
+                    history=self.state.history,
+                    starts=self.state.starts,
+                )
+
+    def _run_phase(self, phase: Phase, snapshot: Snapshot | None) -> None:
+        settings, state = self._plan.settings, self.state
+        self._family.enter(self._model, phase)
+        parallel = DataParallel(
+            self._model,
+            self._family.losses,
+            self._family.scores(),
+            self._strategy,
+            xla=settings.xla,
+            timed=not tf.config.list_physical_devices("GPU"),
+        )
+        parallel.compile(optimizer=_optimizer(settings, phase), jit_compile=False)
+        parallel.optimizer.build(self._model.trainable_variables)
+        before = state.total - state.epoch
+        monitor = f"val_{settings.monitor}"
+        mode = "min" if settings.monitor == "loss" else "max"
+        val = self._val.dataset(0, 1)  # `fit` goes through it anew after every epoch
+        best: list[Any] = []
+        if snapshot is not None:
+            for variable, value in zip(
+                parallel.optimizer.variables, snapshot.optimizer, strict=True
+            ):
+                variable.assign(value)
+            best = snapshot.best
+        elif phase.trained:
+            best = parallel.get_weights()
+            first = parallel.evaluate(val, steps=self._val.steps, verbose=0, return_dict=True)
+            state.stopping = {"best": float(first[settings.monitor]), "best_epoch": -1}
+            state.reducing = {"best": float(first[settings.monitor])}
+        stopping = keras.callbacks.EarlyStopping(
+            monitor, mode=mode, patience=settings.patience, restore_best_weights=True
+        )
+        reducing = keras.callbacks.ReduceLROnPlateau(
+            monitor, mode=mode, patience=settings.reduce_patience, factor=settings.reduce_factor
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            callbacks: list[Any] = [
+                DropoutSeeds(settings.seed, self._rank, before),
+                stopping,
+                reducing,
+                TakeUp(state, best, stopping, reducing),
+            ]
+            if self._rank == 0:
+                callbacks.append(Board(folder, self._plan.board, before))
+            callbacks.append(
+                Keeper(
+                    state,
+                    {"phase": phase.name, "epochs": phase.epochs},
+                    stopping,
+                    reducing,
+                    lambda: self._family.kept(self._model),
+                    self._plan.about,
+                    self._plan.work.join("epochs"),
+                    self._rank,
+                    len(self._train.rows.labels),
+                )
+            )
+            parallel.fit(
+                self._train.dataset(before + state.epoch, before + phase.epochs),
+                steps_per_epoch=self._train.steps,
+                validation_data=val,
+                validation_steps=self._val.steps,
+                initial_epoch=state.epoch,
+                epochs=phase.epochs,
+                callbacks=callbacks,
+                shuffle=False,
+                verbose=0,
+            )
+
+
+def _set_up(settings: TrainSettings, workers_here: int) -> None:
+    """Threads, GPU memory, reproducibility and precision of TensorFlow in this process."""
+    gpus = tf.config.list_physical_devices("GPU")
+    # A process that has run TensorFlow before keeps the threads it has.
+    with contextlib.suppress(RuntimeError):
+        if not gpus:
+            # Each worker's share of the cores: all of them for all would only trip over each other.
+            threads = max(1, (os.cpu_count() or 1) // workers_here)
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if gpus:  # on CPUs the kernels used here give the same result every time anyway
+        tf.config.experimental.enable_op_determinism()
+    if settings.precision != "float32":
+        keras.config.set_dtype_policy(f"mixed_{settings.precision}")
+
+
+def _optimizer(settings: TrainSettings, phase: Phase) -> Any:
+    optimizers = {
+        "adam": keras.optimizers.Adam,
+        "adamw": keras.optimizers.AdamW,
+        "rmsprop": keras.optimizers.RMSprop,
+        "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+    }
+    optimizer = optimizers[settings.optimizer](phase.learning_rate)
+    if settings.precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def _peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of the process."""
+    if tf.config.list_logical_devices("GPU"):
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used) * (1 if sys.platform == "darwin" else 1024)
