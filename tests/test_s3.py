@@ -10,8 +10,9 @@ from s3_server import SECRET
 from visao_ray import tables
 from visao_ray.features.pipeline import extract_features
 from visao_ray.runs import execute
-from visao_ray.settings import ExtractSettings
+from visao_ray.settings import ExtractSettings, TrainSettings
 from visao_ray.storage import Location, locate
+from visao_ray.training.train import train_model
 
 
 def table(place: Location) -> dict[tuple, dict]:
@@ -83,6 +84,30 @@ def test_a_whole_pipeline(out):
     assert tables.rows(out.join("sweep/trials")) == 2
     assert out.join("sweep/head.keras").exists()
     assert not [file.uri for file in out.files() if "/work/" in file.uri]
+
+
+def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
+    train = locate(f"{out.uri}-train")
+    settings = TrainSettings(
+        family="transfer",
+        base="vazios",
+        manifest=out.join("extract/listing/manifest").uri,
+        weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
+        head=out.join("sweep/head.keras").uri,
+        fine_tune_from="conv2d",
+        fine_tune_epochs=2,
+        batch_size=16,
+        out=train.uri,
+    )
+    result = execute(settings, train_model)
+    assert result["counts"]["ok"] == 40
+    assert [row["phase"] for row in result["details"]["history"]] == ["fine-tune"] * 2
+    assert max(result["details"]["export"]["differences"].values()) <= 1e-5
+    assert train.join("savedmodel/1/saved_model.pb").exists()
+    assert train.join("checkpoints/fit/0002/model.keras").exists()
+    assert any("events" in file.uri for file in train.join("tensorboard").files())
+    judged = table(out.join("evaluate/predictions"))
+    assert table(train.join("predictions")).keys() == judged.keys()
 
 
 def test_no_secret_is_written(s3_pipeline, out):

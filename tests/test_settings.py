@@ -10,6 +10,7 @@ from visao_ray.settings import (
     PipelineSettings,
     ScannerSettings,
     SweepSettings,
+    TrainSettings,
     parse,
 )
 
@@ -17,6 +18,7 @@ JOBS = (
     ManifestSettings,
     ExtractSettings,
     SweepSettings,
+    TrainSettings,
     EvaluateSettings,
     ScannerSettings,
     PipelineSettings,
@@ -107,6 +109,41 @@ def test_a_missing_file_of_settings(tmp_path):
 def test_a_wrong_flag(arguments, says):
     message = refusal(ExtractSettings, *MANIFEST, *arguments)
     assert all(words in message for words in says), message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--batch-size", "50", "--workers", "4"), ("--batch-size 50", "--workers 4")),
+        (("--batch-size", "6", "--workers", "2", "--family", "siamese"), ("siamese", "even")),
+        (("--family", "head"), ("--family head", "--features")),
+        (("--family", "forest"), ("--family forest", "simple_cnn", "svm")),
+        (("--epochs", "0"), ("--epochs 0", "--head")),
+        (("--features", "f"), ("one of --data, --manifest and --features",)),
+        (("--manifest", "m"), ("one of --data, --manifest and --features",)),
+        (("--head", "h.keras"), ("--head", "transfer", "simple_cnn")),
+        (("--fine-tune-from", "block5"), ("--fine-tune-from", "--family transfer")),
+        (("--monitor", "auc", "--family", "autoencoder"), ("--monitor auc", "autoencoder")),
+        (("--monitor", "auc", "--base", "ncm"), ("--monitor auc", "two classes")),
+        (("--learning-rate", "0"), ("--learning-rate 0",)),
+    ],
+    ids=lambda value: " ".join(value) if value and str(value[0]).startswith("--") else "",
+)
+def test_a_wrong_flag_of_training(arguments, says):
+    message = refusal(TrainSettings, *MANIFEST, "--family", "simple_cnn", *arguments)
+    assert all(words in message for words in says), message
+
+
+def test_sources_of_training():
+    rest = ("--base", "vazios", "--out", "o", "--family")
+    assert parse(TrainSettings, [*rest, "head", "--features", "f"]).features == "f"
+    assert parse(TrainSettings, [*rest, "svm", "--features", "f"]).data is None
+    for family in ("simple_cnn", "transfer", "autoencoder"):
+        assert "--data" in refusal(TrainSettings, *rest, family, "--features", "f")
+    assert "--data" in refusal(TrainSettings, *rest, "svm")
+    assert "--limit" in refusal(TrainSettings, *rest, "svm", "--features", "f", "--limit", "9")
+    fine = ["transfer", "--data", "d", "--head", "h.keras", "--epochs", "0"]
+    assert parse(TrainSettings, [*rest, *fine]).epochs == 0
 
 
 def test_missing_and_contradicting_settings():

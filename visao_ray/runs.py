@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -212,7 +213,10 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # A Ray started here would end idle processes beyond one a core and start them again later,
         # a second or two of work each time: readers, actors and writers are more than cores.
-        os.environ.setdefault("RAY_num_workers_soft_limit", str(2 * (os.cpu_count() or 1) + 6))
+        # And it would warn of more than four starting at once a core: Ray Train starts eight.
+        processes = str(2 * (os.cpu_count() or 1) + 6)
+        os.environ.setdefault("RAY_num_workers_soft_limit", processes)
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
         with muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver.
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -227,6 +231,8 @@ def start_ray() -> None:
     # Object storage hiccups; a file that fails for good is caught and becomes an error row.
     context.retried_map_errors = ["Connection reset", "SLOW_DOWN", "Timeout"]
     context.max_map_retries = 3
+    # A limit on writers is meant for large bases; on small ones Ray Data warns that it is not met.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     # What Ray Data logs of a failure, it raises too, and the job tells it once.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -456,6 +456,8 @@ class TrainSettings(TrainOptions, ManifestSettings):
             raise ValueError("--epochs 0 needs a --head that is trained already")
         if self.data is None:
             _refuse_listing(self)
+        if self.xla and self.join == "concatenation" and self.workers > 1:
+            raise ValueError("--xla cannot compile the join of several workers; leave it out")
         if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
             raise ValueError(f"--monitor {self.monitor}: {self.family} has a loss only")
         if self.monitor == "auc" and self.base == "ncm":

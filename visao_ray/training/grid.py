@@ -87,7 +87,10 @@ def _run(model: Any, rows: Rows) -> Vectors:
     """What a model makes of all rows as they are, float32[N, D]; the last batch is filled up."""
     count = len(rows.labels)
     steps = np.resize(np.arange(count), (-(-count // _BATCH), _BATCH))
-    parts = [np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, -1)]
+    as_they_are = np.zeros(len(steps), np.int64)
+    parts = [
+        np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, as_they_are)
+    ]
     return np.concatenate(parts)[:count]
 
 

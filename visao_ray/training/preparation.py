@@ -13,6 +13,7 @@ from visao_ray.backend import import_keras
 from visao_ray.bases.base import BASES
 from visao_ray.features.backbones import resolve
 from visao_ray.features.vectors import Summary, load_features
+from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout
 from visao_ray.models.simple_cnn import NATIVE_SIZE
 from visao_ray.settings import TrainSettings
@@ -70,6 +71,11 @@ def prepare_images(
         backbone = out.join("work", "backbone.npz")
         found.write(backbone)
         size = found.image_size
+        if settings.head is not None:
+            where = f"--head {settings.head}"
+            made = {**found.about(), "resize": settings.resize}
+            head = saved.read_about(saved.read(locate(settings.head)), where)
+            head.check_features(settings.base, found.width, made, where)
     else:
         native = NATIVE_SIZE[settings.architecture]
         size = settings.image_size or _SIZE.get(settings.family, native)

@@ -18,13 +18,13 @@ _LOOK_S = 2.0
 def telling(run: Run[Any], epochs: Location) -> Iterator[None]:
     """Say every new epoch whose file appears in `epochs`, once."""
     stop = threading.Event()
-    told = {entry.name for entry in epochs.children()}
+    told = set(_written(epochs))
 
     def look() -> None:
-        for name in sorted(entry.name for entry in epochs.children()):
+        for name in _written(epochs):
             if name not in told:
-                told.add(name)
                 run.say(_line(json.loads(epochs.join(name).read_bytes())))
+                told.add(name)
 
     def watch() -> None:
         while not stop.wait(_LOOK_S):
@@ -39,6 +39,11 @@ def telling(run: Run[Any], epochs: Location) -> Iterator[None]:
         stop.set()
         teller.join()
     look()
+
+
+def _written(epochs: Location) -> list[str]:
+    """Whole files, in order: one that is being written has another ending."""
+    return sorted(entry.name for entry in epochs.children() if entry.name.endswith(".json"))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from visao_ray.storage import Location, locate, reason
 Pixels = npt.NDArray[np.uint8]
 _READERS = 8  # images read and decoded at once in one task
 _ROWS_A_BLOCK = 64  # images of one task, at least
+_AHEAD_BYTES = 256 * 1024**2  # of pixels, decoded and not yet used, for one worker
 
 
 class Rows(Protocol):
@@ -40,8 +41,11 @@ class Rows(Protocol):
     def take(self, numbers: npt.NDArray[np.int64]) -> Any:
         """What the model takes of these rows, as it predicts (no augmentation)."""
 
-    def stream(self, steps: npt.NDArray[np.int64], epoch: int) -> Iterator[Any]:
-        """What the model takes of each step, int64[steps, rows], in order."""
+    def stream(self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Iterator[Any]:
+        """What the model takes of each step, int64[steps, rows], in order.
+
+        `views`, int64[steps], tells which augmented view of its rows each step shows.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class FeatureRows:
         """{"avg", "max"}: float32[n, D] each."""
         return {pool: values[numbers] for pool, values in self.vectors.items()}
 
-    def stream(self, steps: npt.NDArray[np.int64], epoch: int) -> Iterator[dict[str, Vectors]]:
+    def stream(
+        self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
+    ) -> Iterator[dict[str, Vectors]]:
         """As `take`, step by step: there is nothing to decode, so nothing to hand out as tasks."""
         return map(self.take, steps)
 
@@ -89,28 +95,36 @@ class ImageRows:
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Pixels:
         """uint8[n, S, S, 3] as the images are."""
-        return self._load(numbers, 0)
+        return self._load(numbers, np.zeros_like(numbers))
 
-    def stream(self, steps: npt.NDArray[np.int64], epoch: int) -> Iterator[Pixels]:
+    def stream(
+        self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
+    ) -> Iterator[Pixels]:
         """uint8[rows, S, S, 3] of each step through Ray Data: tasks decode ahead of the worker.
 
-        Each image is a view of its own in every epoch, drawn from (seed, key, epoch): the same
-        whoever loads it.
+        An augmented view is drawn from (seed, key, view): the same whoever loads it.
         """
         import ray
 
         per_block = -(-_ROWS_A_BLOCK // steps.shape[1])
         blocks = [
-            pa.table({"row": steps[start : start + per_block].reshape(-1)})
+            pa.table(
+                {
+                    "row": steps[start : start + per_block].reshape(-1),
+                    "view": np.repeat(views[start : start + per_block], steps.shape[1]),
+                }
+            )
             for start in range(0, len(steps), per_block)
         ]
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True  # a step's rows are told by their place
+        options = ray.data.DataContext.get_current().execution_options
+        options.preserve_order = True  # a step's rows are told by their place
+        # Not more: what is decoded far ahead takes the cores from the steps before it.
+        options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
         loaded = ray.data.from_arrow(blocks).map_batches(
             _load_block,
             batch_size=None,
             batch_format="numpy",
-            fn_kwargs={"rows": self._reference, "view": epoch + 1},
+            fn_kwargs={"rows": self._reference},
             num_cpus=self.loaders.cpus,
             compute=ray.data.TaskPoolStrategy(size=self.loaders.tasks),
         )
@@ -126,10 +140,10 @@ class ImageRows:
 
         return [ray.put(self)]
 
-    def _load(self, numbers: npt.NDArray[np.int64], view: int) -> Pixels:
+    def _load(self, numbers: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Pixels:
         chosen = self.table.take(pa.array(numbers)).to_pylist()
         with ThreadPoolExecutor(_READERS) as pool:
-            return np.stack(list(pool.map(lambda row: self._load_one(row, view), chosen)))
+            return np.stack(list(pool.map(self._load_one, chosen, views.tolist())))
 
     def _load_one(self, row: dict[str, str], view: int) -> Pixels:
         try:
@@ -194,9 +208,7 @@ def read_images(
     return classes, train, val
 
 
-def _load_block(
-    block: dict[str, npt.NDArray[np.int64]], rows: list[Any], view: int
-) -> dict[str, Pixels]:
+def _load_block(block: dict[str, npt.NDArray[np.int64]], rows: list[Any]) -> dict[str, Pixels]:
     import ray
 
-    return {"pixels": ray.get(rows[0])._load(block["row"], view)}
+    return {"pixels": ray.get(rows[0])._load(block["row"], block["view"])}

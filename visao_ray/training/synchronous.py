@@ -90,7 +90,10 @@ class DataParallel(keras.Model):  # type: ignore[misc]
         with tf.control_dependencies(tf.nest.flatten(batch)):
             begin = self._clock()
         variables = self.model.trainable_variables
-        gradients, losses, outputs, waited = self._strategy.run(self._replica, args=(batch,))
+        if self._strategy.num_replicas_in_sync == 1:  # `fit` runs steps in TensorFlow's default one
+            gradients, losses, outputs, waited = self._replica(batch)
+        else:
+            gradients, losses, outputs, waited = self._strategy.run(self._replica, args=(batch,))
         self.optimizer.apply(gradients, variables)
         with tf.control_dependencies([tf.identity(self.optimizer.iterations)]):
             self.seconds.assign_add([self._clock() - begin, waited])
@@ -140,7 +143,12 @@ class DataParallel(keras.Model):  # type: ignore[misc]
             # The rows of a step are counted with their filling, so each counts the same.
             loss = tf.reduce_mean(losses * weights) + sum(self.model.losses)
             loss = self.optimizer.scale_loss(loss)
-        return tape.gradient(loss, self.model.trainable_variables), losses, outputs
+        gradients = tape.gradient(
+            loss,
+            self.model.trainable_variables,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return gradients, losses, outputs
 
     def _score(self, batch: Any, outputs: Any, losses: Any) -> dict[str, Any]:
         _, labels, weights = batch

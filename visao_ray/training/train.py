@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import pyarrow.dataset as pads
+
 from visao_ray import tables
 from visao_ray.bases.manifest import check_errors
 from visao_ray.errors import InputError
@@ -104,8 +106,6 @@ def _check(settings: TrainSettings) -> None:
             raise InputError(f"{where}: is a model of family {about.family}, not a head")
         if settings.features is not None:
             about.check_features(settings.base, width, features, where)
-        elif about.base != settings.base:
-            raise InputError(f"{where}: is for base {about.base}, not {settings.base}")
 
 
 def _share(settings: TrainSettings) -> Share:
@@ -146,8 +146,10 @@ def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Loca
             plan_ref, rows = task.remote(settings, run.out)
             plan, summary = ray.get(plan_ref)
         run.inputs |= {"features": source.uri, "about": summary.about}
-        run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
-        run.counts["rows"] = summary.rows
+        # Those of test too: they are predicted at the end.
+        table = tables.open_table(source, "features")
+        images = table.count_rows(filter=pads.field("view") == 0)
+        run.counts |= {"images": images, "ok": images, "errors": 0, "rows": summary.rows}
     else:
         manifest = list_images(settings, settings.manifest, run)
         run.inputs["manifest"] = manifest.uri
@@ -240,8 +242,14 @@ def _tell_training(run: Run[Any], summary: dict[str, Any]) -> None:
             shares = [row[name] for row in usual if row[name] is not None]
             if shares:
                 run.throughput[name] = median(shares)
-    usage = [json.loads(entry.read_bytes()) for entry in work.join("workers").files()]
-    lost = [json.loads(entry.read_bytes()) for entry in work.join("lost").files()]
+    usage, lost = (
+        [
+            json.loads(file.read_bytes())
+            for file in sorted(work.join(name).files(), key=lambda file: file.uri)
+            if file.uri.endswith(".json")  # not one that a killed process was writing
+        ]
+        for name in ("workers", "lost")
+    )
     run.details |= {
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in usage),
         "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": lost},

@@ -1,0 +1,308 @@
+"""How close a worker comes to plain `keras.fit`, and what a second worker adds.
+
+    python tests/benchmarks/training.py
+
+The study's CNN-A2 from random weights on rendered vazios scans of its own size, on CPUs, as many
+rows a step on each worker as in plain `fit`. Everything is measured in one run, rivals in turn:
+
+1. Plain `fit` of the same model, optimizer, loss and scores, with all threads, in a process of its
+   own, before and after ours: fed by tf.data that decodes the same JPEG files every epoch (the bar
+   is held against this one: it is the same work), and fed with pixels that are in memory already
+   (the most that this model can do here).
+2. jobs/train.py with one worker, then with two: Ray Train, and Ray Data from the manifest.
+
+Images a second are those of the median epoch after the first: of its training steps alone, and of
+all of it, with validation and, in ours, checkpoint and TensorBoard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+
+REPOSITORY = Path(__file__).parents[2]
+CORES = len(os.sched_getaffinity(0))
+CLASSES = ("nvazio", "vazio")
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Load:
+    """What everyone is given to do.
+
+    Attributes:
+        data: folder with train|val|test/CLASS/*.jpg.
+        images: of train.
+        side: of the images and of the model's input, in pixels.
+        batch: rows a step, on each worker.
+        epochs: of which the first is not measured.
+    """
+
+    data: Path
+    images: int
+    side: int
+    batch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one training showed.
+
+    Attributes:
+        steps: images a second in training steps.
+        epoch: images a second over whole epochs.
+        parameters: of the model.
+        waiting, all_reduce: shares of a step, where they are known.
+    """
+
+    steps: float
+    epoch: float
+    parameters: int
+    waiting: float = 0.0
+    all_reduce: float = 0.0
+
+
+def scans(load: Load) -> None:
+    """Rendered vazios scans, small already: train, and a few for val and test."""
+    counts = {"train": load.images, "val": 2 * load.batch, "test": 2 * load.batch}
+    for seed, (split, images) in enumerate(counts.items()):
+        for planned in plan(BaseRecipe(base="vazios", images=images, seed=seed)):
+            grey = render("vazios", planned.true_label, planned.index, seed, planned.difficulty)
+            small = Image.fromarray(grey).resize((load.side, load.side), Image.Resampling.LANCZOS)
+            scan = Path(planned.key)  # its name stands for its container: no two alike
+            target = load.data / split / scan.parent / f"{split}-{scan.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(encode(np.asarray(small), planned.quality))
+
+
+def plain_fit(load: Load, in_memory: bool) -> Speed:
+    """The rival, as Keras's own guides have it. Runs in a process of its own."""
+    from visao_ray.backend import import_keras
+
+    keras = import_keras()
+    import tensorflow as tf
+
+    from visao_ray.models.simple_cnn import build_simple_cnn
+    from visao_ray.training.families import PositiveAUC
+
+    def read(path: Any, label: Any) -> Any:
+        pixels = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return tf.ensure_shape(pixels, (load.side, load.side, 3)), label
+
+    def dataset(split: str) -> Any:
+        files = sorted((load.data / split).rglob("*.jpg"))
+        labels = np.array([CLASSES.index(file.parent.name) for file in files], np.int32)
+        if in_memory:
+            pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+            found = tf.data.Dataset.from_tensor_slices((pixels, labels)).shuffle(len(files))
+        else:
+            paths = [str(file) for file in files]
+            found = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(files))
+            found = found.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        return found.batch(load.batch).prefetch(tf.data.AUTOTUNE)
+
+    class Clock(keras.callbacks.Callback):
+        """Seconds as ours are measured: steps end where validation begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[float] = []
+            self.ends: list[float] = []
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self._begun = time.perf_counter()
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            self.steps.append(time.perf_counter() - self._begun)
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.ends.append(time.perf_counter())
+
+    keras.utils.set_random_seed(0)
+    model = build_simple_cnn("cnn_a2", load.side, len(CLASSES))
+    model.compile(
+        keras.optimizers.Adam(RATE),
+        keras.losses.SparseCategoricalCrossentropy(),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(), PositiveAUC(0)],
+    )
+    clock = Clock()
+    model.fit(
+        dataset("train"),
+        validation_data=dataset("val"),
+        epochs=load.epochs,
+        callbacks=[clock],
+        shuffle=False,  # the dataset is shuffled
+        verbose=0,
+    )
+    return Speed(
+        load.images / median(clock.steps[1:]),
+        load.images / median(np.diff(clock.ends)),
+        model.count_params(),
+    )
+
+
+def plain(load: Load, in_memory: bool) -> Speed:
+    """`plain_fit` in a fresh process."""
+    told = "pixels in memory" if in_memory else "decoding the files"
+    print(f"plain fit, {told}", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(plain_fit, load, in_memory).result()
+
+
+def job(verb: str, **options: object) -> None:
+    """A job in its own process with a Ray of its own; its lines go to stderr."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    subprocess.run(
+        [sys.executable, f"jobs/{verb}.py", "--base=vazios", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=sys.stderr,
+        check=True,
+    )
+
+
+def ours(load: Load, manifest: Path, out: Path, workers: int) -> Speed:
+    """jobs/train.py, with as many rows a step on each worker as plain fit has."""
+    job(
+        "train",
+        family="simple_cnn",
+        architecture="cnn_a2",
+        manifest=manifest,
+        image_size=load.side,
+        epochs=load.epochs,
+        patience=load.epochs,
+        batch_size=load.batch * workers,
+        optimizer="adam",
+        learning_rate=RATE,
+        workers=workers,
+        replicates=100,
+        out=out,
+    )
+    details = json.loads((out / "result.json").read_text())["details"]
+    history = details["history"][1:]
+    if len(history) + 1 != load.epochs or details["restarts"]["lost_workers"]:
+        raise RuntimeError(f"{out}: not {load.epochs} epochs in one go")
+
+    def usual(name: str) -> float:
+        return median(row[name] for row in history)
+
+    return Speed(
+        usual("images_per_second"),
+        load.images / median(np.diff(epoch_ends(out / "tensorboard" / "train"))),
+        details["parameters"],
+        usual("share_waiting_for_data"),
+        usual("share_all_reduce"),
+    )
+
+
+def epoch_ends(board: Path) -> list[float]:
+    """When each epoch was told to TensorBoard: from one to the next goes all that it costs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(board))
+    events.Reload()
+    return [event.wall_time for event in events.Tensors("epoch_loss")]
+
+
+def main() -> int:
+    """Measure, print the table, and say whether the bar holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=512, help="train scans")
+    parser.add_argument("--side", type=int, default=150, help="of the scans, in pixels")
+    parser.add_argument("--batch", type=int, default=32, help="rows a step, on each worker")
+    parser.add_argument("--epochs", type=int, default=5, help="the first is not measured")
+    parser.add_argument(
+        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.side, options.batch, options.epochs = 64, 96, 16, 3
+    if options.images % (2 * options.batch):
+        parser.error("--images must be a multiple of twice --batch: full steps for everyone")
+    if options.epochs < 3:
+        parser.error("--epochs: 3 or more, for the first is not measured")
+
+    # For all processes started from here.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
+        place = Path(name)
+        load = Load(place / "scans", options.images, options.side, options.batch, options.epochs)
+        scans(load)
+        job("manifest", data=load.data, out=place / "listed")
+        manifest = place / "listed" / "manifest"
+        # Mirrored around ours, so that a machine that slows down or speeds up favours nobody.
+        files, memory = [plain(load, False)], [plain(load, True)]
+        one = ours(load, manifest, place / "one", 1)
+        two = ours(load, manifest, place / "two", 2)
+        memory.append(plain(load, True))
+        files.append(plain(load, False))
+
+    if len({speed.parameters for speed in (*files, *memory, one, two)}) != 1:
+        raise RuntimeError("the models are not the same")
+
+    def around(name: str, pair: list[Speed]) -> tuple[str, str]:
+        before, after = (speed.steps for speed in pair)
+        whole = sum(speed.epoch for speed in pair) / 2
+        told = f"{mean(pair):.1f} (before {before:.1f}, after {after:.1f}; whole {whole:.1f})"
+        return name, told
+
+    def worker_rows(name: str, speed: Speed, workers: int) -> list[tuple[str, str]]:
+        each = f"a worker {speed.steps / workers:.1f}; " if workers > 1 else ""
+        shares = f"{speed.waiting:.1%} and {speed.all_reduce:.1%}"
+        return [
+            (f"{name}, images/s", f"{speed.steps:.1f} ({each}whole {speed.epoch:.1f})"),
+            (f"{name}, waiting for data and in all-reduce", shares),
+        ]
+
+    rows = [
+        around("plain fit decoding the same files, images/s", files),
+        around("plain fit with pixels in memory, images/s", memory),
+        *worker_rows("one worker", one, 1),
+        *worker_rows("two workers", two, 2),
+        ("one worker / plain fit with pixels in memory", f"{one.steps / mean(memory):.2f}"),
+        ("two workers / one worker", f"{two.steps / one.steps:.2f}"),
+    ]
+    ratio = one.steps / mean(files)
+    holds = ratio >= 0.95
+
+    print(
+        f"\n{CORES} cores, Python {sys.version.split()[0]}; CNN-A2, {one.parameters:,} parameters, "
+        f"{load.images:,} scans of {load.side}², {load.batch} rows a step and worker\n"
+        f"images/s of training steps in the median of {load.epochs - 1} epochs "
+        "(whole: validation and checkpoint too)"
+    )
+    for what, value in rows:
+        print(f"{what:<58} {value}")
+    told = f"one worker / plain fit on the same files {ratio:.2f} (bar: at least 0.95)"
+    if options.quick:
+        print(f"       {told}\nquick: it works; too little was measured to judge")
+        return 0
+    print(f"{'holds' if holds else 'FAILS':<6} {told}")
+    print("all bars hold" if holds else "a bar does not hold")
+    return 0 if holds else 1
+
+
+def mean(pair: list[Speed]) -> float:
+    """Images a second in training steps, of the runs before and after."""
+    return sum(speed.steps for speed in pair) / len(pair)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Every family of models trains on a rendered base, on one worker and on two."""
+
+import json
+import math
+import shutil
+import zipfile
+
+import numpy as np
+import pyarrow.dataset as pads
+import pytest
+from conftest import SEED, join_ray
+
+from visao_ray.backend import import_keras
+from visao_ray.errors import InputError
+from visao_ray.runs import execute
+from visao_ray.settings import TrainSettings
+from visao_ray.training.train import train_model
+
+BROKEN = "vazio/broken.jpg"
+
+#: Family and workers: what it takes, whether it gives probabilities, embeddings; its settings.
+#: simple_cnn on two workers: test_resume.py.
+CASES = {
+    "simple_cnn-1": ("images", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
+    "head-1": ("features", True, False, {"epochs": 2, "class_weight": "balanced"}),
+    "head-2": ("features", True, False, {"epochs": 2, "monitor": "auc", "optimizer": "sgd"}),
+    "transfer-1": ("images", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
+    "transfer-2": ("images", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
+    "siamese-1": ("features", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
+    "siamese-2": ("images", True, True, {"join": "concatenation", "image_size": 128}),
+    "autoencoder-1": ("images", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
+    "autoencoder-2": ("images", False, True, {"image_size": 32, "embedding": 8}),
+    "svm-1": ("images", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
+}
+
+
+@pytest.fixture(scope="module")
+def base(scans, tmp_path_factory):
+    """The scans, and one that was cut off."""
+    root = tmp_path_factory.mktemp("base") / "scans"
+    shutil.copytree(scans, root)
+    whole = min((root / "vazio").iterdir()).read_bytes()
+    (root / BROKEN).write_bytes(whole[: len(whole) * 2 // 3])
+    return root
+
+
+def settings(out, family, workers, **how):
+    usual = {"base": "vazios", "epochs": 1, "batch_size": 12, "seed": SEED, "replicates": 100}
+    return TrainSettings(out=str(out), family=family, workers=workers, **{**usual, **how})
+
+
+@pytest.fixture(scope="module")
+def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
+    """Trains a case once: its output and its result."""
+    join_ray()
+    done = {}
+
+    def train(case):
+        if case not in done:
+            family, workers = case.split("-")
+            takes, _, _, how = CASES[case]
+            source = {"data": base} if takes == "images" else {"features": extracted / "features"}
+            if family == "transfer":
+                how = {**how, "weights": tiny_backbone}
+            if case == "transfer-2":  # the head brings what it has learnt; only fine-tuning is left
+                how |= {"head": str(train("head-1")[0] / "model.keras"), "epochs": None}
+            out = tmp_path_factory.mktemp(case) / "out"
+            told = {name: str(place) for name, place in source.items()}
+            result = execute(settings(out, family, int(workers), **told, **how), train_model)
+            done[case] = out, result
+        return done[case]
+
+    return train
+
+
+def rows_of(out, table):
+    found = pads.dataset(f"{out}/{table}").to_table().to_pylist()
+    by_key = {row["key"]: row for row in found}
+    assert len(by_key) == len(found), "every image once"
+    return by_key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_family(case, trained, extracted):
+    out, result = trained(case)
+    takes, classifies, embeds, how = CASES[case]
+    assert result["status"] == "finished"
+    assert json.loads((out / "result.json").read_text()) == result
+    assert not (out / "work").exists()
+
+    counts = result["counts"]
+    if takes == "images":
+        shown = rows_of(out, "checked/manifest")
+        errors = rows_of(out, "checked/errors")
+        assert set(errors) == {BROKEN}
+        assert errors[BROKEN]["error_type"] == "truncated"
+        assert (counts["images"], counts["ok"], counts["errors"]) == (41, 40, 1)
+    else:
+        shown = rows_of(extracted, "features")
+        assert (counts["images"], counts["ok"], counts["errors"]) == (40, 40, 0)
+    assert len(shown) == 40
+    judged = {key for key, row in shown.items() if row["split"] != "train"}
+    assert 0 < len(judged) < 40
+
+    assert (out / "predictions").exists() == classifies
+    assert (out / "embeddings").exists() == embeds
+    if classifies:
+        predictions = rows_of(out, "predictions")
+        assert set(predictions) == judged
+        probability = np.array([row["probability"] for row in predictions.values()])
+        assert probability.shape == (len(judged), 2)
+        assert np.isfinite(probability).all()
+        np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
+        for split in ("val", "test"):
+            rows = [row for row in predictions.values() if row["split"] == split]
+            assert counts["by_split"][split]["images"] == len(rows)
+            assert 0 <= result["metrics"][split]["accuracy"]["value"] <= 1
+    if embeds:
+        embeddings = rows_of(out, "embeddings")
+        assert set(embeddings) == set(shown)
+        made = np.array([row["embedding"] for row in embeddings.values()])
+        assert made.shape == (40, how.get("embedding", 128))
+        assert np.isfinite(made).all()
+        assert made.std(axis=0).max() > 0
+
+    details = result["details"]
+    assert max(details["export"]["differences"].values()) <= 1e-5
+    assert set(details["export"]["differences"]) == {"keras", "savedmodel"}
+    assert details["export"]["file_bytes"] == (out / "model.keras").stat().st_size
+    assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
+    with zipfile.ZipFile(out / "model.keras") as archive:  # nothing in it but plain Keras
+        assert "visao_ray" not in archive.read("config.json").decode()
+    model = import_keras().saving.load_model(out / "model.keras", safe_mode=True)
+    assert model.count_params() == details["parameters"]
+
+    history = details["history"]
+    if case.startswith("svm"):
+        grid = [(row["C"], row["gamma"]) for row in history]
+        assert grid == [(C, gamma) for C in how["svm_c"] for gamma in how["svm_gamma"]]
+        return
+    epochs = (how.get("epochs", 1) if case != "transfer-2" else 0) + how.get("fine_tune_epochs", 0)
+    assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
+    for row in history:
+        assert math.isfinite(row["loss"])
+        assert math.isfinite(row["val_loss"])
+        assert ("accuracy" in row) == (classifies and not embeds)
+    assert details["restarts"] == {"from_epochs": [], "lost_workers": []}
+    assert details["peak_memory_bytes"] > 0
+    assert result["throughput"]["images_per_second_per_worker"] > 0
+    if case.startswith("transfer"):
+        phases = {"transfer-1": ["train", "fine-tune"], "transfer-2": ["fine-tune"] * 2}
+        assert [row["phase"] for row in history] == phases[case]
+
+
+def test_the_rate_that_is_far_too_high(extracted, tmp_path, ray_cluster):
+    """One clear line, and nothing is tried again."""
+    out = tmp_path / "out"
+    how = {"features": str(extracted / "features"), "optimizer": "sgd", "learning_rate": 1e9}
+    with pytest.raises(
+        InputError, match=r"training diverged: .* in epoch 1; lower --learning-rate"
+    ):
+        execute(settings(out, "head", 1, **how), train_model)
+    assert not (out / "work" / "lost").exists()
+    assert not (out / "result.json").exists()

@@ -1,0 +1,205 @@
+"""Killed workers and killed drivers: training ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as pads
+import pytest
+from conftest import join_ray
+from job_runs import OWN_RAY, ROOT
+
+from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.runs import execute
+from visao_ray.settings import TrainSettings
+from visao_ray.training.train import train_model
+
+SCANS, EPOCHS = 100, 4
+DEADLINE_S = 300
+HOW = {
+    "base": "vazios",
+    "family": "simple_cnn",
+    "image_size": 80,
+    "epochs": EPOCHS,
+    "batch_size": 20,
+    "augment": "G1",
+    "replicates": 100,
+    "workers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A rendered base whose files are half as wide and high."""
+    root = tmp_path_factory.mktemp("base")
+    for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
+        scan = render("vazios", image.true_label, image.index, 3, image.difficulty)
+        path = root / image.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(scan[::2, ::2], image.quality))
+    return root
+
+
+def train(out, base):
+    return execute(TrainSettings(out=str(out), data=str(base), **HOW), train_model)
+
+
+def weights_of(out):
+    from visao_ray.models import saved
+    from visao_ray.storage import locate
+
+    model, about = saved.load(locate(str(out / "model.keras")))
+    return about.epoch, model.get_weights()
+
+
+def probabilities(out):
+    table = pads.dataset(out / "predictions").to_table().sort_by("key")
+    return table["key"].to_pylist(), np.array(table["probability"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, tmp_path_factory, _ray_at_end):
+    join_ray()
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    result = train(out, base)
+    assert len(result["details"]["history"]) == EPOCHS
+    assert result["details"]["restarts"] == {"from_epochs": [], "lost_workers": []}
+    assert max(result["details"]["export"]["differences"].values()) <= 1e-5
+    counts = result["counts"]
+    assert (counts["images"], counts["ok"], counts["errors"]) == (SCANS, SCANS, 0)
+    judged = sum(counts["by_split"][split]["images"] for split in ("val", "test"))
+    assert len(probabilities(out)[0]) == judged > 0
+    return out, result
+
+
+def assert_same(out, result, undisturbed):
+    """Figures, weights and predictions are those of the run that nobody disturbed."""
+    calm_out, calm = undisturbed
+    rows, expected = result["details"]["history"], calm["details"]["history"]
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
+    figures = ("loss", "accuracy", "auc", "val_loss", "val_accuracy", "val_auc", "learning_rate")
+    for row, other in zip(rows, expected, strict=True):
+        assert [row[name] for name in figures] == [other[name] for name in figures]
+        assert row["best"] == other["best"]
+    (epoch, weights), (calm_epoch, calm_weights) = weights_of(out), weights_of(calm_out)
+    assert epoch == calm_epoch
+    for array, other in zip(weights, calm_weights, strict=True):
+        np.testing.assert_array_equal(array, other)
+    (keys, found), (calm_keys, calm_found) = probabilities(out), probabilities(calm_out)
+    assert keys == calm_keys
+    np.testing.assert_allclose(found, calm_found, atol=1e-6)
+
+
+def wait_for(epoch, out, ended):
+    """Until an epoch is told, and its checkpoint is in the book that a restart looks into."""
+    told = out / "work" / "epochs" / f"{epoch:04d}.json"
+    book = out / "checkpoints" / "fit" / "checkpoint_manager_snapshot.json"
+    deadline = time.monotonic() + DEADLINE_S
+    while not (told.exists() and book.exists() and f"{epoch:04d}" in book.read_text()):
+        assert not ended(), "it ended before it was killed"
+        assert time.monotonic() < deadline, f"epoch {epoch} does not end"
+        time.sleep(0.01)
+
+
+def train_workers():
+    """Process ids of the Train workers of this process's own Ray."""
+    parents, workers = {}, []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            name = (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        parents[int(folder.name)] = int(fields[1])
+        if name.startswith(b"ray::RayTrainWorker"):
+            workers.append(int(folder.name))
+
+    def is_ours(pid):
+        while pid in parents:
+            if pid == os.getpid():
+                return True
+            pid = parents[pid]
+        return False
+
+    return sorted(filter(is_ours, workers))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
+def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
+    out = tmp_path / "out"
+    killed, ended = [], threading.Event()
+
+    def kill():
+        wait_for(1, out, ended.is_set)
+        workers = train_workers()
+        killed.append(workers)
+        os.kill(workers[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        result = train(out, base)
+    finally:
+        ended.set()
+        killer.join()
+    assert [len(workers) for workers in killed] == [2]
+    restarts = result["details"]["restarts"]
+    assert len(restarts["lost_workers"]) == 1
+    assert any("workers were lost" in told for told in result["warnings"])
+    (epoch,) = restarts["from_epochs"]
+    assert 1 <= epoch < EPOCHS
+    assert_same(out, result, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_driver(base, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    options = {"data": base, "out": out, **HOW}
+    command = [sys.executable, "jobs/train.py"]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    # Short: sockets below it may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+
+        def start():
+            return subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | OWN_RAY | {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": folder},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
+        first = start()
+        try:
+            wait_for(2, out, lambda: first.poll() is not None)
+        finally:
+            first.kill()
+            print(first.communicate()[0])
+        done = sorted(file.name for file in (out / "work" / "epochs").iterdir())
+        assert not (out / "work" / "train.done").exists(), "finished before it was killed"
+
+        second = start()
+        output, _ = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 0, output
+    assert "going on with the run" in output
+    for name in done:
+        assert f"train epoch {int(name[:4])}/{EPOCHS}:" not in output, "told once already"
+    assert f"train epoch {EPOCHS}/{EPOCHS}:" in output
+
+    result = json.loads((out / "result.json").read_text())
+    (epoch,) = result["details"]["restarts"]["from_epochs"]
+    assert 2 <= epoch < EPOCHS
+    assert result["details"]["restarts"]["lost_workers"] == []
+    assert_same(out, result, undisturbed)
