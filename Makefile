@@ -32,7 +32,7 @@ demo: $(VENV)/.run
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out out/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from visao_ray.settings import TrainSettings
 from visao_ray.training.train import train_model
 
 BROKEN = "vazio/broken.jpg"
+LISTS = "simple_cnn-1"  # the case that lists the base; others take its manifest
 
 #: Family and workers: what it takes, whether it gives probabilities, embeddings; its settings.
 #: simple_cnn on two workers: test_resume.py.
@@ -59,7 +60,12 @@ def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
         if case not in done:
             family, workers = case.split("-")
             takes, _, _, how = CASES[case]
-            source = {"data": base} if takes == "images" else {"features": extracted / "features"}
+            if takes == "features":
+                source = {"features": extracted / "features"}
+            elif case == LISTS:
+                source = {"data": base}
+            else:
+                source = {"manifest": train(LISTS)[0] / "listing" / "manifest"}
             if family == "transfer":
                 how = {**how, "weights": tiny_backbone}
             if case == "transfer-2":  # the head brings what it has learnt; only fine-tuning is left

@@ -8,6 +8,7 @@ import resource
 import sys
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -104,7 +105,7 @@ class _Trainer:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
-                snapshot = Snapshot.read(folder)
+                snapshot = Snapshot.read(Path(folder))
             self.state = snapshot.state
             self._model.set_weights(snapshot.weights)
         self.state.starts.append(self.state.total)
