@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from visao_ray.training.schedule import Schedule
 
 _AHEAD = 2  # steps
 _STEPS_A_STREAM = 2048
+_KEPT_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class Batches:
         """Steps an epoch."""
         return self.schedule.steps
 
-    def dataset(self, first: int, last: int) -> Any:
-        """A tf.data.Dataset of the epochs `first` to `last` (exclusive), one after the other."""
+    def dataset(self, first: int, last: int, kept: bool = False) -> Any:
+        """A tf.data.Dataset of the epochs `first` to `last` (exclusive), one after the other.
+
+        `kept`: it will be gone through again; where it is small, it stays in memory.
+        """
         share = self.schedule.batch // self.workers
         example = tf.nest.map_structure(
             lambda values: tf.TensorSpec((share, *values.shape[1:]), values.dtype),
@@ -52,14 +57,17 @@ class Batches:
             tf.TensorSpec((share,), tf.int32),
             tf.TensorSpec((share,), tf.float32),
         )
-        return tf.data.Dataset.from_generator(
+        found = tf.data.Dataset.from_generator(
             lambda: self._generate(first, last), output_signature=signature
-        ).prefetch(_AHEAD)
+        )
+        if kept and self.steps * share * _bytes(example) <= _KEPT_BYTES:
+            found = found.cache()
+        return found.prefetch(_AHEAD)
 
     def _generate(self, first: int, last: int) -> Iterator[Any]:
         share = self.schedule.batch // self.workers
         mine = slice(self.rank * share, (self.rank + 1) * share)
-        # One stream for several epochs: starting one takes half a second.
+        # One stream for several epochs: it loads ahead, over the end of an epoch too.
         together = max(1, _STEPS_A_STREAM // self.steps)
         for begin in range(first, last, together):
             epochs = range(begin, min(begin + together, last))
@@ -71,3 +79,9 @@ class Batches:
             for chosen, weight, inputs in zip(numbers, weights, stream, strict=True):
                 labels = self.schedule.labels[chosen]
                 yield inputs, labels, weight * self.class_factors[labels]
+
+
+def _bytes(example: Any) -> int:
+    """What a row of inputs like this takes."""
+    specs = tf.nest.flatten(example)
+    return int(sum(math.prod(spec.shape[1:]) * spec.dtype.size for spec in specs))

@@ -131,8 +131,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         self._begun, self._trained = time.perf_counter(), 0.0
         self.model.reset_seconds()
 
-    def on_test_begin(self, logs: Any = None) -> None:
-        """Training is over, validation begins."""
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """The last of these ends training; validation begins."""
         self._trained = time.perf_counter() - self._begun
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

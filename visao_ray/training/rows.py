@@ -24,7 +24,7 @@ from visao_ray.storage import Location, locate, reason
 Pixels = npt.NDArray[np.uint8]
 _READERS = 8  # images read and decoded at once in one task
 _ROWS_A_BLOCK = 64  # images of one task, at least
-_AHEAD_BYTES = 256 * 1024**2  # of pixels, decoded and not yet used, for one worker
+_PART_BYTES = 128 * 1024**2  # of pixels, loaded for a worker by one execution of Ray Data
 
 
 class Rows(Protocol):
@@ -103,7 +103,30 @@ class ImageRows:
         """uint8[rows, S, S, 3] of each step through Ray Data: tasks decode ahead of the worker.
 
         An augmented view is drawn from (seed, key, view): the same whoever loads it.
+
+        Steps go in parts, each an execution of Ray Data that is small enough to run to its end
+        unhindered: one that is held back, because nobody takes what it has made yet, keeps a core
+        of the worker busy with looking. While one part is used, the next is loaded.
         """
+        step_bytes = steps.shape[1] * 3 * self.image_size**2
+        size = max(1, _PART_BYTES // step_bytes)
+        parts = [
+            (steps[start : start + size], views[start : start + size])
+            for start in range(0, len(steps), size)
+        ]
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(self._begin, *parts[0])
+            for number in range(len(parts)):
+                first, others = following.result()
+                if number + 1 < len(parts):
+                    following = ahead.submit(self._begin, *parts[number + 1])
+                yield first
+                yield from others
+
+    def _begin(
+        self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
+    ) -> tuple[Pixels, Iterator[Pixels]]:
+        """Start loading steps: the pixels of the first, and an iterator of the others'."""
         import ray
 
         per_block = -(-_ROWS_A_BLOCK // steps.shape[1])
@@ -118,8 +141,6 @@ class ImageRows:
         ]
         options = ray.data.DataContext.get_current().execution_options
         options.preserve_order = True  # a step's rows are told by their place
-        # Not more: what is decoded far ahead takes the cores from the steps before it.
-        options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
         loaded = ray.data.from_arrow(blocks).map_batches(
             _load_block,
             batch_size=None,
@@ -128,10 +149,11 @@ class ImageRows:
             num_cpus=self.loaders.cpus,
             compute=ray.data.TaskPoolStrategy(size=self.loaders.tasks),
         )
-        for batch in loaded.iter_batches(
+        batches = loaded.iter_batches(
             batch_size=steps.shape[1], batch_format="numpy", prefetch_batches=2
-        ):
-            yield batch["pixels"]
+        )
+        pixels = (batch["pixels"] for batch in batches)
+        return next(pixels), pixels
 
     @cached_property
     def _reference(self) -> list[Any]:

@@ -141,7 +141,7 @@ class _Trainer:
         before = state.total - state.epoch
         monitor = f"val_{settings.monitor}"
         mode = "min" if settings.monitor == "loss" else "max"
-        val = self._val.dataset(0, 1)  # `fit` goes through it anew after every epoch
+        val = self._val.dataset(0, 1, kept=True)  # `fit` goes through it after every epoch
         best: list[Any] = []
         if snapshot is not None:
             for variable, value in zip(
