@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 help:
 	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
-	@echo "make test       run the tests (about 10 minutes on two cores)"
+	@echo "make test       run the tests (about 15 minutes on two cores)"
 	@echo "make check      lint, types and the rooms' order"
 	@echo "make format     put the code into shape"
 	@echo "make benchmark  measure what README claims of speed"
@@ -32,7 +32,7 @@ demo: $(VENV)/.run
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out out/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
