@@ -172,7 +172,24 @@ class BackboneOptions(BaseSettings):
     resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
 
 
-class ExtractOptions(BackboneOptions):
+class ActorOptions(BaseSettings):
+    """The actors that hold a network."""
+
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="actors that hold the network (one a GPU share; without GPUs one a node)",
+        json_schema_extra=_HOW,
+    )
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
+        json_schema_extra=_HOW,
+    )
+
+
+class ExtractOptions(BackboneOptions, ActorOptions):
     """How pixels become vectors."""
 
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
@@ -186,18 +203,6 @@ class ExtractOptions(BackboneOptions):
         64,
         ge=1,
         description="images a block: what is read, extracted and committed together",
-        json_schema_extra=_HOW,
-    )
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="extractor actors (one a GPU share; without GPUs one a node)",
-        json_schema_extra=_HOW,
-    )
-    gpus_per_worker: float | None = Field(
-        None,
-        ge=0,
-        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
         json_schema_extra=_HOW,
     )
 
@@ -273,7 +278,7 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ManifestSettings):
+class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
     """Judge a model: threshold from val, then every metric on test, once, with intervals.
 
     A model of features judges --features, one of images --data or --manifest.
@@ -301,18 +306,6 @@ class EvaluateSettings(EvaluateOptions, ManifestSettings):
     )
     manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
     batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
-    workers: int | None = Field(
-        None,
-        ge=1,
-        description="actors that hold the model (one a GPU share; without GPUs one a node)",
-        json_schema_extra=_HOW,
-    )
-    gpus_per_worker: float | None = Field(
-        None,
-        ge=0,
-        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
-        json_schema_extra=_HOW,
-    )
 
     @model_validator(mode="after")
     def _source(self) -> EvaluateSettings:

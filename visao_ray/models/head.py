@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.pools import standardised_pools
 
 
 class HeadSettings(BaseModel):
@@ -56,19 +57,8 @@ def build_head(
     """
     keras = import_keras()
 
-    inputs = {pool: keras.Input((width,), name=pool) for pool in ("avg", "max")}
-    pools = list(inputs) if settings.pool == "both" else [settings.pool]
-    parts = []
-    for pool in pools:
-        part = inputs[pool]
-        if settings.standardise:
-            layer = keras.layers.Normalization(name=f"standardise_{pool}")
-            mean, deviation = moments[pool].mean, moments[pool].deviation
-            # Two rows with just that mean and deviation: `adapt` need not read all rows every time.
-            layer.adapt(np.stack([mean - deviation, mean + deviation]))
-            part = layer(part)
-        parts.append(part)
-    x = keras.layers.Concatenate(name="pools")(parts) if len(parts) > 1 else parts[0]
+    pools = ("avg", "max") if settings.pool == "both" else (settings.pool,)
+    inputs, x = standardised_pools(pools, width, moments if settings.standardise else None)
     penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
     if settings.units:
         x = keras.layers.Dense(

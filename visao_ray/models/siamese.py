@@ -13,7 +13,7 @@ anchors (04b). `with_anchors` puts them into the model, which then needs nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Moments
+from visao_ray.models.pools import standardised_pools
 from visao_ray.models.simple_cnn import trunk
 
 Pool = Literal["avg", "max", "both"]
@@ -75,36 +76,6 @@ def build_trunk_features(
     if dropout:
         x = keras.layers.Dropout(dropout, name="dropout")(x)
     return keras.Model(inputs, _unit_length(x, embedding), name="siamese_features")
-
-
-def standardised_pools(
-    pools: Sequence[str], width: int, moments: Mapping[str, Moments] | None
-) -> tuple[dict[str, Any], Any]:
-    """Symbolic inputs `avg` and `max`, float32[N, D], and the pools asked for side by side.
-
-    Args:
-        pools: which, in order.
-        width: D.
-        moments: to standardise with; None leaves the features as they are.
-    """
-    keras = import_keras()
-
-    inputs = {pool: keras.Input((width,), name=pool) for pool in ("avg", "max")}
-    parts = [
-        standardised(inputs[pool], moments[pool], f"standardise_{pool}")
-        if moments
-        else inputs[pool]
-        for pool in pools
-    ]
-    return inputs, keras.layers.Concatenate(name="pools")(parts) if len(parts) > 1 else parts[0]
-
-
-def standardised(vectors: Any, moments: Moments, name: str) -> Any:
-    """Symbolic float[N, D] brought to mean 0 and deviation 1."""
-    layer = import_keras().layers.Normalization(name=name)
-    # Two rows of just these moments: kept as weights, where `mean=` would fill the JSON config.
-    layer.adapt(np.stack([moments.mean - moments.deviation, moments.mean + moments.deviation]))
-    return layer(vectors)
 
 
 def _unit_length(x: Any, embedding: int) -> Any:

@@ -11,38 +11,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Moments, Vectors
-from visao_ray.models.siamese import standardised, standardised_pools
+from visao_ray.models.pools import standardised, standardised_pools
 
 Labels = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
-Positive = Annotated[float, Field(gt=0)]
 
 _SIDE = 32  # of a reduced image
 _FOLDS = 3
 _NEVER = -30.0  # log-odds of a class without train rows: p ≈ 1e-13
 _CACHE = 500  # MiB of kernel rows
-
-
-class SvmSettings(BaseModel):
-    """What the machine sees, and the grid from which C and γ are chosen on val.
-
-    `gamma` is relative to 1 / (D · variance), scikit-learn's "scale".
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pool: Literal["avg", "max", "both"] = "both"  # of features; images have none
-    C: tuple[Positive, ...] = Field(default=(1.0, 10.0, 100.0), min_length=1)
-    gamma: tuple[Positive, ...] = Field(default=(0.25, 1.0, 4.0), min_length=1)
 
 
 @dataclass(frozen=True)
