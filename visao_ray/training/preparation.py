@@ -22,7 +22,6 @@ from visao_ray.training.plan import FINE_TUNE, Plan, Shape, phases
 from visao_ray.training.rows import (
     FeatureRows,
     ImageRows,
-    Loaders,
     Rows,
     read_features,
     read_images,
@@ -57,7 +56,7 @@ def prepare_features(
 
 
 def prepare_images(
-    settings: TrainSettings, manifest: Location, out: Location, loaders: Loaders
+    settings: TrainSettings, manifest: Location, out: Location, loaders: int
 ) -> tuple[tuple[Plan, str | None], tuple[ImageRows, ImageRows]]:
     """The plan, a warning to show, if any, and the train and val rows.
 

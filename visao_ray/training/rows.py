@@ -68,21 +68,15 @@ class FeatureRows:
 
 
 @dataclass(frozen=True)
-class Loaders:
-    """How a worker's images are loaded.
+class ImageRows:
+    """Rows of a manifest: what is kept is where the images lie.
 
     Attributes:
-        tasks: at once, for one worker.
-        cpus: asked for by each.
+        table: key and uri of each row.
+        labels, groups: see Rows.
+        image_size, resize, recipe, seed: how an image becomes pixels, and augmented views of it.
+        loaders: tasks that load for one worker at once.
     """
-
-    tasks: int
-    cpus: float
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """Rows of a manifest: what is kept is where the images lie; `table` has key and uri."""
 
     table: pa.Table
     labels: npt.NDArray[np.int32]
@@ -91,7 +85,7 @@ class ImageRows:
     resize: str
     recipe: str
     seed: int
-    loaders: Loaders
+    loaders: int
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Pixels:
         """uint8[n, S, S, 3] as the images are."""
@@ -146,8 +140,10 @@ class ImageRows:
             batch_size=None,
             batch_format="numpy",
             fn_kwargs={"rows": self._reference},
-            num_cpus=self.loaders.cpus,
-            compute=ray.data.TaskPoolStrategy(size=self.loaders.tasks),
+            # Ray Data gives executions that run side by side whole CPUs in equal parts: with more
+            # executions than CPUs each gets none, and crawls. Their number is limit enough.
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(size=self.loaders),
         )
         batches = loaded.iter_batches(
             batch_size=steps.shape[1], batch_format="numpy", prefetch_batches=2

@@ -23,7 +23,6 @@ from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location, locate
 from visao_ray.training.checked import check_images
 from visao_ray.training.progress import telling
-from visao_ray.training.rows import Loaders
 
 _CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
 
@@ -34,7 +33,7 @@ class Share:
 
     cpus: float
     gpus: float
-    loaders: Loaders
+    loaders: int
 
 
 def train_model(settings: TrainSettings, run: Run[Any]) -> None:
@@ -109,7 +108,7 @@ def _check(settings: TrainSettings) -> None:
 
 
 def _share(settings: TrainSettings) -> Share:
-    """Fit the workers to the cluster; their loaders must always find a place beside them.
+    """Fit the workers to the cluster; cores that they do not need load images for them.
 
     Raises:
         InputError: more GPU share than the cluster has.
@@ -127,10 +126,7 @@ def _share(settings: TrainSettings) -> Share:
             "GPUs; leave it out to run on CPUs"
         )
     each = cpus / settings.workers
-    if each >= 3:
-        return Share(1.0, share, Loaders(tasks=math.floor(each) - 1, cpus=1.0))
-    # Few cores: workers and loaders take turns on them, as the operating system sees fit.
-    return Share(each / 4, share, Loaders(tasks=1, cpus=each / 4))
+    return Share(min(1.0, each / 2), share, loaders=max(1, math.floor(each) - 1))
 
 
 def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
