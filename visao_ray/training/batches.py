@@ -62,7 +62,10 @@ class Batches:
         )
         if kept and self.steps * share * _bytes(example) <= _KEPT_BYTES:
             found = found.cache()
-        return found.prefetch(_AHEAD)
+        options = tf.data.Options()
+        # Nothing is left to tune, and the tuner's thread holds up the end of an iterator by seconds.
+        options.autotune.enabled = False
+        return found.prefetch(_AHEAD).with_options(options)
 
     def _generate(self, first: int, last: int) -> Iterator[Any]:
         share = self.schedule.batch // self.workers
