@@ -63,7 +63,7 @@ class Batches:
         if kept and self.steps * share * _bytes(example) <= _KEPT_BYTES:
             found = found.cache()
         options = tf.data.Options()
-        # Nothing is left to tune, and the tuner's thread holds up the end of an iterator by seconds.
+        # Nothing is left to tune, and the tuner's thread delays the end of an iterator by seconds.
         options.autotune.enabled = False
         return found.prefetch(_AHEAD).with_options(options)
 
