@@ -18,7 +18,7 @@ from visao_ray.settings import (
     SweepSettings,
 )
 from visao_ray.storage import locate
-from visao_ray.tuning.sweep import make_sweep
+from visao_ray.tuning.several import sweep_all
 
 
 def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
@@ -40,8 +40,10 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
             extract_features,
         ),
         "sweep": (
-            settings.part(SweepSettings, out=out.join("sweep").uri, features=features, fresh=False),
-            make_sweep,
+            settings.part(
+                SweepSettings, out=out.join("sweep").uri, features=[features], fresh=False
+            ),
+            sweep_all,
         ),
         "evaluate": (
             EvaluateSettings(

@@ -2,7 +2,7 @@
 
 from visao_ray.runs import main
 from visao_ray.settings import SweepSettings
-from visao_ray.tuning.sweep import make_sweep
+from visao_ray.tuning.several import sweep_all
 
 if __name__ == "__main__":
-    main(SweepSettings, make_sweep)
+    main(SweepSettings, sweep_all)

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -30,6 +30,19 @@ S = TypeVar("S", bound="JobSettings")
 _HOW: dict[str, Any] = {"operational": True}
 
 BaseName = Literal["chest_xray", "vazios", "ncm"]
+ObjectiveName = Literal[
+    "roc_auc",
+    "average_precision",
+    "macro_f1",
+    "balanced_accuracy",
+    "accuracy",
+    "top5",
+    "log_loss",
+    "f2",
+    "recall_at_precision",
+]
+Activation = Literal["relu", "gelu", "tanh"]
+ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
 
 
 class JobSettings(BaseSettings):
@@ -250,8 +263,40 @@ class SweepOptions(BaseSettings):
     trials: int = Field(16, ge=1, description="heads to try")
     epochs: int = Field(30, ge=1, description="most epochs a trial")
     patience: int = Field(6, ge=1, description="epochs without a better val objective to stop")
-    objective: Literal["roc_auc", "average_precision", "macro_f1", "log_loss"] | None = Field(
+    objective: ObjectiveName | None = Field(
         None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
+    )
+    objective_class: str | None = Field(
+        None, description="class that f2 and recall_at_precision are about (the base's positive)"
+    )
+    precision_floor: float = Field(
+        0.9, gt=0, le=1, description="precision that recall_at_precision must keep"
+    )
+    search: Literal["random", "tpe"] = Field(
+        "random", description="draw heads, or let Optuna's TPE learn from those before"
+    )
+    halving: int = Field(
+        3,
+        ge=1,
+        description="successive halving: past epochs N, N², … only one trial in N goes on (1: off)",
+    )
+    at_once: int = Field(
+        8,
+        ge=1,
+        description="most trials at once; trial n learns from those up to n - AT_ONCE, so results "
+        "depend on this number but not on the machine",
+    )
+    folds: int = Field(
+        1, ge=1, le=20, description="1: val judges; more: grouped folds of train and val together"
+    )
+    finalists: int = Field(
+        10, ge=0, description="best trials that get intervals, and levers for two classes"
+    )
+    space: dict[str, Any] = Field(
+        {},
+        description='what to search, as JSON or a TOML table [space]: {"units": [64, 128], '
+        '"learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}; the names are those of a '
+        "head's settings, the defaults stand in visao_ray/tuning/space.py",
     )
 
 
@@ -259,11 +304,31 @@ class SweepSettings(SweepOptions, JobSettings):
     """Search the head's hyperparameters and class weights on cached features; val chooses."""
 
     job: ClassVar[str] = "sweep"
-    example: ClassVar[str] = "--base vazios --features out/extract/features --out out/sweep"
-    writes: ClassVar[tuple[str, ...]] = ("trials", "history", "head.keras", "tune")
+    example: ClassVar[str] = "--features out/extract/features --out out/sweep"
+    writes: ClassVar[tuple[str, ...]] = (
+        "trials",
+        "history",
+        "levers",
+        "head.keras",
+        "head.toml",
+        "report.html",
+        "tensorboard",
+        "tune",
+        *get_args(BaseName),
+    )
 
-    base: BaseName = Field(description="which base the features belong to")
-    features: str = Field(description="features table made by jobs/extract.py")
+    base: BaseName | None = Field(None, description="which base it is (its labels tell)")
+    features: list[str] = Field(
+        min_length=1,
+        description="features table made by jobs/extract.py; give several for several bases, side "
+        "by side under one report",
+    )
+
+    @model_validator(mode="after")
+    def _one_base(self) -> SweepSettings:
+        if self.base is not None and len(self.features) > 1:
+            raise ValueError("--base is for one --features; several tell their bases by labels")
+        return self
 
 
 class EvaluateOptions(BaseSettings):
@@ -338,6 +403,9 @@ class TrainOptions(BackboneOptions, EvaluateOptions):
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = Field("adam", description="optimizer")
     learning_rate: float = Field(1e-3, gt=0, description="at the start")
     patience: int = Field(8, ge=1, description="epochs without a better --monitor to stop")
+    schedule: Literal["plateau", "constant", "cosine"] = Field(
+        "plateau", description="of the learning rate: reduced on plateaus, as it is, or a cosine"
+    )
     reduce_patience: int = Field(
         3, ge=1, description="epochs without a better --monitor to reduce the learning rate"
     )
@@ -345,8 +413,10 @@ class TrainOptions(BackboneOptions, EvaluateOptions):
     monitor: Literal["loss", "accuracy", "auc"] = Field(
         "loss", description="val figure that picks the best epoch (auc: two classes only)"
     )
-    class_weight: Literal["none", "balanced"] | dict[str, float] = Field(
-        "none", description='balanced, or {"CLASS": factor}: how much a row counts by its class'
+    class_weight: ClassWeight = Field(
+        "none",
+        description='balanced, effective, root, or {"CLASS": factor}: how much a row counts by its '
+        "class",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the classes' targets")
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
@@ -355,9 +425,16 @@ class TrainOptions(BackboneOptions, EvaluateOptions):
     pool: Literal["avg", "max", "both"] = Field(
         "both", description="which of the pooled vectors head, siamese and svm take"
     )
-    units: int = Field(256, ge=0, le=4096, description="of the head's hidden layer; 0: none")
-    dropout: float = Field(0.2, ge=0, lt=1, description="before the head's last layer")
+    standardise: bool = Field(True, description="head: bring features to mean 0, deviation 1")
+    layers: int = Field(1, ge=0, le=2, description="hidden layers of the head")
+    units: int = Field(256, ge=1, le=4096, description="of each hidden layer of the head")
+    activation: Activation = Field("relu", description="of the head's hidden layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="before the head's later layers")
+    l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
     l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+    views: int | None = Field(
+        None, ge=0, description="head: augmented views of the features table that are used (all)"
+    )
     head: str | None = Field(
         None, description="head.keras of jobs/sweep.py to start from (transfer, head)"
     )

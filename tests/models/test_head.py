@@ -44,7 +44,7 @@ def test_moments_match_numpy_and_spare_dead_channels(vectors):
 
 def test_standardising_uses_them(vectors, moments):
     keras = import_keras()
-    model = build_head(HeadSettings(pool="max", units=0), WIDTH, 2, moments)
+    model = build_head(HeadSettings(pool="max", layers=0), WIDTH, 2, moments)
     layer = model.get_layer("standardise_max")
     found = keras.ops.convert_to_numpy(layer(vectors["max"]))
     live = [0, 1, 2, 3, 5]
@@ -59,7 +59,7 @@ def test_label_smoothing_keeps_probabilities_from_the_ends(vectors, moments):
     confident = []
     for smoothing in (0.0, 0.4):
         import_keras().utils.set_random_seed(0)
-        settings = HeadSettings(units=0, dropout=0, learning_rate=0.1, label_smoothing=smoothing)
+        settings = HeadSettings(layers=0, dropout=0, learning_rate=0.1, label_smoothing=smoothing)
         model = build_head(settings, WIDTH, 2, moments)
         compile_head(model, settings)
         model.fit(inputs, labels, epochs=60, batch_size=200, verbose=0)

@@ -38,10 +38,10 @@ def vectors():
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "both"])
-@pytest.mark.parametrize("units", [0, 8])
-def test_file_keeps_the_head(tmp_path, vectors, pool, units):
+@pytest.mark.parametrize("layers", [0, 2])
+def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
     keras = import_keras()
-    settings = HeadSettings(pool=pool, units=units, l2=1e-3, learning_rate=0.05)
+    settings = HeadSettings(pool=pool, layers=layers, units=8, l2=1e-3, learning_rate=0.05)
     keras.utils.set_random_seed(0)
     moments = {name: Moments.of(part) for name, part in vectors.items()}
     model = build_head(settings, WIDTH, 2, moments)

@@ -3,6 +3,8 @@ on."""
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -22,10 +24,10 @@ from visao_ray.features.vectors import load_features
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
-from visao_ray.settings import SweepSettings
+from visao_ray.settings import SweepSettings, TrainSettings, parse
 from visao_ray.storage import locate
+from visao_ray.tuning.folds import Folds
 from visao_ray.tuning.outcomes import Outcomes
-from visao_ray.tuning.space import propose
 from visao_ray.tuning.sweep import make_sweep, search
 
 WIDTH = 12
@@ -79,8 +81,9 @@ def chest(tmp_path_factory):
 
 
 def settings(chest, out, **options):
-    options = {"base": "chest_xray", "trials": 4, "epochs": 4, "patience": 2} | options
-    return SweepSettings(features=chest, out=str(out), **options)
+    few = {"base": "chest_xray", "trials": 4, "epochs": 4, "patience": 2, "finalists": 0}
+    options = few | options
+    return SweepSettings(features=[chest], out=str(out), **options)
 
 
 def trials_of(out, drop=("trial_id", "seconds")):
@@ -103,7 +106,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert winner["trial"] == best["number"]
     assert winner["epoch"] == best["epoch"]
     assert result["metrics"]["val"]["roc_auc"]["value"] == best["metric.roc_auc"]
-    assert result["details"]["default"]["roc_auc"] == rows[0]["metric.roc_auc"]
+    assert result["details"]["default"]["objective"] == rows[0]["metric.roc_auc"]
     assert best["metric.roc_auc"] > 0.8
 
     model, about = saved.load(locate(f"{out}/head.keras"))
@@ -164,10 +167,10 @@ def run_of(out, **options):
 def test_failed_trials_are_told_and_do_not_end_the_sweep(chest, tmp_path):
     out = tmp_path / "out"
     heads = [
-        HeadSettings(units=0),
+        HeadSettings(layers=0),
         HeadSettings(units=8, learning_rate=1e38),
         HeadSettings(class_weight={"zebra": 2.0}),
-        HeadSettings(units=0, batch_size=16),
+        HeadSettings(layers=0, batch_size=16),
     ]
     result = run_of(out)(chest, heads)
     rows = trials_of(out)
@@ -192,9 +195,9 @@ def test_many_classes_with_gaps(tmp_path):
 
     table = features(tmp_path / "f", "ncm", classes, per_class=5, rows=tail)
     out = tmp_path / "out"
-    heads = [HeadSettings(class_weight="balanced"), HeadSettings(units=0, standardise=False)]
+    heads = [HeadSettings(class_weight="balanced"), HeadSettings(layers=0, standardise=False)]
     result = run_of(out, base="ncm", epochs=2)(table, heads)
-    assert result["details"]["objective"] == "macro_f1"
+    assert result["details"]["objective"]["name"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
     model, about = saved.load(locate(f"{out}/head.keras"))
     assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
@@ -234,37 +237,54 @@ def test_a_missing_table_ends_the_job_in_one_line(tmp_path):
     assert isinstance(getattr(told.value, "cause", told.value), InputError)
 
 
-def test_proposals_are_a_function_of_the_seed():
-    heads = propose(40, 3, "nvazio")
-    assert heads[:12] == propose(12, 3, "nvazio")
-    assert heads != propose(40, 4, "nvazio")
-    assert heads[0] == HeadSettings()
-    assert len({head.model_dump_json() for head in heads}) == 40
-    assert any(head.class_weight == {"nvazio": 3.0} for head in heads)
-    assert not any(isinstance(head.class_weight, dict) for head in propose(40, 3, None))
+LEARNING = {"trials": 10, "search": "tpe", "halving": 2, "at_once": 3, "epochs": 6}
+SPACE = {"kind": ["dense"], "units": [8, 16]}
 
 
-def test_killed_it_goes_on_without_repeating(chest, finished, tmp_path):
-    """SIGKILL of the driver once two trials are done; the same command ends as if undisturbed."""
+@pytest.fixture(scope="module")
+def learnt(chest, tmp_path_factory):
+    """A sweep that learns from its own trials, undisturbed."""
+    out = tmp_path_factory.mktemp("learnt") / "out"
+    return out, execute(settings(chest, out, space=SPACE, **LEARNING), make_sweep)
+
+
+def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
+    """Optuna and halving, however the trials of two slots happen to end."""
+    out, first = learnt
+    again = execute(settings(chest, tmp_path / "out", space=SPACE, **LEARNING), make_sweep)
+    assert trials_of(tmp_path / "out") == trials_of(out)
+    assert again["details"]["winner"] == first["details"]["winner"]
+    rows = trials_of(out)
+    assert {row["status"] for row in rows} == {"ok"}
+    halved = [row for row in rows if row["ended"] == "halving"]
+    assert halved
+    assert all(row["epochs"] in (2, 4) for row in halved)
+
+
+def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
+    """SIGKILL of the driver once four trials are done; the same command ends as if undisturbed."""
     out = tmp_path / "out"
     command = [sys.executable, str(JOB), "--base", "chest_xray", "--features", chest]
-    command += ["--out", str(out), "--trials", "6", "--epochs", "4", "--patience", "2"]
+    command += ["--out", str(out), "--patience", "2", "--finalists", "0"]
+    command += ["--space", json.dumps(SPACE)]
+    for name, value in LEARNING.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
     environment.pop("RAY_ADDRESS", None)
     outcomes = Outcomes(locate(str(out)).join("tune", "trials"))
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
-        while len(outcomes.numbers()) < 2 and first.poll() is None:
+        while len(outcomes.read_all()) < 4 and first.poll() is None:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.02)
         first.send_signal(signal.SIGKILL)
         first.wait()
     before = {
         number: Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns
-        for number in outcomes.numbers()
+        for number in outcomes.read_all()
     }
-    assert 2 <= len(before) < 6, "killed too late to show anything"
+    assert 4 <= len(before) < 10, "killed too late to show anything"
     assert not (out / "result.json").exists()
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -273,8 +293,172 @@ def test_killed_it_goes_on_without_repeating(chest, finished, tmp_path):
     for number, written in before.items():
         assert Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns == written
     rows = trials_of(out)
-    assert [row["status"] for row in rows] == ["ok"] * 6
-    assert rows[:4] == trials_of(finished[0])  # a longer sweep contains the undisturbed shorter one
+    assert rows == trials_of(learnt[0])
     best = max(row["metric.roc_auc"] for row in rows)
     result = json.loads((out / "result.json").read_text())
     assert result["metrics"]["val"]["roc_auc"]["value"] == best
+
+
+def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
+    """Dense heads, logistic regression and a support vector machine in one sweep, judged alike."""
+    out = tmp_path / "out"
+    heads = [
+        HeadSettings(units=8),
+        HeadSettings(layers=2, optimizer="sgd", schedule="cosine", learning_rate=0.03),
+        HeadSettings(kind="logistic", c=0.1, class_weight={"PNEUMONIA": 3.0}, pool="max"),
+        HeadSettings(kind="svm", c=2.0, gamma=0.5, pool="avg", views=0),
+    ]
+    result = run_of(out, finalists=3)(chest, heads)
+    rows = trials_of(out)
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    assert [row["ended"] for row in rows[2:]] == ["fitted"] * 2
+    _, data = load_features(chest, "chest_xray")
+    for row in rows:
+        model, _ = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
+        probability = model.predict(data.val.vectors, verbose=0)
+        np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
+        area = roc_auc_score(data.val.labels, probability[:, 1])
+        assert row["metric.roc_auc"] == row["objective"] == pytest.approx(area, abs=1e-9)
+        assert area > 0.8
+
+    details = result["details"]
+    best = sorted(rows, key=lambda row: (-row["objective"], row["number"]))
+    assert [one["trial"] for one in details["finalists"]] == [row["number"] for row in best[:3]]
+    for one, row in zip(details["finalists"], best, strict=False):
+        interval = one["objective"]
+        assert interval["low"] < interval["value"] < interval["high"]
+        assert interval["value"] == pytest.approx(row["objective"], abs=1e-6)
+        lead = one["over_default"]["value"]
+        assert lead == pytest.approx(row["objective"] - rows[0]["objective"], abs=1e-6)
+    assert sum(one["first"] for one in details["finalists"]) == pytest.approx(1)
+    assert result["metrics"]["val"]["accuracy"]["low"] is not None
+
+    levers = pq.read_table(f"{out}/levers/part-0.parquet").to_pylist()
+    numbers = {one["trial"] for one in details["finalists"]} - {3}  # an svm has no class weights
+    assert {row["number"] for row in levers} == numbers
+    for number in numbers:
+        for factor in (1.0, 2.0, 4.0, 8.0):
+            curve = [row for row in levers if (row["number"], row["factor"]) == (number, factor)]
+            assert sum(row["threshold"] == 0.5 for row in curve) == 1
+            recalls = [row["recall"] for row in curve]  # thresholds rise, so recall falls
+            assert recalls == sorted(recalls, reverse=True)
+            assert recalls[0] == 1
+
+    page = (out / "report.html").read_text()
+    assert "ROC AUC" in page
+    boards = sorted(path.parent.name for path in (out / "tensorboard").rglob("events.*"))
+    assert boards[:4] == ["00000", "00001", "00002", "00003"]
+    again = parse(TrainSettings, ["--settings", f"{out}/head.toml", "--out", str(tmp_path / "t")])
+    assert (again.base, again.features) == ("chest_xray", chest)
+    winner = details["winner"]["settings"]
+    assert again.pool == winner["pool"]
+    assert again.family == ("svm" if winner["kind"] == "svm" else "head")
+
+
+def test_grouped_folds(chest, tmp_path):
+    """No patient on both sides, each image judged once, and the winner is fitted on train again."""
+    _, data = load_features(chest, "chest_xray")
+    folds = Folds(data, 3, seed=0)
+    parts = folds.parts(None, holdout=False)
+    judged = np.concatenate([fold.val for fold in parts])
+    assert len(set(judged.tolist())) == len(judged) == np.count_nonzero(folds.views == 0)
+    for fold in parts:
+        assert not set(folds.groups[fold.train]) & set(folds.groups[fold.val])
+        assert set(folds.labels[fold.val]) == {0, 1}
+    np.testing.assert_array_equal(
+        folds.take("max", parts[0].val),
+        np.concatenate([data.train.max, data.val.max])[parts[0].val],
+    )
+
+    out = tmp_path / "out"
+    result = run_of(out, folds=3, finalists=2, epochs=3)(
+        chest, [HeadSettings(units=8), HeadSettings(kind="logistic")]
+    )
+    for row in trials_of(out):
+        assert len(row["folds"]) == 3
+        assert np.mean(row["folds"]) == pytest.approx(row["objective"])
+    best = result["details"]["finalists"][0]["objective"]
+    assert best["low"] < best["value"] < best["high"]
+    model, about = saved.load(locate(f"{out}/head.keras"))
+    assert about.trial == 2  # the first trial after the two of the search
+    probability = model.predict(data.val.vectors, verbose=0)
+    assert roc_auc_score(data.val.labels, probability[:, 1]) > 0.8
+
+
+def test_a_head_that_memory_cannot_hold(tmp_path):
+    """Told as failed, with the reason; the others are not touched. Real limits, real allocation."""
+    script = f"""
+import numpy as np, pyarrow as pa
+from visao_ray import tables
+from visao_ray.models.head import HeadSettings
+from visao_ray.runs import execute
+from visao_ray.settings import SweepSettings, TrainSettings, parse
+from visao_ray.storage import locate
+from visao_ray.tuning.sweep import search
+
+WIDTH = 40_000
+rng = np.random.default_rng(0)
+schema = tables.features(WIDTH, {{}})
+rows = [
+    {{"key": str(n), "view": 0, "label": ("nvazio", "vazio")[n % 2], "group": str(n),
+     "split": ("train", "train", "val")[n % 3], "content_id": str(n),
+     "avg": rng.random(WIDTH, np.float32), "max": rng.random(WIDTH, np.float32)}}
+    for n in range(24)
+]
+tables.write(locate({str(tmp_path)!r}).join("f"), pa.Table.from_pylist(rows, schema), schema)
+heads = [HeadSettings(layers=0), HeadSettings(units=4096), HeadSettings(layers=0, l2=0.1)]
+settings = SweepSettings(
+    features=[{str(tmp_path / "f")!r}], out={str(tmp_path / "out")!r}, epochs=1, finalists=0
+)
+execute(settings, lambda chosen, run: search(chosen, run, heads))
+"""
+    gigabytes = 4 * 1024**3  # 40,000 × 2 × 4,096 weights, gradients and moments need 5.2
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (gigabytes, gigabytes)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = trials_of(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["ok", "error", "ok"]
+    assert re.search(r"OOM|memory|process was lost", rows[1]["error"]), rows[1]["error"]
+
+
+def test_several_bases_side_by_side(chest, tmp_path):
+    """One command, one cluster, one report; each base is as it would be alone."""
+    scans = features(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
+    cargo = features(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)
+    command = [sys.executable, str(JOB), "--out", str(tmp_path / "out"), "--epochs", "2"]
+    for uri in (chest, scans, cargo):
+        command += ["--features", uri]
+    command += ["--trials", "3", "--finalists", "2", "--space", '{"units": [8, 16]}']
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["counts"]["trials"] == 9
+    page = (tmp_path / "out" / "report.html").read_text()
+    for base in ("chest_xray", "vazios", "ncm"):
+        assert (tmp_path / "out" / base / "head.keras").exists()
+        assert base in page
+    val = result["metrics"]["ncm"]["val"]
+    assert val["chapter_accuracy"]["value"] == 1  # all of chapter 22
+    assert val["chapter_accuracy"]["n"] == 32
+
+    alone = settings(scans, tmp_path / "alone", base="vazios", trials=3, epochs=2, patience=6)
+    alone = alone.model_copy(update={"space": {"units": [8, 16]}})
+    execute(alone, make_sweep)
+    assert trials_of(tmp_path / "alone") == trials_of(tmp_path / "out" / "vazios")
+
+    twice = subprocess.run(
+        [*command[:4], "--features", scans, "--features", scans],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert twice.returncode == 2
+    assert "other settings" in twice.stderr or "both of base vazios" in twice.stderr

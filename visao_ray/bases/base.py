@@ -21,6 +21,7 @@ class Base:
         positive: the class whose recall matters most, or None.
         group_pattern: what of a file's name says which patient or container it shows; a file it
             does not fit is a group of its own.
+        chapter_digits: how many first digits of a class make its chapter; 0 where there are none.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Base:
     class_pattern: str
     positive: str | None
     group_pattern: str | None
+    chapter_digits: int = 0
 
     def group(self, key: str) -> str:
         """The patient or container that an image shows, from its key.
@@ -40,6 +42,12 @@ class Base:
             if match:
                 return match.group(0)
         return stem
+
+    def has_class(self, label: str) -> bool:
+        """Whether a label is one of this base's, or looks like one where the list is open."""
+        return label in self.classes or bool(
+            self.class_pattern and re.fullmatch(self.class_pattern, label)
+        )
 
     def check_classes(self, found: list[str], where: str) -> tuple[str, ...]:
         """The classes in index order, if the folders found fit this base.
@@ -91,7 +99,14 @@ BASES: Mapping[str, Base] = MappingProxyType(
                 positive="nvazio",
                 group_pattern=None,
             ),
-            Base(name="ncm", classes=(), class_pattern=r"\d{4}", positive=None, group_pattern=None),
+            Base(
+                name="ncm",
+                classes=(),
+                class_pattern=r"\d{4}",
+                positive=None,
+                group_pattern=None,
+                chapter_digits=2,
+            ),
         )
     }
 )

@@ -165,6 +165,7 @@ def judge(
         target_recall=target,
         seed=seed,
         replicates=replicates,
+        chapter_digits=BASES[base].chapter_digits,
     ).to_json()
     if unknown:
         told = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
@@ -227,7 +228,7 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
     counts, metrics = evaluation["counts"], evaluation["metrics"]
     lines = [line("", *(f"{split} (n={counts[split]['images']:,})" for split in ("val", "test")))]
     names = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "average_precision", "top5"]
-    names.append(f"precision_at_{_NEIGHBOURS}")
+    names += ["chapter_accuracy", "chapter_accuracy_summed", f"precision_at_{_NEIGHBOURS}"]
     lines += [
         line(name, cell(metrics["val"][name]), cell(metrics["test"][name]))
         for name in names

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from visao_ray.errors import InputError
 from visao_ray.evaluation.bootstrap import Integers
+from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.curves import (
     binary_curves,
     calibration_bins,
@@ -38,7 +39,8 @@ class Evaluation:
         threshold: chosen on val for the target recall; None for more than two classes, no positive
             class, or a val without positives (then ``warnings`` says so).
         metrics: ``val`` and ``test`` at 0.5 (most probable class), and with a threshold
-            ``val_at_threshold`` and ``test_at_threshold``; see ``classification_metrics``.
+            ``val_at_threshold`` and ``test_at_threshold``; see ``classification_metrics``. Where
+            classes have chapters, ``val`` and ``test`` hold ``chapter_metrics`` too.
         curves: per split, ROC and precision-recall points, or the top-k curve; None if undefined.
         calibration: per split, the reliability diagram.
         histograms: per split, p(positive) by true class, or the top probability by right and wrong.
@@ -75,6 +77,8 @@ def evaluate_predictions(
     target_recall: float = 0.95,
     seed: int = 0,
     replicates: int = 1000,
+    *,
+    chapter_digits: int = 0,
 ) -> Evaluation:
     """Evaluate the val and test rows of a predictions table (other splits are ignored).
 
@@ -88,6 +92,7 @@ def evaluate_predictions(
         target_recall: in (0, 1].
         seed: of the bootstrap.
         replicates: of the bootstrap.
+        chapter_digits: how many first digits of a class make its chapter; 0 where there are none.
 
     Raises:
         InputError: neither val nor test rows, a missing column, a label outside the classes,
@@ -127,6 +132,12 @@ def evaluate_predictions(
         for split, part in rows.items():
             metrics[split + suffix] = classification_metrics(
                 part.label, part.probability, part.group, names, positive, cut, replicates, seed
+            )
+
+    if chapter_digits:
+        for split, part in rows.items():
+            metrics[split] |= chapter_metrics(
+                part.label, part.probability, part.group, names, chapter_digits, replicates, seed
             )
 
     curves: dict[str, dict[str, Any] | None] = {}

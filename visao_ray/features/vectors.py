@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +49,13 @@ class Moments:
 @dataclass(frozen=True)
 class Rows:
     """One split: `avg` and `max` float32[N, D], `labels` int32[N] class indices, `groups` string[N]
-    (the key of an image without one)."""
+    (the key of an image without one), `views` int16[N] (0: the image as it is)."""
 
     avg: Vectors
     max: Vectors
     labels: npt.NDArray[np.int32]
     groups: pa.Array
+    views: npt.NDArray[np.int16]
 
     @property
     def vectors(self) -> dict[str, Vectors]:
@@ -82,6 +82,7 @@ class Summary:
         about: how the features were made.
         images: distinct images in train and val.
         rows: rows in train (all views) and val (view 0).
+        views: augmented views that train images have, beside themselves.
         untrained: classes that stand in val but not in train.
     """
 
@@ -90,11 +91,13 @@ class Summary:
     about: dict[str, Any]
     images: int
     rows: dict[str, int]
+    views: int
     untrained: tuple[str, ...]
 
 
-def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
-    """Read train rows (all views) and val rows (view 0), in order of key and view.
+def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[Summary, Features]:
+    """Read train rows (all views, or those up to `views`) and val rows (view 0), in order of key
+    and view.
 
     Memory: twice the rows asked for, for a moment. Runs in a Ray task, so that the driver stays
     small.
@@ -105,7 +108,7 @@ def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
             that stands there twice.
     """
     dataset = tables.open_table(locate(uri), "features")
-    train, train_table = _read(dataset, "train", None, uri)
+    train, train_table = _read(dataset, "train", views, uri)
     val, val_table = _read(dataset, "val", 0, uri)
     train_names, val_names = (table["label"].to_numpy() for table in (train_table, val_table))
     classes = find_classes(BASES[base_name], train_names, val_names, uri)
@@ -115,6 +118,7 @@ def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
         about=tables.about(dataset.schema),
         images=len(np.union1d(train_table["key"].to_numpy(), val_table["key"].to_numpy())),
         rows={"train": train_table.num_rows, "val": val_table.num_rows},
+        views=int(pc.max(train_table["view"]).as_py()),
         untrained=tuple(sorted(set(classes) - set(train_names))),
     )
     features = Features(
@@ -126,12 +130,12 @@ def load_features(uri: str, base_name: str) -> tuple[Summary, Features]:
 
 
 def _read(
-    dataset: pads.Dataset, split: str, view: int | None, uri: str
+    dataset: pads.Dataset, split: str, last_view: int | None, uri: str
 ) -> tuple[dict[str, Vectors], pa.Table]:
     """Vectors by pool, and key, label and group, of one split in order of key and view."""
     rows = pads.field("split") == split
-    if view is not None:
-        rows &= pads.field("view") == view
+    if last_view is not None:
+        rows &= pads.field("view") <= last_view
     count = dataset.count_rows(filter=rows)
     if not count:
         raise InputError(f"{uri}: no {split} rows; training needs the splits train and val")
@@ -171,6 +175,7 @@ def _rows(vectors: dict[str, Vectors], table: pa.Table, classes: tuple[str, ...]
         max=vectors["max"],
         labels=class_numbers(table["label"].to_numpy(), classes),
         groups=pc.coalesce(table["group"], table["key"]).combine_chunks(),
+        views=table["view"].to_numpy().astype(np.int16),
     )
 
 
@@ -182,11 +187,7 @@ def find_classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[st
             (bases with fixed classes).
     """
     found = sorted({*train, *val})
-    strange = [
-        name
-        for name in found
-        if name not in base.classes and not re.fullmatch(base.class_pattern or r"(?!)", name)
-    ]
+    strange = [name for name in found if not base.has_class(name)]
     if strange:
         raise InputError(f"{uri}: label '{strange[0]}' is no class of base {base.name}")
     missing = sorted(set(base.classes) - set(train))

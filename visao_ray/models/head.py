@@ -16,7 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
+from visao_ray.settings import Activation, ClassWeight
+
+_BETA = 0.999
 
 
 class HeadSettings(BaseModel):
@@ -24,27 +28,58 @@ class HeadSettings(BaseModel):
 
     The defaults are the head of the 2019 study (02c2, 02c3: Dense 256, dropout, Adam) on both
     pools, standardised; `class_weight` {class: factor} is its `{nvazio: 3, vazio: 1}`.
+
+    Attributes:
+        kind: dense layers trained by gradient descent; or scikit-learn's logistic regression or
+            RBF support vector machine, of which only pool, standardise, views, class_weight
+            (logistic), c and gamma (svm) matter.
+        layers, units: hidden layers, and the size of each; no layer: logistic regression.
+        dropout: before every layer but the first (before the only one, without hidden layers).
+        l1, l2: penalties on the weights of all dense layers.
+        schedule: of the learning rate over the epochs asked for.
+        views: augmented views of train images that are used; None: all that the table has.
+        class_weight: see `class_factors`.
+        c: inverse of the penalty of logistic regression and svm, as scikit-learn has it.
+        gamma: of the svm, in units of 1 / (numbers · variance).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["dense", "logistic", "svm"] = "dense"
     pool: Literal["avg", "max", "both"] = "both"
     standardise: bool = True
-    units: int = Field(default=256, ge=0, le=4096)  # of the hidden layer; 0: logistic regression
-    activation: Literal["relu", "gelu"] = "relu"
+    layers: int = Field(default=1, ge=0, le=2)
+    units: int = Field(default=256, ge=1, le=4096)
+    activation: Activation = "relu"
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    l1: float = Field(default=0.0, ge=0)
     l2: float = Field(default=0.0, ge=0)
-    optimizer: Literal["adam", "rmsprop"] = "adam"
+    optimizer: OptimizerName = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
     batch_size: int = Field(default=64, ge=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    class_weight: Literal["none", "balanced"] | dict[str, float] = "none"
+    views: int | None = Field(default=None, ge=0)
+    class_weight: ClassWeight = "none"
+    c: float = Field(default=1.0, gt=0)
+    gamma: float = Field(default=1.0, gt=0)
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pooled vectors it takes, in order."""
+        return ("avg", "max") if self.pool == "both" else (self.pool,)
+
+    def rate(self, epoch: int, epochs: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return cosine(self.learning_rate, epoch, epochs)
 
 
 def build_head(
     settings: HeadSettings, width: int, classes: int, moments: Mapping[str, Moments]
 ) -> Any:
-    """A compiled head for features of `width` numbers a pool.
+    """A head for features of `width` numbers a pool, not compiled.
 
     Args:
         settings: what to build.
@@ -56,17 +91,21 @@ def build_head(
         keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
     """
     keras = import_keras()
+    layers = keras.layers
 
-    pools = ("avg", "max") if settings.pool == "both" else (settings.pool,)
-    inputs, x = standardised_pools(pools, width, moments if settings.standardise else None)
-    penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
-    if settings.units:
-        x = keras.layers.Dense(
-            settings.units, settings.activation, kernel_regularizer=penalty, name="hidden"
+    inputs, x = standardised_pools(settings.pools, width, moments if settings.standardise else None)
+    penalty = keras.regularizers.L1L2(settings.l1, settings.l2)
+    penalty = penalty if settings.l1 or settings.l2 else None
+    for number in range(settings.layers):
+        name = f"hidden_{number + 1}"
+        x = layers.Dense(
+            settings.units, settings.activation, kernel_regularizer=penalty, name=name
         )(x)
-    if settings.dropout:
-        x = keras.layers.Dropout(settings.dropout, name="dropout")(x)
-    output = keras.layers.Dense(
+        if settings.dropout:
+            x = layers.Dropout(settings.dropout, name=f"dropout_{number + 1}")(x)
+    if settings.dropout and not settings.layers:
+        x = layers.Dropout(settings.dropout, name="dropout")(x)
+    output = layers.Dense(
         classes, "softmax", kernel_regularizer=penalty, dtype="float32", name="probability"
     )(x)
     return keras.Model(inputs, output, name="head")
@@ -76,7 +115,6 @@ def compile_head(model: Any, settings: HeadSettings) -> None:
     """Give a head its optimizer and loss."""
     keras = import_keras()
 
-    optimizers = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}
     loss: Any = keras.losses.SparseCategoricalCrossentropy()
     if settings.label_smoothing:
         classes, smoothing = model.output_shape[-1], settings.label_smoothing
@@ -87,26 +125,32 @@ def compile_head(model: Any, settings: HeadSettings) -> None:
                 hot, probability, label_smoothing=smoothing
             )
 
-    model.compile(optimizers[settings.optimizer](settings.learning_rate), loss=loss)
+    model.compile(make_optimizer(settings.optimizer, settings.learning_rate), loss=loss)
 
 
 def class_factors(
-    class_weight: Literal["none", "balanced"] | Mapping[str, float],
+    class_weight: ClassWeight,
     labels: npt.NDArray[np.int32],
     classes: Sequence[str],
 ) -> npt.NDArray[np.float32]:
     """How much a row of each class counts, float32[C]; mean 1 over the rows, so that a learning
     rate means the same throughout.
 
-    `balanced` is scikit-learn's N / (C · count), over the classes that have rows.
+    With n rows of a class: `balanced` is 1 / n (scikit-learn's), `root` 1 / √n, and `effective`
+    1 / (1 - βⁿ) with β = 0.999, the inverse of the effective number of rows (Cui et al., CVPR
+    2019): 1 / n for rare classes, level for those of thousands. A mapping gives factors by name.
 
     Raises:
         InputError: a weight is given for a class that is not there, or is not positive.
     """
     of_class = np.ones(len(classes), np.float64)
+    counts = np.maximum(np.bincount(labels, minlength=len(classes)), 1)
     if class_weight == "balanced":
-        counts = np.bincount(labels, minlength=len(classes))
-        of_class = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        of_class = 1 / counts
+    elif class_weight == "root":
+        of_class = 1 / np.sqrt(counts)
+    elif class_weight == "effective":
+        of_class = 1 / (1 - _BETA**counts)
     elif isinstance(class_weight, Mapping):
         for name, weight in class_weight.items():
             if name not in classes:

@@ -60,9 +60,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
-def _draw(
-    paint: Callable[[Any], None], alt: str, width: float = 5.4, height: float = 3.9
-) -> Figure:
+def draw(paint: Callable[[Any], None], alt: str, width: float = 5.4, height: float = 3.9) -> Figure:
+    """What `paint` draws on matplotlib Axes, in the report's style; sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -101,7 +100,7 @@ def roc(curves: Mapping[str, Any], areas: Mapping[str, str], positive: str) -> F
         axes.set_title("ROC curve")
         axes.legend(loc="lower right")
 
-    return _draw(paint, f"ROC curve for {positive}: {_listed(areas)}")
+    return draw(paint, f"ROC curve for {positive}: {_listed(areas)}")
 
 
 def precision_recall(curves: Mapping[str, Any], areas: Mapping[str, str], positive: str) -> Figure:
@@ -125,7 +124,7 @@ def precision_recall(curves: Mapping[str, Any], areas: Mapping[str, str], positi
         axes.set_title("Precision–recall curve")
         axes.legend(loc="lower left")
 
-    return _draw(paint, f"Precision-recall curve for {positive}: {_listed(areas)}")
+    return draw(paint, f"Precision-recall curve for {positive}: {_listed(areas)}")
 
 
 def _mark(axes: Any, curves: Mapping[str, Any], x: str, y: str) -> None:
@@ -196,7 +195,7 @@ def probabilities(
         axes.figure.legend(loc="outside lower center", ncols=2)
 
     described = ", ".join(f"{name} ({sum(n)} images)" for name, n in bars["counts"].items())
-    return _draw(paint, f"{title}: histogram of {x} for {described}")
+    return draw(paint, f"{title}: histogram of {x} for {described}")
 
 
 def calibration(bins: Mapping[str, Any], x: str, y: str) -> Figure:
@@ -221,7 +220,7 @@ def calibration(bins: Mapping[str, Any], x: str, y: str) -> Figure:
         axes.set_title("Calibration: are the probabilities meant?")
         axes.figure.legend(loc="outside lower center", ncols=2)
 
-    return _draw(paint, "Calibration: predicted probability against observed share")
+    return draw(paint, "Calibration: predicted probability against observed share")
 
 
 def top_k(curves: Mapping[str, Any]) -> Figure:
@@ -237,7 +236,7 @@ def top_k(curves: Mapping[str, Any]) -> Figure:
         axes.set_title("Top-k accuracy")
         axes.legend(loc="lower right")
 
-    return _draw(paint, "Top-k accuracy for k from 1 to 10")
+    return draw(paint, "Top-k accuracy for k from 1 to 10")
 
 
 def recall_by_support(per_class: Mapping[str, Any], split: str) -> Figure:
@@ -267,7 +266,7 @@ def recall_by_support(per_class: Mapping[str, Any], split: str) -> Figure:
         axes.set(ylim=(-4, 104), xlabel=f"{split} images of the class", ylabel="recall, %")
         axes.set_title("Recall of each class")
 
-    return _draw(paint, f"Recall of {len(points)} classes against their number of {split} images")
+    return draw(paint, f"Recall of {len(points)} classes against their number of {split} images")
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
@@ -292,7 +291,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
         axes.set(xlabel="predicted", ylabel="true")
         axes.set_title(title)
 
-    return _draw(paint, f"{title}: {len(classes)} by {len(classes)} heat map", size, size)
+    return draw(paint, f"{title}: {len(classes)} by {len(classes)} heat map", size, size)
 
 
 def sweep(values: Sequence[float], objective: str) -> Figure:
@@ -306,7 +305,7 @@ def sweep(values: Sequence[float], objective: str) -> Figure:
         axes.set_title("Every trial of the sweep")
         axes.legend(loc="best")
 
-    return _draw(paint, f"{objective} of {len(values)} trials, best first")
+    return draw(paint, f"{objective} of {len(values)} trials, best first")
 
 
 def setting_effect(
@@ -326,7 +325,7 @@ def setting_effect(
         axes.set_title(f"Effect of {printable(name)}")
         axes.legend(loc="best")
 
-    return _draw(paint, f"{objective} against {name} for {len(values)} trials")
+    return draw(paint, f"{objective} against {name} for {len(values)} trials")
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], name: str) -> Figure:
@@ -341,7 +340,7 @@ def learning_curves(history: Mapping[str, Sequence[float]], name: str) -> Figure
         axes.set_title(f"Learning curve of the winner: {printable(name)}")
         axes.legend(loc="best")
 
-    return _draw(paint, f"{name} of the winning trial by epoch on train and val")
+    return draw(paint, f"{name} of the winning trial by epoch on train and val")
 
 
 def _short(name: str, limit: int = 14) -> str:

@@ -43,7 +43,7 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
     winner = stages["sweep"]["details"]["winner"]["trial"]
     history = tables.open_table(sweep.join("history"), "history").to_table()
     history = history.filter(pc.equal(history["number"], winner)).sort_by("epoch")
-    objective = stages["sweep"]["details"]["objective"]
+    objective = stages["sweep"]["details"]["objective"]["name"]
     about = stages["extract"]["details"]["about"]
     counts = stages["extract"]["counts"]
     return write_report(

@@ -24,6 +24,8 @@ GALLERY_BYTES = 1_200_000
 _METRIC_NAMES = {
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
+    "chapter_accuracy": "Chapter (2 digits) right",
+    "chapter_accuracy_summed": "Chapter right, headings summed",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
@@ -31,7 +33,16 @@ _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "Average precision (PR AUC)",
 }
-_SHARES = {"accuracy", "balanced_accuracy", "top1", "top5", "recall", "precision"}
+_SHARES = {
+    "accuracy",
+    "balanced_accuracy",
+    "top1",
+    "top5",
+    "chapter_accuracy",
+    "chapter_accuracy_summed",
+    "recall",
+    "precision",
+}
 
 
 @dataclass(frozen=True)
@@ -97,15 +108,23 @@ def write_report(inputs: ReportInputs) -> str:
 
     Every label, key, path and message is escaped: they come from file names of the base.
     """
+    return render("report.html.j2", _page(inputs))
+
+
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """One of this folder's templates as HTML; everything put into it is escaped."""
     import jinja2
 
+    folder = resources.files(__package__ or "visao_ray.reports")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(number=number, duration=duration, svg_uri=_svg_uri, plain=plain)
-    source = resources.files(__package__ or "visao_ray.reports").joinpath("report.html.j2")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(_page(inputs))
+    return environment.get_template(template).render(page)
 
 
 def _page(inputs: ReportInputs) -> dict[str, Any]:

@@ -19,10 +19,12 @@ import numpy as np
 import ray.train
 
 from visao_ray.errors import InputError
+from visao_ray.models.optimizers import cosine
 from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.runs import to_json
 from visao_ray.storage import Location
 from visao_ray.training.outcome import Arrays, to_npz
+from visao_ray.training.plan import Phase
 
 
 @dataclass
@@ -93,6 +95,13 @@ class DropoutSeeds(keras.callbacks.Callback):  # type: ignore[misc]
             entropy = [self._seed, self._rank, self._before + epoch, number]
             drawn = np.random.SeedSequence(entropy).generate_state(math.prod(variable.shape))
             variable.assign(drawn.reshape(variable.shape).astype(variable.dtype))
+
+
+class Cosine(keras.callbacks.LearningRateScheduler):  # type: ignore[misc]
+    """Lowers the learning rate along a half cosine, epoch by epoch, to nearly zero at the end."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__(lambda epoch: cosine(phase.learning_rate, epoch, phase.epochs))
 
 
 class Diverged(InputError):

@@ -231,9 +231,9 @@ class Autoencoder:
 
 def head_settings(settings: TrainSettings) -> HeadSettings:
     """The head that the flags of a train job describe."""
-    return HeadSettings(
-        pool=settings.pool, units=settings.units, dropout=settings.dropout, l2=settings.l2
-    )
+    shared = HeadSettings.model_fields.keys() & type(settings).model_fields.keys()
+    told = {name: getattr(settings, name) for name in shared - {"schedule"}}
+    return HeadSettings(**told)
 
 
 def make_family(plan: Plan) -> Family:

@@ -40,7 +40,7 @@ def prepare_features(
         InputError: features that do not fit the base, or settings that do not fit each other.
     """
     assert settings.features is not None
-    summary, features = load_features(settings.features, settings.base)
+    summary, features = load_features(settings.features, settings.base, settings.views)
     train, val = read_features(features)
     about = ModelAbout(
         base=settings.base,

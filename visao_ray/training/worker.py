@@ -18,11 +18,13 @@ import ray.train
 import tensorflow as tf
 
 from visao_ray.models.head import class_factors
+from visao_ray.models.optimizers import make_optimizer
 from visao_ray.runs import start_ray, to_json
 from visao_ray.settings import TrainSettings
 from visao_ray.training.batches import Batches
 from visao_ray.training.callbacks import (
     Board,
+    Cosine,
     Diverged,
     DropoutSeeds,
     Keeper,
@@ -158,11 +160,15 @@ class _Trainer:
             monitor, mode=mode, patience=settings.patience, restore_best_weights=True
         )
         reducing = keras.callbacks.ReduceLROnPlateau(
-            monitor, mode=mode, patience=settings.reduce_patience, factor=settings.reduce_factor
+            monitor,
+            mode=mode,
+            patience=settings.reduce_patience if settings.schedule == "plateau" else sys.maxsize,
+            factor=settings.reduce_factor,
         )
         with tempfile.TemporaryDirectory() as folder:
             callbacks: list[Any] = [
                 DropoutSeeds(settings.seed, self._rank, before),
+                *([Cosine(phase)] if settings.schedule == "cosine" else []),
                 stopping,
                 reducing,
                 TakeUp(state, best, stopping, reducing),
@@ -213,13 +219,7 @@ def _set_up(settings: TrainSettings, workers_here: int) -> None:
 
 
 def _optimizer(settings: TrainSettings, phase: Phase) -> Any:
-    optimizers = {
-        "adam": keras.optimizers.Adam,
-        "adamw": keras.optimizers.AdamW,
-        "rmsprop": keras.optimizers.RMSprop,
-        "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
-    }
-    optimizer = optimizers[settings.optimizer](phase.learning_rate)
+    optimizer = make_optimizer(settings.optimizer, phase.learning_rate)
     if settings.precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

@@ -17,61 +17,73 @@ import tensorflow as tf
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Features, Rows, Vectors
+from visao_ray.features.vectors import Features, Vectors
 
+Numbers = npt.NDArray[np.int64]
 _PREDICT_ROWS = 4096  # in one call
 
 
-class Loop:
-    """Trains compiled heads on train and predicts val. One for all trials of a process."""
+class Table:
+    """All rows of a base, train's first and then val's, where heads learn: one for a process."""
 
     def __init__(self, features: Features) -> None:
         _restrict_tensorflow()
-        self._labels = tf.constant(features.train.labels)
-        self._train, self._val = _tensors(features.train), _tensors(features.val)
-        self._val_rows = len(features.val.labels)
+        splits = (features.train, features.val)
+        self.labels = tf.constant(np.concatenate([rows.labels for rows in splits]))
+        self.vectors = {
+            pool: tf.concat([tf.constant(rows.vectors[pool]) for rows in splits], 0)
+            for pool in features.train.vectors
+        }
 
-    def begin(self, model: Any, weights: Vectors, batch_size: int) -> None:
-        """Take a compiled head, float32[N] row weights, and how many rows make a batch."""
-        import_keras().backend.clear_session()  # frees the graphs of the trial before
+
+class Loop:
+    """Trains one compiled head on rows of a table, and predicts others."""
+
+    def __init__(self, table: Table, model: Any, weights: Vectors, batch_size: int) -> None:
+        """`weights`: float32[N], how much each row of the table counts in the loss."""
+        self._table, self._model = table, model
         model.optimizer.build(model.trainable_variables)
-        row_weights, rows = tf.constant(weights), len(weights)
+        row_weights = tf.constant(weights)
 
         def epoch(order: Any) -> Any:
-            total = tf.zeros(())
+            total, rows = tf.zeros(()), tf.size(order)
             for start in tf.range(0, rows, batch_size):
                 chosen = order[start : start + batch_size]
-                inputs = {pool: tf.gather(part, chosen) for pool, part in self._train.items()}
+                inputs = _gathered(table, chosen)
                 with tf.GradientTape() as tape:
                     loss = model.compute_loss(
-                        y=tf.gather(self._labels, chosen),
+                        y=tf.gather(table.labels, chosen),
                         y_pred=model(inputs, training=True),
                         sample_weight=tf.gather(row_weights, chosen),
                     )
                 gradients = tape.gradient(loss, model.trainable_variables)
                 model.optimizer.apply(gradients, model.trainable_variables)
                 total += loss * tf.cast(tf.size(chosen), tf.float32)
-            return total / rows
+            return total / tf.cast(rows, tf.float32)
 
-        self._epoch = tf.function(epoch)
-        self._predict = tf.function(lambda inputs: model(inputs, training=False))
+        numbers = tf.TensorSpec((None,), tf.int32)
+        self._epoch = tf.function(epoch, input_signature=[numbers])
+        self._predict = tf.function(
+            lambda chosen: model(_gathered(table, chosen), training=False),
+            input_signature=[numbers],
+        )
 
-    def run_epoch(self, order: npt.NDArray[np.int64]) -> float:
-        """Go once through the train rows in this order; the mean loss, penalties included."""
+    def run_epoch(self, order: Numbers, learning_rate: float) -> float:
+        """Go once through these rows in order; the mean loss, penalties included."""
+        self._model.optimizer.learning_rate.assign(learning_rate)
         return float(self._epoch(tf.constant(order, tf.int32)))
 
-    def predict(self) -> Vectors:
-        """Probabilities of the val rows, float32[N, C]."""
-        starts = range(0, self._val_rows, _PREDICT_ROWS)
+    def predict(self, numbers: Numbers) -> Vectors:
+        """Probabilities of these rows, float32[N, C]."""
         parts = [
-            self._predict({pool: x[i : i + _PREDICT_ROWS] for pool, x in self._val.items()}).numpy()
-            for i in starts
+            self._predict(tf.constant(numbers[start : start + _PREDICT_ROWS], tf.int32)).numpy()
+            for start in range(0, len(numbers), _PREDICT_ROWS)
         ]
         return np.concatenate(parts)
 
 
-def _tensors(rows: Rows) -> dict[str, Any]:
-    return {pool: tf.constant(vectors) for pool, vectors in rows.vectors.items()}
+def _gathered(table: Table, chosen: Any) -> dict[str, Any]:
+    return {pool: tf.gather(vectors, chosen) for pool, vectors in table.vectors.items()}
 
 
 def _restrict_tensorflow() -> None:

@@ -2,13 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Objective = Literal["roc_auc", "average_precision", "macro_f1", "log_loss"]
+from visao_ray.evaluation.comparison import LOWER_IS_BETTER, weighted
+from visao_ray.settings import ObjectiveName
+
+Objective = ObjectiveName
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+_TOLD: dict[Objective, str] = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "top5": "top-5 accuracy",
+    "log_loss": "log loss",
+}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """An objective with what it needs to be computed.
+
+    Attributes:
+        name: which.
+        positive: index of the class that f2 and recall_at_precision are about; also the class that
+            is ranked where there are two.
+        floor: the least precision of recall_at_precision, in (0, 1].
+    """
+
+    name: Objective
+    positive: int
+    floor: float = 0.9
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether smaller values win."""
+        return self.name in LOWER_IS_BETTER
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether one value beats another; any value beats NaN, NaN beats none."""
+        return better(self.name, value, than)
+
+    def told(self, classes: Sequence[str]) -> str:
+        """As people read it, such as "recall of nvazio at precision ≥ 0.90"."""
+        if self.name == "f2":
+            return f"F2 of {classes[self.positive]}"
+        if self.name == "recall_at_precision":
+            floor = f"{self.floor:.2f}"
+            floor = floor if float(floor) == self.floor else f"{self.floor:g}"
+            return f"recall of {classes[self.positive]} at precision ≥ {floor}"
+        return _TOLD[self.name]
 
 
 def default_objective(classes: int) -> Objective:
@@ -17,42 +67,42 @@ def default_objective(classes: int) -> Objective:
 
 
 def score(
-    name: Objective,
-    labels: npt.NDArray[np.int32],
+    criterion: Criterion,
+    labels: npt.NDArray[np.integer],
     probability: npt.NDArray[np.float32],
-    positive: int,
 ) -> float:
-    """One metric of val predictions; NaN where it is undefined (a single class in val).
+    """One metric of val predictions; NaN where it is undefined.
+
+    The definitions are those of ``visao_ray.evaluation.comparison.weighted``. Undefined are: all,
+    where a probability is not finite or there is no row; roc_auc and average_precision of one class
+    alone; f2 and recall_at_precision of a class without rows; top5 of five classes or fewer.
 
     Args:
-        name: which.
+        criterion: which.
         labels: int32[N] class indices.
         probability: float32[N, C].
-        positive: index of the positive class where C is 2. With more classes the ranking metrics
-            are macro averages, one against the rest, over the classes that have both kinds.
     """
-    from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+    together = np.zeros(len(labels), dtype=np.int64)
+    return float(weighted(criterion, labels, probability, together, 1)(np.ones((1, 1)))[0])
 
-    count = probability.shape[1]
-    if not np.isfinite(probability).all():
-        return float("nan")
-    if name == "log_loss":
-        p = probability.astype(np.float64)
-        p /= p.sum(axis=1, keepdims=True)
-        return float(log_loss(labels, p, labels=np.arange(count)))
-    if name == "macro_f1":
-        predicted = probability.argmax(axis=1)
-        return float(f1_score(labels, predicted, average="macro", zero_division=0))
-    area = roc_auc_score if name == "roc_auc" else average_precision_score
-    present = np.unique(labels)
-    if len(present) < 2:
-        return float("nan")
-    ranked = [positive] if count == 2 else present
-    return float(np.mean([area(labels == index, probability[:, index]) for index in ranked]))
+
+def scores(
+    labels: npt.NDArray[np.integer],
+    probability: npt.NDArray[np.float32],
+    criterion: Criterion,
+) -> dict[str, float]:
+    """Every objective of val predictions, by name; see ``score``.
+
+    Args:
+        labels: int32[N] class indices.
+        probability: float32[N, C].
+        criterion: tells the class and the floor; its name does not matter.
+    """
+    return {name: score(replace(criterion, name=name), labels, probability) for name in OBJECTIVES}
 
 
 def better(name: Objective, value: float, than: float) -> bool:
     """Whether one value of a metric beats another; any value beats NaN, NaN beats none."""
     if np.isnan(value) or np.isnan(than):
         return bool(np.isnan(than) and not np.isnan(value))
-    return value < than if name == "log_loss" else value > than
+    return value < than if name in LOWER_IS_BETTER else value > than

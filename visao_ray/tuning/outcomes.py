@@ -31,29 +31,37 @@ class Outcome:
     """How a trial ended.
 
     Attributes:
-        number: its place in the order of the search space.
+        number: its place in the order of the search.
         trial_id: Tune's name for it.
+        head: its settings, as JSON.
         status: ok or error.
+        ended: what ended it: epochs, patience, halving, or fitted (kinds without epochs).
         error: why it failed, in one line; empty where it did not. `trace` has all of it.
         epoch: the best one, from 1; 0 if there was none.
         epochs: run in all.
         seconds: of work, waiting not counted.
-        objective: of the best epoch, as it was measured during training.
+        objective: of the best epoch, as it was measured during training; mean over folds.
+        folds: objective of each fold at that epoch; empty without folds.
         metrics: every metric of the best epoch's weights.
         history: every epoch.
+        curve: recall and precision of the positive class as the threshold moves, where asked for.
     """
 
     number: int
     trial_id: str
+    head: dict[str, Any]
     status: str
+    ended: str = ""
     error: str = ""
     trace: str = ""
     epoch: int = 0
     epochs: int = 0
     seconds: float = 0.0
     objective: float = float("nan")
+    folds: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[Epoch] = field(default_factory=list)
+    curve: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,11 @@ class Outcomes:
         told = json.loads(record.read_bytes())
         return Outcome(**{**told, "history": [Epoch(**epoch) for epoch in told["history"]]})
 
-    def numbers(self) -> set[int]:
-        """The trials that have ended."""
+    def read_all(self) -> dict[int, Outcome]:
+        """Every trial that has ended, by number."""
         names = (entry.name for entry in self.folder.children())
-        return {int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)}
+        numbers = sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name))
+        return {number: found for number in numbers if (found := self.read(number))}
 
     def head(self, number: int) -> Location:
         """Where a trial's head is."""
@@ -91,6 +100,11 @@ class Outcomes:
 
 _TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int32(), float: pa.float64()}
 
+
+def _setting_type(name: str, value: Any) -> pa.DataType:
+    return pa.int32() if name == "views" else _TYPES.get(type(value), pa.string())
+
+
 #: One row a trial: its settings, and its metrics on val at its best epoch.
 TRIALS = named_schema(
     "trials",
@@ -98,13 +112,16 @@ TRIALS = named_schema(
         ("trial_id", pa.string()),
         ("number", pa.int32()),
         *(
-            (f"setting.{name}", _TYPES.get(type(value), pa.string()))
+            (f"setting.{name}", _setting_type(name, value))
             for name, value in HeadSettings().model_dump().items()
         ),
         *((f"metric.{name}", pa.float64()) for name in OBJECTIVES),
+        ("objective", pa.float64()),
+        ("folds", pa.list_(pa.float64())),
         ("epoch", pa.int32()),
         ("epochs", pa.int32()),
         ("seconds", pa.float64()),
+        ("ended", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
     ],
@@ -122,18 +139,33 @@ HISTORY = named_schema(
     ],
 )
 
+#: One row a threshold of a finalist trained with a class weight: both levers of recall.
+LEVERS = named_schema(
+    "levers",
+    [
+        ("number", pa.int32()),
+        ("factor", pa.float64()),
+        ("threshold", pa.float64()),
+        ("recall", pa.float64()),
+        ("precision", pa.float64()),
+    ],
+)
 
-def trials_table(outcomes: Sequence[Outcome], heads: Sequence[dict[str, Any]]) -> pa.Table:
+
+def trials_table(outcomes: Sequence[Outcome]) -> pa.Table:
     """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
     rows = [
         {
             "trial_id": outcome.trial_id,
             "number": outcome.number,
-            **{f"setting.{name}": flat(value) for name, value in heads[outcome.number].items()},
+            **{f"setting.{name}": flat(value) for name, value in outcome.head.items()},
             **{f"metric.{name}": _number(value) for name, value in outcome.metrics.items()},
+            "objective": _number(outcome.objective),
+            "folds": outcome.folds or None,
             "epoch": outcome.epoch,
             "epochs": outcome.epochs,
             "seconds": outcome.seconds,
+            "ended": outcome.ended or None,
             "status": outcome.status,
             "error": outcome.error or None,
         }
@@ -150,6 +182,16 @@ def history_table(outcomes: Sequence[Outcome]) -> pa.Table:
         for epoch in outcome.history
     ]
     return pa.Table.from_pylist(rows, schema=HISTORY)
+
+
+def levers_table(curves: Sequence[tuple[int, float, Outcome]]) -> pa.Table:
+    """The curves of (finalist, factor, how it was trained with that factor)."""
+    rows = [
+        {"number": number, "factor": factor, "threshold": t, "recall": recall, "precision": p}
+        for number, factor, outcome in curves
+        for t, recall, p in zip(*outcome.curve.values(), strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=LEVERS)
 
 
 def flat(value: Any) -> Any:

@@ -1,41 +1,124 @@
-"""A line on the terminal as each trial ends. Imported where Ray Tune runs; it imports Ray."""
+"""What the terminal shows of a sweep: a live table, or a line as each trial ends.
+
+Imported where Ray Tune runs; it imports Ray.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from ray import tune
 
-from visao_ray.tuning.objective import Objective, better
+from visao_ray.reports.sweep import in_words
+from visao_ray.storage import reason
+from visao_ray.tuning.objective import Criterion
+from visao_ray.tuning.outcomes import Outcome, Outcomes
+
+_SHOWN = 10
 
 
 class Progress(tune.Callback):  # type: ignore[misc]
-    """Tells how each trial ended and how far the sweep is."""
+    """Tells how each trial ended and how far the sweep is; records trials whose process was lost.
 
-    def __init__(self, job: str, objective: Objective, trials: int) -> None:
-        self._job, self._objective, self._trials = job, objective, trials
+    On a terminal, a table of the best trials and of those that run is kept up to date below the
+    lines; where output goes to a file, lines are all there is.
+    """
+
+    def __init__(self, start: str, criterion: Criterion, trials: int, outcomes: Outcomes) -> None:
+        """`start`: of every line."""
+        self._start, self._criterion, self._trials = start, criterion, trials
+        self._outcomes = outcomes
+        self._told: dict[int, dict[str, Any]] = {}
+        self._live: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune keeps a copy in its snapshot: without the terminal."""
+        return {**self.__dict__, "_live": None}
+
+    def __enter__(self) -> Progress:
+        """Open the table, on a terminal."""
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(self._table(), refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the table as it is."""
+        if self._live is not None:
+            self._live.stop()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch of a trial is over."""
+        self._keep(trial, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, well or with a reason."""
         told = trial.last_result
+        self._keep(trial, told)
         if told["status"] == "ok":
             value = f"{told['objective']:.4f} at epoch {told['epoch']} of {told['epochs']}"
-            what = f"{self._objective} {value}"
+            what = f"{self._criterion.name} {value}"
+            what += ", halved" if told["ended"] == "halving" else ""
         else:
             what = f"failed: {told['error']}"
-        self._say(trials, f"trial {told['number']}: {what} ({told['seconds']:.1f} s)")
+        self._say(f"trial {told['number']}: {what} ({told['seconds']:.1f} s)")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process was lost too often."""
-        self._say(trials, f"trial {trial.config['number']}: failed: its process was lost")
+        config = trial.config
+        error = trial.get_error()
+        told = f"its process was lost: {type(error).__name__}"
+        told += f": {reason(error)}" if error is not None else ""
+        lost = Outcome(config["number"], trial.trial_id, config["head"], "error", error=told)
+        self._outcomes.write(lost)
+        self._told[lost.number] = {"status": "error", "done": True, "head": lost.head}
+        self._say(f"trial {lost.number}: failed: {told}")
 
-    def _say(self, trials: list[Any], what: str) -> None:
-        # The trial that just ended is not yet marked as finished, but its result is there.
-        ended = [trial for trial in trials if (trial.last_result or {}).get("done")]
+    def _keep(self, trial: Any, result: dict[str, Any]) -> None:
+        self._told[result["number"]] = {**result, "head": trial.config["head"]}
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def _say(self, what: str) -> None:
+        ended = sum(bool(told["done"]) for told in self._told.values())
         best = math.nan
-        for told in (trial.last_result for trial in ended):
-            if told.get("status") == "ok" and better(self._objective, told["objective"], best):
+        for number, told in self._told.items():
+            searched = number < self._trials and told["done"] and told["status"] == "ok"
+            if searched and self._criterion.better(told["objective"], best):
                 best = told["objective"]
-        line = f"{len(ended)}/{self._trials} {what}; best so far {best:.4f}"
-        print(f"[{self._job}] {line}", flush=True)
+        line = f"{self._start}{ended}/{max(self._trials, ended)} {what}; best so far {best:.4f}"
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title=f"{self._start.strip()} {self._criterion.name} on val")
+        for name in ("trial", "epoch", self._criterion.name, "loss", "head"):
+            table.add_column(name)
+        sign = 1 if self._criterion.lower_is_better else -1
+
+        def place(item: tuple[int, dict[str, Any]]) -> tuple[bool, float]:
+            told = item[1]
+            value = told.get("objective", math.nan)
+            return bool(told["done"]), sign * value if value == value else math.inf
+
+        for number, told in sorted(self._told.items(), key=place)[:_SHOWN]:
+            if told["status"] != "ok":
+                continue
+            table.add_row(
+                f"{number}" if told["done"] else f"[bold]{number} …[/bold]",
+                f"{told['epochs']}",
+                f"{told['objective']:.4f}",
+                f"{told['train_loss']:.4f}" if "train_loss" in told else "",
+                in_words(told["head"]),
+            )
+        return table

@@ -1,36 +1,54 @@
-"""The sweep job: many heads on cached features, val chooses one."""
+"""The sweep job: many heads on cached features, val chooses one. Test rows are never read."""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.base import BASES
 from visao_ray.errors import InputError
+from visao_ray.evaluation.comparison import LOWER_IS_BETTER
 from visao_ray.features.vectors import Summary, load_features
 from visao_ray.models.head import HeadSettings
+from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import SweepSettings
-from visao_ray.storage import Location, locate, reason
-from visao_ray.tuning.objective import OBJECTIVES, Objective, default_objective
+from visao_ray.storage import Location, locate
+from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
+from visao_ray.tuning.importance import importance
+from visao_ray.tuning.objective import (
+    OBJECTIVES,
+    Criterion,
+    default_objective,
+)
 from visao_ray.tuning.outcomes import (
     HISTORY,
+    LEVERS,
     TRIALS,
     Outcome,
     Outcomes,
-    flat,
     history_table,
+    levers_table,
     trials_table,
 )
-from visao_ray.tuning.space import propose
+from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
+from visao_ray.tuning.space import propose, read_space
 
 _RETRIES = 2  # of a trial whose process was lost
 _TRIALS_A_GPU = 8
 _TOP = 5
+_LEVERS = 3  # finalists whose levers are shown
+_FACTORS = (1.0, 2.0, 4.0, 8.0)
+_REPLICATES = 1000
 #: Tune reads these from the environment only.
 _TUNE = {
     # Its own CSV, JSON and TensorBoard files of every epoch would cost more than the epochs.
@@ -39,84 +57,208 @@ _TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # Its handler ends a sweep at Ctrl-C as if it were finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Its snapshots of the experiment are not needed: outcomes tell what is finished.
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
 }
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep whose features are loaded.
+
+    Attributes:
+        features: reference to the Features.
+    """
+
+    settings: SweepSettings
+    base: str
+    summary: Summary
+    features: Any
+    criterion: Criterion
+    outcomes: Outcomes
+
+    @property
+    def positive(self) -> str | None:
+        """The class that must not be missed, where there are two."""
+        return BASES[self.base].positive if len(self.summary.classes) == 2 else None
+
+
 def make_sweep(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep job: writes `trials`, `history` and `head.keras`.
+    """The sweep of one base: writes `trials`, `history`, `levers`, the best head and a report.
 
     Raises:
         InputError: features that are missing or do not fit the base, an objective that is undefined
-            on val, settings under which every head fails.
+            on val, a space or settings under which every head fails.
     """
-    search(settings, run, propose(settings.trials, settings.seed, BASES[settings.base].positive))
+    search(settings, run, None)
 
 
-def search(settings: SweepSettings, run: Run[Any], heads: list[HeadSettings]) -> None:
-    """Try the given heads, the first of which is the default that others are measured against."""
-    import ray
-
-    tables.open_table(locate(settings.features), "features")  # before Ray: it is often mistyped
-    start_ray()
-    with run.timed("load"):
-        load = ray.remote(load_features).options(num_returns=2)
-        summary_ref, features_ref = load.remote(settings.features, settings.base)
-        summary: Summary = ray.get(summary_ref)
-    classes = len(summary.classes)
-    objective: Objective = settings.objective or default_objective(classes)
-    _report_features(run, summary, objective)
-    outcomes = Outcomes(run.out.join("tune", "trials"))
-    before = len(outcomes.numbers())
-    positive = BASES[settings.base].positive
-    documents = [head.model_dump(mode="json") for head in heads]
-    start = time.perf_counter()
+def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings] | None) -> None:
+    """Try the given heads, or those of the space; the first is the default, measured against."""
+    started = time.perf_counter()
+    space = read_space(settings.space)
+    (uri,) = settings.features
+    base = settings.base or told_base(uri)
+    sweep = _load(settings, base, run)
+    summary = sweep.summary
+    if heads is None:
+        images = summary.rows["train"] // (summary.views + 1)
+        space = space.fitted(summary.classes, BASES[base].positive, images, summary.views)
+        heads = propose(space, settings.trials, settings.seed)
+    sampler: Sampler = Fixed(heads)
+    if settings.search == "tpe":
+        sampler = Tpe(space, settings.seed, sweep.criterion)
+    before = len(sweep.outcomes.read_all())
     with run.timed("search"):
-        lost = _tune(
-            run,
-            features_ref,
-            {
-                "base": settings.base,
-                "seed": settings.seed,
-                "epochs": settings.epochs,
-                "patience": settings.patience,
-                "objective": objective,
-                "positive": summary.classes.index(positive) if positive else 0,
-                "summary": summary,
-                "heads": documents,
-                "outcomes": outcomes.folder.uri,
-            },
-        )
-    minutes = (time.perf_counter() - start) / 60
-    found = []
-    for number in range(len(heads)):
-        outcome = outcomes.read(number)
-        if outcome is None and number not in lost:
-            raise RuntimeError(f"Tune ended before trial {number} did")
-        found.append(outcome or Outcome(number, "", "error", lost[number]))
-    tables.write(run.out.join("trials"), trials_table(found, documents), TRIALS)
+        _tune(run, sweep, sampler, len(heads))
+    recorded = sweep.outcomes.read_all()
+    found = [recorded[number] for number in range(len(heads))]
+    tables.write(run.out.join("trials"), trials_table(found), TRIALS)
     tables.write(run.out.join("history"), history_table(found), HISTORY)
     run.counts |= {
         "trials": len(found),
         "failed": sum(outcome.status != "ok" for outcome in found),
     }
-    run.throughput["trials_per_minute"] = (len(found) - before) / minutes
-    ranked = _ranked(found, objective)
+    run.throughput["trials_per_minute"] = (len(recorded) - before) / (run.timings["search"] / 60)
+    ranked = _ranked(found, sweep.criterion)
     if not ranked:
-        first = found[0].error
         raise InputError(
-            f"all {len(found)} trials failed, the first with: {first}; see {outcomes.folder.uri}"
+            f"all {len(found)} trials failed, the first with: {found[0].error}; see "
+            f"{sweep.outcomes.folder.uri}"
         )
-    winner = ranked[0]
-    run.out.join("head.keras").write_bytes(outcomes.head(winner.number).read_bytes())
-    _report_winner(run, summary, objective, documents, found[0], ranked)
+    further = [recorded[number] for number in sorted(recorded) if number >= len(heads)]
+    _write_levers(run, sweep, found, further)
+    _keep_winner(run, sweep, ranked[0], further)
+    _tell_winner(run, sweep, found[0], ranked)
+    run.details["importance"] = importance(found, sweep.criterion)
+    run.details["seconds"] = time.perf_counter() - started
+    page = sweep_page(run.out, base, run.counts, run.inputs, run.details, run.warnings)
+    write_report(run, f"{base}: a sweep of heads", [page])
 
 
-def _tune(run: Run[Any], features: Any, plan: dict[str, Any]) -> dict[int, str]:
-    """Run the trials that have not ended yet; returns those lost without an outcome, and why."""
+def sweep_page(
+    out: Location,
+    base: str,
+    counts: dict[str, Any],
+    inputs: dict[str, Any],
+    details: dict[str, Any],
+    warnings: Sequence[str],
+) -> SweepPage:
+    """What the report shows of a sweep, from the tables below `out` and its result."""
+    classes = inputs["classes"]
+    levers = out.join("levers")
+    return SweepPage(
+        base=base,
+        objective=details["objective"]["told"],
+        objective_mode="min" if details["objective"]["name"] in LOWER_IS_BETTER else "max",
+        trials=tables.open_table(out.join("trials"), "trials").to_table(),
+        history=tables.open_table(out.join("history"), "history").to_table(),
+        finalists=details["finalists"],
+        importance=details["importance"],
+        levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
+        positive=BASES[base].positive if len(classes) == 2 else None,
+        classes=len(classes),
+        counts={"images": counts["images"], **counts["rows"]},
+        seconds=details["seconds"],
+        warnings=warnings,
+    )
+
+
+def write_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
+    """Write `report.html`."""
+    command = f"python jobs/{run.settings.job}.py {' '.join(sys.argv[1:])}".strip()
+    report = run.out.join("report.html")
+    report.write_bytes(sweep_report(title, command, pages, run.warnings).encode())
+    run.say(f"report: {report.uri}")
+
+
+def told_base(uri: str) -> str:
+    """The base whose classes the train and val labels of a features table are.
+
+    Raises:
+        InputError: no such table, or its labels are those of no base.
+    """
+    dataset = tables.open_table(locate(uri), "features")
+    labels = set()
+    seen = pads.field("split").isin(["train", "val"])
+    for batch in dataset.to_batches(columns=["label"], filter=seen):
+        labels |= set(batch["label"].unique().to_pylist())
+    for base in BASES.values():
+        if labels and all(base.has_class(label) for label in labels):
+            return base.name
+    raise InputError(
+        f"--features {uri}: its labels ({', '.join(sorted(labels)[:5])}) are those of no base; "
+        f"there are {', '.join(BASES)}"
+    )
+
+
+def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
+    import ray
+
+    (uri,) = settings.features
+    tables.open_table(locate(uri), "features")  # before Ray: it is often mistyped
+    start_ray()
+    with run.timed("load"):
+        load = ray.remote(load_features).options(num_returns=2)
+        summary_ref, features = load.remote(uri, base)
+        summary: Summary = ray.get(summary_ref)
+    sweep = _Sweep(
+        settings=settings,
+        base=base,
+        summary=summary,
+        features=features,
+        criterion=_criterion(settings, base, summary.classes),
+        outcomes=Outcomes(run.out.join("tune", "trials")),
+    )
+    run.inputs |= {"features": uri, "classes": list(summary.classes), "about": summary.about}
+    run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
+    run.counts["rows"] = summary.rows
+    criterion = sweep.criterion
+    told = criterion.told(summary.classes)
+    run.details["objective"] = {
+        "name": criterion.name,
+        "class": summary.classes[criterion.positive] if "of" in told.split() else None,
+        "floor": criterion.floor if criterion.name == "recall_at_precision" else None,
+        "told": told,
+    }
+    where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
+    run.say(
+        f"{base}: {summary.rows['train']:,} train and {summary.rows['val']:,} val rows of "
+        f"{summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} chooses"
+    )
+    if summary.untrained:
+        run.warn(
+            f"{len(summary.untrained)} classes of val have no train image "
+            f"({', '.join(summary.untrained[:5])}, …): no head can know them"
+        )
+    return sweep
+
+
+def _criterion(settings: SweepSettings, base: str, classes: tuple[str, ...]) -> Criterion:
+    name = settings.objective or default_objective(len(classes))
+    wanted = settings.objective_class or BASES[base].positive
+    if settings.objective_class is not None and settings.objective_class not in classes:
+        raise InputError(
+            f"--objective-class {settings.objective_class}: is no class of these features "
+            f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+        )
+    if name in ("f2", "recall_at_precision") and wanted is None:
+        raise InputError(f"--objective {name} needs --objective-class for base {base}")
+    if name == "top5" and len(classes) <= 5:
+        raise InputError(f"--objective top5: there are {len(classes)} classes only")
+    positive = classes.index(wanted) if wanted is not None else 0
+    return Criterion(name, positive, settings.precision_floor)
+
+
+def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
+    """Run the trials that have not ended yet, and those that the finalists ask for."""
     os.environ |= _TUNE
+    settings = sweep.settings
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
     from ray import tune
     from ray.tune.execution import class_cache
 
+    from visao_ray.tuning.order import InOrder
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
@@ -125,51 +267,76 @@ def _tune(run: Run[Any], features: Any, plan: dict[str, Any]) -> dict[int, str]:
     class_cache.ENV_VARS_TO_PROPAGATE = {
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }
-    trainable = tune.with_resources(
-        tune.with_parameters(HeadTrainable, features=[features], plan=Plan(**plan)), _resources()
+    positive = sweep.positive
+    plan = Plan(
+        base=sweep.base,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        criterion=sweep.criterion,
+        positive=sweep.summary.classes.index(positive) if positive else None,
+        folds=settings.folds,
+        summary=sweep.summary,
+        outcomes=sweep.outcomes.folder,
+        board=run.out.join("tensorboard"),
     )
-    space = {"number": tune.grid_search(list(range(len(plan["heads"]))))}
+    trainable = tune.with_resources(
+        tune.with_parameters(HeadTrainable, features=[sweep.features], plan=plan), _resources()
+    )
+    order = InOrder(
+        trials,
+        settings.at_once,
+        settings.halving,
+        settings.epochs,
+        sweep.criterion,
+        sampler,
+        lambda found: _further(sweep, found),
+        sweep.outcomes,
+    )
     folder = run.out.join("tune")
-    experiment = folder.join("search")
-    tuner = None
-    if _has_snapshot(experiment):
-        try:
-            # The features and the plan are given again: object references die with their cluster.
-            tuner = tune.Tuner.restore(
-                experiment.path,
-                trainable,
-                param_space=space,
-                storage_filesystem=experiment.filesystem,
-            )
-        except Exception as error:  # killed while the snapshot was written; outcomes stay valid
-            run.say(f"Tune's snapshot cannot be read ({reason(error)}); going on without it")
-    if tuner is None:
-        experiment.delete()
-        tuner = tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=folder.path,
-                storage_filesystem=folder.filesystem,
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[Progress(run.settings.job, plan["objective"], len(plan["heads"]))],
-            ),
-        )
-    results = tuner.fit()
-    return {
-        result.config["number"]: f"{type(result.error).__name__}: {reason(result.error)}"
-        for result in results
-        if result.error is not None and result.config
-    }
+    # What an earlier start of this run left there is of no use: outcomes tell what is finished.
+    folder.join("search").delete()
+    told = f"{settings.job}] {sweep.base}: "
+    progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=order, num_samples=trials + 1 + _LEVERS * len(_FACTORS), reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=folder.path,
+            storage_filesystem=folder.filesystem,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            callbacks=[progress],
+        ),
+    )
+    with progress:
+        tuner.fit()
 
 
-def _has_snapshot(experiment: Location) -> bool:
-    names = [entry.name for entry in experiment.children()]
-    return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
+def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Trials that the finalists ask for: a head after folds, and levers."""
+    ranked = _ranked(found, sweep.criterion)
+    if not ranked:
+        return []
+    configs = []
+    if sweep.settings.folds > 1:
+        configs.append({"head": ranked[0].head, "holdout": True})
+    for finalist, factor in _lever_trials(sweep, ranked):
+        head = {**finalist.head, "class_weight": {sweep.positive: factor}}
+        configs.append({"head": head, "holdout": True, "curve": True})
+    return configs
+
+
+def _lever_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, float]]:
+    if sweep.positive is None or not sweep.settings.finalists:
+        return []
+    finalists = [one for one in ranked if one.head["kind"] != "svm"]  # it takes no class weights
+    count = min(_LEVERS, sweep.settings.finalists)
+    return [(one, factor) for one in finalists[:count] for factor in _FACTORS]
 
 
 def _resources() -> dict[str, float]:
@@ -183,82 +350,155 @@ def _resources() -> dict[str, float]:
     return {"CPU": 1, "GPU": 1 / a_gpu}
 
 
-def _ranked(found: list[Outcome], objective: Objective) -> list[Outcome]:
+def _ranked(found: Sequence[Outcome], criterion: Criterion) -> list[Outcome]:
     """The trials that succeeded, best first; the earlier one first where they are equal."""
-    sign = 1 if objective == "log_loss" else -1
+    sign = 1 if criterion.lower_is_better else -1
     succeeded = [outcome for outcome in found if outcome.status == "ok"]
-    return sorted(succeeded, key=lambda one: (sign * one.metrics[objective], one.number))
+    return sorted(succeeded, key=lambda one: (sign * one.objective, one.number))
 
 
-def _report_features(run: Run[Any], summary: Summary, objective: Objective) -> None:
-    run.inputs |= {
-        "features": run.settings.features,
-        "classes": list(summary.classes),
-        "about": summary.about,
-    }
-    run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
-    run.counts["rows"] = summary.rows
-    run.details["objective"] = objective
-    run.say(
-        f"{summary.rows['train']:,} train and {summary.rows['val']:,} val rows of "
-        f"{summary.width} numbers twice, {len(summary.classes)} classes; {objective} on val chooses"
-    )
-    if summary.untrained:
-        run.warn(
-            f"{len(summary.untrained)} classes of val have no train image "
-            f"({', '.join(summary.untrained[:5])}, …): no head can know them"
-        )
-
-
-def _report_winner(
-    run: Run[Any],
-    summary: Summary,
-    objective: Objective,
-    heads: list[dict[str, Any]],
-    default: Outcome,
-    ranked: list[Outcome],
+def _write_levers(
+    run: Run[Any], sweep: _Sweep, found: Sequence[Outcome], further: Sequence[Outcome]
 ) -> None:
-    winner = ranked[0]
-    rows = summary.rows["val"]
-    run.metrics["val"] = {
+    """The curves of the finalists' further trials as a table."""
+    pairs = _lever_trials(sweep, _ranked(found, sweep.criterion))
+    if not pairs:
+        return
+    tried = further[len(further) - len(pairs) :]
+    curves = [
+        (finalist.number, factor, outcome)
+        for (finalist, factor), outcome in zip(pairs, tried, strict=True)
+        if outcome.status == "ok"
+    ]
+    tables.write(run.out.join("levers"), levers_table(curves), LEVERS)
+
+
+def _keep_winner(run: Run[Any], sweep: _Sweep, winner: Outcome, further: Sequence[Outcome]) -> None:
+    """Write the best head, and its settings as jobs/train.py takes them."""
+    kept = winner
+    if sweep.settings.folds > 1:  # trained on train, with val to stop it
+        kept = further[0]
+        if kept.status != "ok":
+            raise InputError(f"the winner could not be trained on train alone: {kept.error}")
+    run.out.join("head.keras").write_bytes(sweep.outcomes.head(kept.number).read_bytes())
+    run.out.join("head.toml").write_bytes(_train_settings(sweep, winner).encode())
+
+
+def _train_settings(sweep: _Sweep, winner: Outcome) -> str:
+    """The settings of jobs/train.py that fit the winner's head again."""
+    head, settings = winner.head, sweep.settings
+    told: dict[str, Any] = {
+        "base": sweep.base,
+        "features": settings.features[0],
+        "seed": settings.seed,
+        "pool": head["pool"],
+    }
+    told |= {} if head["views"] is None else {"views": head["views"]}
+    if head["kind"] == "svm":
+        told |= {"family": "svm", "svm_c": [head["c"]], "svm_gamma": [head["gamma"]]}
+    else:
+        names = ["standardise", "layers", "units", "activation", "dropout", "l1", "l2"]
+        names += ["optimizer", "learning_rate", "schedule", "batch_size", "label_smoothing"]
+        names += ["class_weight"]
+        told |= {"family": "head", "epochs": settings.epochs, "patience": settings.patience}
+        told |= {name: head[name] for name in names}
+        if told["schedule"] == "constant":
+            told["reduce_patience"] = settings.epochs
+        if head["kind"] == "logistic":  # scikit-learn's penalty of the sum, as one of the mean
+            rows = sweep.summary.rows["train"]
+            told |= {"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0}
+            told["l2"] = float(f"{1 / (2 * head['c'] * rows):.4g}")
+    lines = [f"# python jobs/train.py --settings head.toml --out …   (trial {winner.number})"]
+    lines += [f"{name} = {_toml(value)}" for name, value in told.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequence[Outcome]) -> None:
+    """Finalists with intervals, and how the winner compares, in details and on the terminal."""
+    import ray
+
+    winner, settings, criterion = ranked[0], sweep.settings, sweep.criterion
+    finalists = list(ranked[: settings.finalists])
+    references = {"median": ranked[len(ranked) // 2]}
+    if default.status == "ok":
+        references = {"default": default, **references}
+    standings: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {
         name: {
             "value": value if np.isfinite(value) else None,
             "low": None,
             "high": None,
-            "n": rows if np.isfinite(value) else 0,
+            "n": sweep.summary.rows["val"] if np.isfinite(value) else 0,
         }
         for name, value in winner.metrics.items()
     }
-    run.details["winner"] = {
-        "trial": winner.number,
-        "epoch": winner.epoch,
-        "settings": heads[winner.number],
-        objective: winner.metrics[objective],
-    }
-    run.details["default"] = {
-        "trial": default.number,
-        "settings": heads[default.number],
-        objective: default.metrics.get(objective),
-    }
-    run.say(f"best {min(_TOP, len(ranked))} of {run.counts['trials']} trials:")
-    names = [objective, *(name for name in OBJECTIVES if name != objective)]
-    print("   trial " + " ".join(f"{name:>17}" for name in names) + "  epoch  head")
-    for outcome in ranked[:_TOP]:
-        values = " ".join(f"{outcome.metrics[name]:17.4f}" for name in names)
-        head = _short(heads[outcome.number])
-        print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
-
-
-def _short(head: dict[str, Any]) -> str:
-    """A head in half a line."""
-    size = f"{head['units']} {head['activation']}" if head["units"] else "logistic"
-    parts = [
-        head["pool"],
-        size,
-        f"dropout {head['dropout']:g}",
-        f"L2 {head['l2']:g}",
-        f"{head['optimizer']} {head['learning_rate']:g}",
-        f"batch {head['batch_size']}",
-        f"weights {flat(head['class_weight'])}",
+    if finalists and settings.folds > 1:
+        rows = sweep.summary.images
+        standings = judge_on_folds(finalists, references, criterion, rows)
+    elif finalists:
+        with run.timed("judge"):
+            judge = ray.remote(judge_on_val).remote(
+                [sweep.features],
+                sweep.base,
+                sweep.summary.classes,
+                sweep.outcomes,
+                [one.number for one in finalists],
+                {name: one.number for name, one in references.items()},
+                criterion,
+                _REPLICATES,
+                settings.seed,
+            )
+            standings, judged = ray.get(judge)
+        metrics |= judged
+    run.metrics["val"] = metrics
+    by_number = {outcome.number: outcome for outcome in ranked}
+    run.details["finalists"] = [
+        {"settings": by_number[one["trial"]].head, "n": sweep.summary.rows["val"], **one}
+        for one in standings
     ]
-    return ", ".join(parts if head["standardise"] else [*parts, "raw"])
+    run.details["winner"] = _told_of(winner)
+    run.details["default"] = _told_of(default)
+    run.say(f"{sweep.base}: best {min(_TOP, len(ranked))} of {run.counts['trials']} trials:")
+    names = [criterion.name, *(name for name in OBJECTIVES if name != criterion.name)][:5]
+    print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
+    for outcome in ranked[:_TOP]:
+        values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)
+        head = in_words(outcome.head)
+        print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
+    for one in standings[:1]:
+        run.say(
+            f"{sweep.base}: {criterion.told(sweep.summary.classes)} of trial {one['trial']} is "
+            + "; ".join(
+                f"{what} {_interval(one[name], sign)}"
+                for name, what, sign in (
+                    ("objective", "", ""),
+                    ("over_default", "over the default", "+"),
+                    ("over_median", "over the median trial", "+"),
+                )
+                if name in one
+            ).strip()
+        )
+
+
+def _told_of(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "trial": outcome.number,
+        "epoch": outcome.epoch,
+        "settings": outcome.head,
+        "objective": outcome.objective,
+        "metrics": outcome.metrics,
+    }
+
+
+def _interval(entry: dict[str, Any], sign: str) -> str:
+    if entry["value"] is None:
+        return "undefined"
+    if entry["low"] is None:
+        return f"{entry['value']:{sign}.4f}"
+    return f"{entry['value']:{sign}.4f} ({entry['low']:{sign}.4f} to {entry['high']:{sign}.4f})"

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 from ray import tune
 
 from visao_ray.backend import import_keras
-from visao_ray.features.vectors import Features, Summary
-from visao_ray.models.head import (
-    HeadSettings,
-    build_head,
-    class_factors,
-    compile_head,
-)
+from visao_ray.features.vectors import Features, Summary, Vectors
+from visao_ray.models import svm
+from visao_ray.models.head import HeadSettings, build_head, class_factors, compile_head
+from visao_ray.models.logistic import fit_logistic
 from visao_ray.models.saved import ModelAbout, pack
-from visao_ray.storage import locate, reason
-from visao_ray.tuning.objective import OBJECTIVES, Objective, better, score
+from visao_ray.storage import Location, reason
+from visao_ray.tuning.board import write_board
+from visao_ray.tuning.folds import Fold, Folds
+from visao_ray.tuning.objective import Criterion, score, scores
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
+
+_CURVE_POINTS = 60
 
 
 @dataclass(frozen=True)
@@ -34,54 +35,66 @@ class Plan:
     """What all trials of a sweep have in common.
 
     Attributes:
-        heads: the HeadSettings to try, as JSON, by trial number.
-        outcomes: URI of the folder where finished trials are recorded.
-        positive: index of the positive class where there are two classes.
+        criterion: the objective.
+        positive: index of the class whose recall and precision are told as curves, or None.
+        folds: 1 for train and val as they are, or the number of grouped folds of both.
+        outcomes: folder where finished trials are recorded.
+        board: folder for TensorBoard.
     """
 
     base: str
     seed: int
     epochs: int
     patience: int
-    objective: Objective
-    positive: int
+    criterion: Criterion
+    positive: int | None
+    folds: int
     summary: Summary
-    heads: Sequence[dict[str, Any]]
-    outcomes: str
+    outcomes: Location
+    board: Location
+
+
+@dataclass
+class _Learner:
+    """A head on one fold."""
+
+    fold: Fold
+    model: Any
+    loop: Any
+    shuffle: np.random.Generator
+    best: list[Any]
 
 
 class HeadTrainable(tune.Trainable):  # type: ignore[misc]
-    """Trains head `config["number"]` of the plan; one step is one epoch.
+    """Trains the head `config["head"]`; one step is one epoch, of every fold.
 
-    A trial stops when its objective has not improved for `patience` epochs: it depends on nothing
-    but itself. (A scheduler such as ASHA compares trials as they happen to arrive, and the same
-    seed would not give the same result.) At its end the weights of the best epoch are judged once
-    more with every metric, and those weights are kept.
+    A trial stops when its objective has not improved for `patience` epochs, or is below what
+    `config["bars"]` asks of an epoch. Both are known when it starts: it depends on nothing that
+    happens meanwhile, and the same seed gives the same result. At its end the weights of the best
+    epoch are judged once more with every metric, and those weights are kept.
 
     A trial records its own outcome, at once and for good; one that finds it recorded is over. So no
-    finished trial is repeated, however old the snapshot is from which Tune restores a killed sweep.
-    An unfinished trial begins anew, and as its seed is its own it ends the same.
+    finished trial is repeated, and one that was not finished begins anew and ends the same, for its
+    seed is its own.
 
-    A head that raises or diverges ends its trial with a reason, and the actor goes on with the next
-    one; only a lost actor (memory, node) is a failure for Tune to retry.
+    A head that raises, diverges or lacks memory ends its trial with a reason, and the actor goes on
+    with the next one; only a lost actor (killed, node gone) is a failure for Tune to retry.
     """
 
-    _model: Any
     _settings: HeadSettings
-    _error: str
-    _trace: str
-    _packed: bytes
-    _seconds: float
+    _outcome: Outcome
+    _started: bool
 
     def setup(self, config: dict[str, Any], features: list[Any], plan: Plan) -> None:
         """Once an actor: map the shared features and make TensorFlow ready."""
         import_keras()  # before TensorFlow, to keep it quiet
-        from visao_ray.tuning.loop import Loop
+        from visao_ray.tuning.loop import Table
 
         self._features: Features = ray.get(features[0])
-        self._loop = Loop(self._features)
+        self._table = Table(self._features)
+        self._folds = Folds(self._features, plan.folds, plan.seed)
         self._plan = plan
-        self._outcomes = Outcomes(locate(plan.outcomes))
+        self._outcomes = Outcomes(plan.outcomes)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -93,25 +106,26 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         """One epoch; the last one of a trial records its outcome."""
         start = time.perf_counter()
         try:
-            if self._model is None:
-                recorded = self._outcomes.read(self._number)
+            if not self._started:
+                recorded = self._outcomes.read(self._outcome.number)
                 if recorded is not None:
-                    return _told(recorded)
+                    return _told(recorded, done=True)
+                self._started = True
                 self._build()
-            done = self._run_epoch()
-            if done and not self._error:
+            if self._settings.kind == "dense":
+                self._run_epoch()
+            else:
+                self._fit()
+            if self._outcome.ended:
                 self._judge()
         except Exception as error:
-            self._error = f"{type(error).__name__}: {reason(error)}"
-            self._trace = traceback.format_exc()
-            done = True
-        self._seconds += time.perf_counter() - start
-        if not done:
-            return {"number": self._number, "done": False}
-        outcome = self._outcome()
-        self._outcomes.write(outcome, self._packed)
-        self._model = None
-        return _told(outcome)
+            self._fail(f"{type(error).__name__}: {reason(error)}", traceback.format_exc())
+        seconds = self._outcome.seconds + time.perf_counter() - start
+        self._outcome = replace(self._outcome, seconds=seconds)
+        if self._outcome.status == "error" or self._outcome.ended:
+            self._record()
+            return _told(self._outcome, done=True)
+        return _told(self._outcome, done=False)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: Tune is not asked for checkpoints, outcomes take their place."""
@@ -120,52 +134,153 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         """Nothing, as above."""
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._number = int(config["number"])
-        self._model = None
-        self._best_weights: list[Any] = []
-        self._best, self._best_epoch = float("nan"), 0
-        self._history: list[Epoch] = []
-        self._metrics: dict[str, float] = {}
-        self._error, self._trace = "", ""
+        self._config = config
+        self._outcome = Outcome(config["number"], str(self.trial_id), config["head"], "ok")
+        self._started = False
+        self._learners: list[_Learner] = []
+        self._values: list[float] = []
         self._packed = b""
-        self._seconds = 0.0
 
     def _build(self) -> None:
-        plan, labels = self._plan, self._features.train.labels
+        plan, labels = self._plan, self._folds.labels
+        keras = import_keras()
+        keras.backend.clear_session()  # frees the graphs of the trial before
+        self._settings = HeadSettings.model_validate(self._config["head"])
+        parts = self._folds.parts(self._settings.views, self._config.get("holdout", False))
         classes = plan.summary.classes
-        self._settings = HeadSettings.model_validate(plan.heads[self._number])
-        sequence = np.random.SeedSequence([plan.seed, self._number])
-        self._shuffle = np.random.default_rng(sequence)
-        import_keras().utils.set_random_seed(int(sequence.generate_state(1)[0]))
-        model = build_head(self._settings, plan.summary.width, len(classes), self._features.moments)
-        compile_head(model, self._settings)
-        weights = class_factors(self._settings.class_weight, labels, classes)[labels]
-        self._loop.begin(model, weights, self._settings.batch_size)
-        self._model = model
+        for number, fold in enumerate(parts):
+            sequence = np.random.SeedSequence([plan.seed, self._outcome.number, number])
+            keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
+            model = build_head(self._built, plan.summary.width, len(classes), self._moments(number))
+            loop = None
+            if self._settings.kind == "dense":
+                from visao_ray.tuning.loop import Loop
 
-    def _run_epoch(self) -> bool:
-        """Train and look at val; True when the trial is over."""
-        epoch = len(self._history) + 1
-        loss = self._loop.run_epoch(self._shuffle.permutation(len(self._features.train.labels)))
-        probability = self._loop.predict()
-        value = self._score(self._plan.objective, probability)
-        self._history.append(Epoch(epoch, loss, self._score("log_loss", probability), value))
-        if not (np.isfinite(loss) and np.isfinite(probability).all()):
-            self._error = f"diverged: loss or probabilities are not finite in epoch {epoch}"
-            return True
-        if better(self._plan.objective, value, self._best):
-            self._best, self._best_epoch = value, epoch
-            self._best_weights = self._model.get_weights()
-        stale = epoch - self._best_epoch >= self._plan.patience
-        return stale or epoch >= self._plan.epochs
+                compile_head(model, self._settings)
+                factors = class_factors(self._settings.class_weight, labels[fold.train], classes)
+                loop = Loop(self._table, model, factors[labels], self._settings.batch_size)
+            shuffle = np.random.default_rng(sequence)
+            self._learners.append(_Learner(fold, model, loop, shuffle, []))
+
+    @property
+    def _built(self) -> HeadSettings:
+        """The settings of the Keras model: kinds of scikit-learn fill in a head without layers."""
+        if self._settings.kind == "dense":
+            return self._settings
+        return self._settings.model_copy(
+            update={"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0, "l2": 0.0}
+        )
+
+    def _moments(self, fold: int) -> Any:
+        if self._config.get("holdout", False):
+            return self._features.moments
+        return self._folds.moments(fold)
+
+    def _run_epoch(self) -> None:
+        """Train and look at val; tells `ended` where the trial is over."""
+        plan, before = self._plan, self._outcome
+        epoch = before.epochs + 1
+        rate = self._settings.rate(before.epochs, plan.epochs)
+        losses, val_losses, values = [], [], []
+        for learner in self._learners:
+            order = learner.shuffle.permutation(learner.fold.train)
+            losses.append(learner.loop.run_epoch(order, rate))
+            probability = learner.loop.predict(learner.fold.val)
+            if not (np.isfinite(losses[-1]) and np.isfinite(probability).all()):
+                self._fail(f"diverged: loss or probabilities are not finite in epoch {epoch}")
+                return
+            values.append(self._score(plan.criterion, learner.fold, probability))
+            val_losses.append(
+                self._score(replace(plan.criterion, name="log_loss"), learner.fold, probability)
+            )
+        value = float(np.mean(values))
+        row = Epoch(epoch, float(np.mean(losses)), float(np.mean(val_losses)), value)
+        after = replace(before, epochs=epoch, history=[*before.history, row])
+        if plan.criterion.better(value, before.objective):
+            after = replace(after, epoch=epoch, objective=value, folds=values)
+            for learner in self._learners:
+                learner.best = learner.model.get_weights()
+        bars = {int(at): bar for at, bar in self._config["bars"].items()}
+        ended = ""
+        if epoch >= plan.epochs:
+            ended = "epochs"
+        elif epoch - after.epoch >= plan.patience:
+            ended = "patience"
+        elif epoch in bars and plan.criterion.better(bars[epoch], after.objective):
+            ended = "halving"
+        self._outcome = replace(after, ended=ended)
+
+    def _fit(self) -> None:
+        """Fit a kind of scikit-learn on every fold."""
+        plan, settings = self._plan, self._settings
+        classes = plan.summary.classes
+        values = []
+        for number, learner in enumerate(self._learners):
+            rows = learner.fold.train
+            labels = self._folds.labels[rows]
+            x = self._standardised(rows, number)
+            if settings.kind == "logistic":
+                weights = class_factors(settings.class_weight, labels, classes)[labels]
+                learner.model.get_layer("probability").set_weights(
+                    fit_logistic(x, labels, weights, len(classes), settings.c)
+                )
+            else:
+                groups = self._folds.groups[rows]
+                machine = svm.fit_calibrated(
+                    x, labels, groups, len(classes), settings.c, settings.gamma, plan.seed
+                )
+                moments = self._moments(number)
+                inputs = svm.svm_inputs_features(plan.summary.width, settings.pool, moments)
+                learner.model = svm.to_keras(inputs, machine)
+            learner.best = learner.model.get_weights()
+            values.append(self._score(plan.criterion, learner.fold, self._predict(learner)))
+        self._outcome = replace(
+            self._outcome,
+            epoch=1,
+            epochs=1,
+            objective=float(np.mean(values)),
+            folds=values,
+            ended="fitted",
+        )
+
+    def _standardised(self, rows: npt.NDArray[np.int64], fold: int) -> Vectors:
+        moments = self._moments(fold)
+        parts = [
+            (self._folds.take(pool, rows) - moments[pool].mean) / moments[pool].deviation
+            for pool in self._settings.pools
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _predict(self, learner: _Learner) -> Vectors:
+        """Probabilities of the rows that judge, float32[N, C]."""
+        if learner.loop is not None:
+            found: Vectors = learner.loop.predict(learner.fold.val)
+            return found
+        vectors = {pool: self._folds.take(pool, learner.fold.val) for pool in ("avg", "max")}
+        return np.asarray(learner.model.predict(vectors, batch_size=1024, verbose=0))
 
     def _judge(self) -> None:
-        if not self._best_weights:
-            self._error = f"{self._plan.objective} is undefined on val (a single class in it?)"
+        """Every metric with the best weights; the head itself where there is one."""
+        if not all(learner.best for learner in self._learners):
+            self._fail(f"{self._plan.criterion.name} is undefined on val (a single class in it?)")
             return
-        self._model.set_weights(self._best_weights)
-        probability = self._loop.predict()
-        self._metrics = {name: self._score(name, probability) for name in OBJECTIVES}
+        found = []
+        for learner in self._learners:
+            learner.model.set_weights(learner.best)
+            probability = self._predict(learner)
+            labels = self._folds.labels[learner.fold.val]
+            found.append(scores(labels, probability, self._plan.criterion))
+        metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        several = len(self._learners) > 1
+        self._outcome = replace(
+            self._outcome, metrics=metrics, folds=self._outcome.folds if several else []
+        )
+        if several:
+            return
+        if self._config.get("curve"):
+            positive = self._plan.positive or 0
+            curve = _curve(probability[:, positive], labels == positive)
+            self._outcome = replace(self._outcome, curve=curve)
         summary = self._plan.summary
         about = ModelAbout(
             base=self._plan.base,
@@ -175,31 +290,46 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             settings=self._settings.model_dump(mode="json"),
             width=summary.width,
             features=summary.about,
-            trial=self._number,
-            epoch=self._best_epoch,
+            trial=self._outcome.number,
+            epoch=self._outcome.epoch,
         )
-        self._packed = pack(self._model, about)
+        self._packed = pack(self._learners[0].model, about)
 
-    def _score(self, name: Objective, probability: Any) -> float:
-        return score(name, self._features.val.labels, probability, self._plan.positive)
+    def _score(self, criterion: Criterion, fold: Fold, probability: Vectors) -> float:
+        return score(criterion, self._folds.labels[fold.val], probability)
 
-    def _outcome(self) -> Outcome:
-        return Outcome(
-            number=self._number,
-            trial_id=str(self.trial_id),
-            status="error" if self._error else "ok",
-            error=self._error,
-            trace=self._trace,
-            epoch=self._best_epoch,
-            epochs=len(self._history),
-            seconds=self._seconds,
-            objective=self._best if not self._error else float("nan"),
-            metrics=self._metrics,
-            history=self._history,
+    def _fail(self, error: str, trace: str = "") -> None:
+        self._outcome = replace(
+            self._outcome, status="error", error=error, trace=trace, objective=float("nan")
         )
 
+    def _record(self) -> None:
+        write_board(self._plan.board.join(f"{self._outcome.number:05d}"), self._outcome)
+        self._outcomes.write(self._outcome, self._packed)
+        self._learners = []
 
-def _told(outcome: Outcome) -> dict[str, Any]:
-    """What Tune hears of a finished trial."""
-    names = ("number", "status", "error", "epoch", "epochs", "seconds", "objective")
-    return {**{name: getattr(outcome, name) for name in names}, "done": True}
+
+def _curve(
+    probability: npt.NDArray[np.float32], is_positive: npt.NDArray[np.bool_]
+) -> dict[str, list[float | None]]:
+    """Recall and precision at thresholds spread over the scores, and at 0.5."""
+    spread = np.quantile(probability, np.linspace(0, 1, _CURVE_POINTS))
+    thresholds = np.unique(np.append(spread[spread != 0.5], 0.5))
+    found: dict[str, list[float | None]] = {"threshold": [], "recall": [], "precision": []}
+    for threshold in thresholds:
+        chosen = probability >= threshold
+        hits = int((chosen & is_positive).sum())
+        found["threshold"].append(float(threshold))
+        found["recall"].append(hits / int(is_positive.sum()))
+        found["precision"].append(hits / int(chosen.sum()) if chosen.any() else None)
+    return found
+
+
+def _told(outcome: Outcome, done: bool) -> dict[str, Any]:
+    """What Tune hears of a trial after an epoch, and at its end."""
+    names = ("number", "status", "error", "ended", "epoch", "epochs", "seconds", "objective")
+    told = {name: getattr(outcome, name) for name in names}
+    if outcome.history:
+        told |= {"train_loss": outcome.history[-1].train_loss}
+        told |= {"val_loss": outcome.history[-1].val_loss}
+    return {**told, "done": done}

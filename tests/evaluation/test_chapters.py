@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from visao_ray import tables
+from visao_ray.evaluation.chapters import chapter_metrics
+from visao_ray.evaluation.judge import judge, summary
+from visao_ray.evaluation.metrics import classification_metrics
+from visao_ray.reports.report import ReportInputs, write_report
+from visao_ray.storage import locate
+
+UNDEFINED = {"value": None, "low": None, "high": None, "n": 0}
+
+
+def predictions(seed, rows, classes):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, len(classes), rows)
+    label[-1] = len(classes) - 1
+    logits = rng.normal(size=(rows, len(classes)))
+    logits[np.arange(rows), label] += 2
+    p = np.exp(logits)
+    return label, (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_largest_heading_and_the_largest_sum_may_be_of_different_chapters():
+    classes = ("8703", "3926", "8708")
+    p = np.array([[0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]], dtype=np.float32)
+    result = chapter_metrics(np.array([2, 1, 2]), p, ["a", "b", "c"], classes, 2)
+    assert result["chapter_accuracy"]["value"] == pytest.approx(2 / 3)
+    assert result["chapter_accuracy_summed"]["value"] == 1
+    vehicles = result["per_chapter"]["87"]
+    assert vehicles["support"] == vehicles["accuracy"]["n"] == 2
+    assert vehicles["accuracy"]["value"] == 0.5
+    # One image: a value, and no interval.
+    plastics = result["per_chapter"]["39"]["accuracy"]
+    assert plastics == {"value": 1.0, "low": None, "high": None, "n": 1}
+
+
+@pytest.mark.parametrize("digits", [2, 4])
+def test_chapters_are_judged_as_classes_are(digits):
+    # Unsorted, with a chapter (99) of a single image and one (77) without any.
+    classes = ("8703", "0101", "3926", "8708", "0102", "3920", "7701", "9999")
+    label, p = predictions(1, 200, classes)
+    label[label >= 6] = 0
+    label[-1] = 7
+    groups = np.arange(200) // 2
+    result = chapter_metrics(label, p, groups, classes, digits, replicates=80, seed=4)
+    chapters = sorted({name[:digits] for name in classes})
+    assert list(result["per_chapter"]) == chapters
+    truth = np.array([chapters.index(classes[index][:digits]) for index in label])
+    summed = np.zeros((200, len(chapters)))
+    largest = np.zeros((200, len(chapters)))
+    for index, name in enumerate(classes):
+        column = chapters.index(name[:digits])
+        summed[:, column] += p[:, index]
+        largest[:, column] = np.maximum(largest[:, column], p[:, index])
+    for name, scores in (("accuracy", largest), ("accuracy_summed", summed)):
+        plain = classification_metrics(truth, scores, groups, chapters, None, replicates=80, seed=4)
+        assert result[f"chapter_{name}"] == plain["accuracy"]
+        for chapter, entry in result["per_chapter"].items():
+            assert entry[name] == plain["per_class"][chapter]["recall"]
+            assert entry["support"] == plain["per_class"][chapter]["support"]
+    assert result["chapter_accuracy"] != result["chapter_accuracy_summed"] or digits == 4
+    assert result["per_chapter"][classes[6][:digits]]["accuracy"] == UNDEFINED
+    json.dumps(result, allow_nan=False)
+
+
+def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
+    classes = ("0101", "0102", "8703")
+    label, p = predictions(2, 120, classes)
+    # The model knows no 8708, but it knows the chapter; of 9701 it knows nothing.
+    unknown = {0: "8708", 1: "9701"}
+    p[0], p[1] = (0.2, 0.1, 0.7), (0.2, 0.1, 0.7)
+    rows = {
+        "key": [f"{index:03}.jpg" for index in range(120)],
+        "split": ["test"] * 120,
+        "group": pa.nulls(120, pa.string()),
+        "label": [unknown.get(index, classes[at]) for index, at in enumerate(label)],
+        "predicted": [classes[index] for index in p.argmax(axis=1)],
+        "probability": tables.vectors(p),
+        "model": ["head"] * 120,
+    }
+    where = locate(str(tmp_path))
+    tables.write(where.join("part.parquet"), pa.table(rows), tables.predictions(classes))
+    judged = judge(where, "ncm", classes, 0.95, 0, 50)
+    test = judged["metrics"]["test"]
+    chapters = test["per_chapter"]
+    assert list(chapters) == ["01", "87", "97"]
+    assert chapters["97"] == {
+        "support": 1,
+        "accuracy": {"value": 0.0, "low": None, "high": None, "n": 1},
+        "accuracy_summed": {"value": 0.0, "low": None, "high": None, "n": 1},
+    }
+    expected = np.array([name[:2] for name in rows["label"]])
+    right = expected == np.array([name[:2] for name in rows["predicted"]])
+    assert right[0]
+    assert test["chapter_accuracy"]["value"] == pytest.approx(right.mean())
+    assert test["chapter_accuracy"]["value"] > test["accuracy"]["value"]
+    assert test["chapter_accuracy"]["n"] == 120
+    assert judged["metrics"]["val"]["chapter_accuracy"] == UNDEFINED
+    assert judged["metrics"]["val"]["per_chapter"]["01"]["accuracy_summed"] == UNDEFINED
+    told = [line for line in summary(judged) if line.startswith("chapter_accuracy")]
+    assert len(told) == 2
+    assert f"{right.mean():.3f} (" in told[0]
+
+    page = write_report(ReportInputs(title="ncm", base="ncm", evaluation=judged))
+    assert "Chapter (2 digits) right" in page
+    assert "Chapter right, headings summed" in page

@@ -1,0 +1,124 @@
+"""How good the best heads of a sweep are, and how much of their lead is luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from visao_ray.bases.base import BASES
+from visao_ray.evaluation.bootstrap import Estimate
+from visao_ray.evaluation.chapters import chapter_metrics
+from visao_ray.evaluation.comparison import Measure, compare
+from visao_ray.evaluation.metrics import classification_metrics
+from visao_ray.features.vectors import Features
+from visao_ray.models import saved
+from visao_ray.tuning.objective import Criterion
+from visao_ray.tuning.outcomes import Outcome, Outcomes
+
+_LEVEL = 0.95
+
+
+def judge_on_val(
+    features: list[Any],
+    base: str,
+    classes: Sequence[str],
+    outcomes: Outcomes,
+    finalists: Sequence[int],
+    references: dict[str, int],
+    measure: Measure,
+    replicates: int,
+    seed: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Standings of finalists, best first, and every metric of the first. Runs in a Ray task.
+
+    Both rest on val, which chose them: they favour the winner, and test alone is fair to it.
+
+    Args:
+        features: a list with one reference to the Features.
+        base: its name.
+        classes: in index order.
+        outcomes: where their heads are.
+        finalists: numbers of trials.
+        references: name to number of the trials that each is compared with.
+        measure: what they are judged by.
+        replicates: of the grouped bootstrap.
+        seed: of the bootstrap.
+    """
+    import ray
+
+    data: Features = ray.get(features[0])
+    val = data.val
+    numbers = list(dict.fromkeys([*finalists, *references.values()]))
+    probabilities = [
+        saved.load(outcomes.head(number))[0].predict(val.vectors, batch_size=1024, verbose=0)
+        for number in numbers
+    ]
+    groups = val.groups.to_numpy(zero_copy_only=False)
+    standings = compare(
+        probabilities,
+        val.labels,
+        groups,
+        measure,
+        references={name: numbers.index(number) for name, number in references.items()},
+        contenders=list(range(len(finalists))),
+        replicates=replicates,
+        seed=seed,
+    )
+    told = [
+        {"trial": number, **standing.to_json()}
+        for number, standing in zip(finalists, standings, strict=False)
+    ]
+    known = BASES[base]
+    metrics = classification_metrics(
+        val.labels,
+        probabilities[0],
+        groups,
+        classes,
+        known.positive,
+        replicates=replicates,
+        seed=seed,
+    )
+    if known.chapter_digits:
+        metrics |= chapter_metrics(
+            val.labels, probabilities[0], groups, classes, known.chapter_digits, replicates, seed
+        )
+    return told, metrics
+
+
+def judge_on_folds(
+    found: Sequence[Outcome], references: dict[str, Outcome], criterion: Criterion, rows: int
+) -> list[dict[str, Any]]:
+    """Standings of finalists by their folds: Student's t over folds, paired for leads.
+
+    Folds share most of their train rows, so the intervals are somewhat too narrow (Bengio &
+    Grandvalet, JMLR 5, 2004).
+    """
+    values = np.array([outcome.folds for outcome in found])
+    sign = -1.0 if criterion.lower_is_better else 1.0
+    first = (sign * values).argmax(axis=0)
+    return [
+        {
+            "trial": outcome.number,
+            "objective": _over_folds(np.array(outcome.folds), rows).to_json(),
+            **{
+                f"over_{name}": _over_folds(
+                    sign * (np.array(outcome.folds) - np.array(other.folds)), rows
+                ).to_json()
+                for name, other in references.items()
+            },
+            "first": float((first == place).mean()),
+        }
+        for place, outcome in enumerate(found)
+    ]
+
+
+def _over_folds(values: Any, rows: int) -> Estimate:
+    from scipy import stats
+
+    mean, error = float(values.mean()), float(stats.sem(values))
+    if not error:
+        return Estimate(mean, mean, mean, rows)
+    low, high = stats.t.interval(_LEVEL, len(values) - 1, mean, error)
+    return Estimate(mean, float(low), float(high), rows)

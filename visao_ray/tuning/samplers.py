@@ -1,0 +1,62 @@
+"""Who decides on the heads of a sweep: drawn beforehand, or proposed by Optuna as it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from visao_ray.models.head import HeadSettings
+from visao_ray.tuning.objective import Criterion
+from visao_ray.tuning.outcomes import Outcome
+from visao_ray.tuning.space import SearchSpace, Suggested, fixed_heads
+
+#: Asked for the head of a trial; it is told the outcomes that the trial may learn from.
+Sampler = Callable[[int, Sequence[Outcome]], HeadSettings]
+
+
+class Fixed:
+    """Heads that are known from the start."""
+
+    def __init__(self, heads: Sequence[HeadSettings]) -> None:
+        self._heads = heads
+
+    def __call__(self, number: int, known: Sequence[Outcome]) -> HeadSettings:
+        """The head of this number."""
+        return self._heads[number]
+
+
+class Tpe:
+    """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Watanabe, 2023).
+
+    Asked again in the same order with the same outcomes, it proposes the same: a resumed sweep
+    needs nothing of it to be kept.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int, criterion: Criterion) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space, self._fixed = space, fixed_heads()
+        self._study = optuna.create_study(
+            direction="minimize" if criterion.lower_is_better else "maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True),
+        )
+        self._asked: dict[int, Any] = {}
+        self._told: set[int] = set()
+
+    def __call__(self, number: int, known: Sequence[Outcome]) -> HeadSettings:
+        """The head of this number, after it is told what may be known."""
+        import optuna
+
+        if number < len(self._fixed):
+            return self._fixed[number]
+        for outcome in known:
+            if outcome.number in self._asked and outcome.number not in self._told:
+                self._told.add(outcome.number)
+                trial = self._asked[outcome.number]
+                if outcome.status == "ok":
+                    self._study.tell(trial, outcome.objective)
+                else:
+                    self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        trial = self._asked[number] = self._study.ask()
+        return self._space.draw(Suggested(trial))
