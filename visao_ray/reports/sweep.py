@@ -53,14 +53,15 @@ class SweepPage:
         trials: one row a trial; trial 0 is the default head.
         history: number, epoch, train_loss, val_loss, val_objective.
         finalists: best first: ``trial``, ``settings``, ``objective`` {value, low, high, n},
-            ``over_default`` and ``over_median`` (this head's value minus the other's, whatever the
-            mode), ``first`` (share of the bootstrap replicates in which it is the best finalist).
+            ``over_default`` and ``over_median`` (its leads over these trials, paired; above 0 is
+            better, whatever the mode), ``first`` (share of the bootstrap replicates, or of the
+            folds where there are any, in which it is the best finalist).
             May be empty: then the trials' own objectives rank them, without intervals.
         importance: setting to share 0..1; may be empty.
         levers: number, factor, threshold, recall, precision; None for more than two classes.
         positive: the class that the levers are about.
         classes: how many.
-        counts: ``rows`` {split: feature rows}, ``images``; both optional.
+        counts: ``images``, and feature rows of ``train`` and ``val``; all optional.
         seconds: wall time.
         warnings: of this base.
     """
@@ -132,7 +133,9 @@ def in_words(settings: Mapping[str, Any]) -> str:
         said.append(f"{of['views']} view{'' if of['views'] == 1 else 's'}")
     weight = of.get("class_weight", "none")
     if weight != "none":
-        said.append(f"class weight {plain(weight)}")
+        told = weight.items() if isinstance(weight, Mapping) else ()
+        factors = ", ".join(f"{name}={factor:g}" for name, factor in told)
+        said.append(f"class weight {factors or weight}")
     return " · ".join(said)
 
 
@@ -293,13 +296,10 @@ class _Lead:
         return _signed(self.value) + (f" ({self.interval})" if self.interval else "")
 
 
-def _lead(page: SweepPage, entry: Mapping[str, Any] | None) -> _Lead | None:
+def _lead(entry: Mapping[str, Any] | None) -> _Lead | None:
     if not entry or _finite(entry.get("value")) is None:
         return None
-    low, high = _finite(entry.get("low")), _finite(entry.get("high"))
-    if page.objective_mode == "max":
-        return _Lead(entry["value"], low, high)
-    return _Lead(-entry["value"], None if high is None else -high, None if low is None else -low)
+    return _Lead(entry["value"], _finite(entry.get("low")), _finite(entry.get("high")))
 
 
 def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
@@ -308,6 +308,12 @@ def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
         if entry["trial"] == trial.number:
             return entry
     return {"trial": trial.number, "objective": {"value": trial.objective}}
+
+
+def _folded(page: SweepPage) -> bool:
+    """Whether trials were judged on folds instead of one hold-out."""
+    folds = page.trials["folds"].to_pylist() if "folds" in page.trials.column_names else []
+    return any(values is not None and len(values) > 1 for values in folds)
 
 
 def _named(trial: _Trial) -> str:
@@ -346,13 +352,13 @@ def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str
     if winner.number == 0:
         said.append("It is the default head itself: the search found nothing better.")
     else:
-        said.append(_compared("the default head", _lead(page, entry.get("over_default"))))
-    said.append(_compared("the median trial", _lead(page, entry.get("over_median"))))
+        said.append(_compared("the default head", _lead(entry.get("over_default"))))
+    said.append(_compared("the median trial", _lead(entry.get("over_median"))))
     first = _finite(entry.get("first"))
     if first is not None and len(page.finalists) > 1:
         said.append(
             f"Among the {len(page.finalists)} finalists it stays first in"
-            f" {_percent(first)} of the bootstrap replicates."
+            f" {_percent(first)} of the {'folds' if _folded(page) else 'bootstrap replicates'}."
         )
     return said
 
@@ -386,7 +392,7 @@ def _tiles(page: SweepPage, ranked: Sequence[_Trial]) -> list[dict[str, str]]:
     tiles = [{"value": texts["value"], "name": f"{page.objective} of the winner", "small": below}]
     words = {"luck": "may be luck", "better": "more than luck", "worse": "worse", "unknown": ""}
     for key, other in (("over_default", "default head"), ("over_median", "median trial")):
-        lead = _lead(page, entry.get(key))
+        lead = _lead(entry.get(key))
         if lead is None or (key == "over_default" and ranked[0].number == 0):
             continue
         small = f"95{SPACE}%: {lead.interval} · {words[lead.verdict]}" if lead.interval else ""
@@ -395,7 +401,9 @@ def _tiles(page: SweepPage, ranked: Sequence[_Trial]) -> list[dict[str, str]]:
         )
     first = _finite(entry.get("first"))
     if first is not None and len(page.finalists) > 1:
-        small = f"among {len(page.finalists)} finalists, by bootstrap"
+        small = (
+            f"among {len(page.finalists)} finalists, by {'folds' if _folded(page) else 'bootstrap'}"
+        )
         tiles.append({"value": _percent(first), "name": "stays first", "small": small})
     return tiles
 
@@ -408,10 +416,10 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
     rows = []
     for rank, trial in shown:
         entry = _entry(page, trial)
-        lead = None if trial.number == 0 else _lead(page, entry.get("over_default"))
+        lead = None if trial.number == 0 else _lead(entry.get("over_default"))
         first = _finite(entry.get("first"))
         folds = [v for v in trial.row.get("folds") or [] if _finite(v) is not None]
-        epochs = trial.row.get("epochs")
+        epochs = 0 if trial.row.get("ended") == "fitted" else trial.row.get("epochs")
         rows.append(
             {
                 "rank": rank,

@@ -138,7 +138,7 @@ def objective_axis(title: str, values: Sequence[float], lower_is_better: bool) -
 
 def _without_outliers(signed: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Lowest and highest value, without those far below the lower quartile."""
-    quarter, half = np.quantile(signed, [0.25, 0.5])
+    quarter, half = np.quantile(signed, [0.25, 0.5], method="higher")
     fence = quarter - 4 * (half - quarter) - 1e-9
     return float(signed[signed >= fence].min()), float(signed.max())
 

@@ -28,10 +28,11 @@ def judge_on_val(
     finalists: Sequence[int],
     references: dict[str, int],
     measure: Measure,
+    every_metric: bool,
     replicates: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Standings of finalists, best first, and every metric of the first. Runs in a Ray task.
+    """Standings of finalists, and every metric of the first if asked for. Runs in a Ray task.
 
     Both rest on val, which chose them: they favour the winner, and test alone is fair to it.
 
@@ -43,6 +44,7 @@ def judge_on_val(
         finalists: numbers of trials.
         references: name to number of the trials that each is compared with.
         measure: what they are judged by.
+        every_metric: judge the first by all metrics as well.
         replicates: of the grouped bootstrap.
         seed: of the bootstrap.
     """
@@ -70,6 +72,8 @@ def judge_on_val(
         {"trial": number, **standing.to_json()}
         for number, standing in zip(finalists, standings, strict=False)
     ]
+    if not every_metric:
+        return told, {}
     known = BASES[base]
     metrics = classification_metrics(
         val.labels,

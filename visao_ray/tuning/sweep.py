@@ -48,6 +48,9 @@ _TRIALS_A_GPU = 8
 _TOP = 5
 _LEVERS = 3  # finalists whose levers are shown
 _FACTORS = (1.0, 2.0, 4.0, 8.0)
+_TWINS = 2  # finalists that are trained with every class weight, where there are many classes
+_WEIGHTS = ("none", "root", "effective", "balanced")
+_MORE = 1 + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))  # trials that finalists ask for
 _REPLICATES = 1000
 #: Tune reads these from the environment only.
 _TUNE = {
@@ -129,6 +132,7 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     further = [recorded[number] for number in sorted(recorded) if number >= len(heads)]
     _write_levers(run, sweep, found, further)
     _keep_winner(run, sweep, ranked[0], further)
+    run.details["class_weights"] = _judge_twins(run, sweep, ranked, further)
     _tell_winner(run, sweep, found[0], ranked)
     run.details["importance"] = importance(found, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
@@ -301,7 +305,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=order, num_samples=trials + 1 + _LEVERS * len(_FACTORS), reuse_actors=True
+            search_alg=order, num_samples=trials + _MORE, reuse_actors=True
         ),
         run_config=tune.RunConfig(
             name="search",
@@ -328,7 +332,16 @@ def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     for finalist, factor in _lever_trials(sweep, ranked):
         head = {**finalist.head, "class_weight": {sweep.positive: factor}}
         configs.append({"head": head, "holdout": True, "curve": True})
+    for finalist, weight in _twin_trials(sweep, ranked):
+        configs.append({"head": {**finalist.head, "class_weight": weight}, "holdout": True})
     return configs
+
+
+def _twin_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, str]]:
+    """Finalists and the class weights that they are trained with anew, all else being equal."""
+    if sweep.positive is not None or not sweep.settings.finalists:
+        return []
+    return [(one, weight) for one in ranked[:_TWINS] for weight in _WEIGHTS]
 
 
 def _lever_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, float]]:
@@ -421,8 +434,6 @@ def _toml(value: Any) -> str:
 
 def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequence[Outcome]) -> None:
     """Finalists with intervals, and how the winner compares, in details and on the terminal."""
-    import ray
-
     winner, settings, criterion = ranked[0], sweep.settings, sweep.criterion
     finalists = list(ranked[: settings.finalists])
     references = {"median": ranked[len(ranked) // 2]}
@@ -442,19 +453,7 @@ def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequenc
         rows = sweep.summary.images
         standings = judge_on_folds(finalists, references, criterion, rows)
     elif finalists:
-        with run.timed("judge"):
-            judge = ray.remote(judge_on_val).remote(
-                [sweep.features],
-                sweep.base,
-                sweep.summary.classes,
-                sweep.outcomes,
-                [one.number for one in finalists],
-                {name: one.number for name, one in references.items()},
-                criterion,
-                _REPLICATES,
-                settings.seed,
-            )
-            standings, judged = ray.get(judge)
+        standings, judged = _judge(run, sweep, finalists, references)
         metrics |= judged
     run.metrics["val"] = metrics
     by_number = {outcome.number: outcome for outcome in ranked}
@@ -484,6 +483,65 @@ def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequenc
                 if name in one
             ).strip()
         )
+
+
+def _judge_twins(
+    run: Run[Any], sweep: _Sweep, ranked: Sequence[Outcome], further: Sequence[Outcome]
+) -> list[dict[str, Any]]:
+    """What class weights do to finalists at the same budget: objective, and lead over none."""
+    pairs = _twin_trials(sweep, ranked)
+    tried = further[len(further) - len(pairs) :]
+    told = []
+    for finalist in ranked[: _TWINS if pairs else 0]:
+        twins = {
+            weight: outcome
+            for (other, weight), outcome in zip(pairs, tried, strict=True)
+            if other is finalist and outcome.status == "ok"
+        }
+        if "none" not in twins:
+            continue
+        standings, _ = _judge(
+            run, sweep, list(twins.values()), {"none": twins["none"]}, every_metric=False
+        )
+        told += [
+            {"trial": finalist.number, "class_weight": weight, **standing}
+            for weight, standing in zip(twins, standings, strict=True)
+        ]
+    for one in told:
+        if one["class_weight"] != "none":
+            run.say(
+                f"{sweep.base}: trial {one['trial']} with class weights {one['class_weight']}: "
+                f"{sweep.criterion.told(sweep.summary.classes)} "
+                f"{_interval(one['objective'], '')}; over none {_interval(one['over_none'], '+')}"
+            )
+    return told
+
+
+def _judge(
+    run: Run[Any],
+    sweep: _Sweep,
+    finalists: Sequence[Outcome],
+    references: dict[str, Outcome],
+    every_metric: bool = True,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """`judge_on_val` in a Ray task: the driver never holds features."""
+    import ray
+
+    with run.timed("judge"):
+        judged = ray.remote(judge_on_val).remote(
+            [sweep.features],
+            sweep.base,
+            sweep.summary.classes,
+            sweep.outcomes,
+            [one.number for one in finalists],
+            {name: one.number for name, one in references.items()},
+            sweep.criterion,
+            every_metric,
+            _REPLICATES,
+            sweep.settings.seed,
+        )
+        found: tuple[list[dict[str, Any]], dict[str, Any]] = ray.get(judged)
+    return found
 
 
 def _told_of(outcome: Outcome) -> dict[str, Any]:
