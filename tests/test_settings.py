@@ -170,8 +170,8 @@ def test_a_part_takes_over_what_it_shares():
     whole = parse(PipelineSettings, [*MANIFEST, *more])
     extract = whole.part(ExtractSettings, out="x")
     assert (extract.seed, extract.views, extract.augment, extract.out) == (4, 1, "G1", "x")
-    sweep = whole.part(SweepSettings, out="y", features="f")
-    assert (sweep.seed, sweep.trials, sweep.features) == (4, 3, "f")
+    sweep = whole.part(SweepSettings, out="y", features=["f"])
+    assert (sweep.seed, sweep.trials, sweep.features) == (4, 3, ["f"])
 
 
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.job)
@@ -184,3 +184,23 @@ def test_help_tells_every_setting(kind, capsys):
         assert "--" + name.replace("_", "-") in told
         assert field.description, name
     assert "--settings" in told
+
+
+def test_a_search_space_from_toml_and_from_a_flag(tmp_path):
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        """features = ["a", "b"]
+[space]
+units = [64, 128]
+learning_rate = { low = 1e-4, high = 1e-2, log = true }
+class_weight = ["none", { nvazio = 3, vazio = 1 }]
+"""
+    )
+    told = parse(SweepSettings, ["--settings", str(file), "--out", "x"])
+    assert told.features == ["a", "b"]
+    assert told.space["learning_rate"] == {"low": 1e-4, "high": 1e-2, "log": True}
+    assert told.space["class_weight"][1] == {"nvazio": 3, "vazio": 1}
+    flags = ["--features", "a", "--features", "b", "--out", "x", "--space", '{"units": [64]}']
+    assert parse(SweepSettings, flags).space == {"units": [64]}
+    with pytest.raises(InputError, match="--base is for one --features"):
+        parse(SweepSettings, [*flags, "--base", "ncm"])

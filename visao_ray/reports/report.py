@@ -21,7 +21,7 @@ TRIALS_SHOWN = 10
 ERRORS_SHOWN = 50
 GALLERY_SHOWN = 48
 GALLERY_BYTES = 1_200_000
-_METRIC_NAMES = {
+METRIC_NAMES = {
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
     "chapter_accuracy": "Chapter (2 digits) right",
@@ -33,7 +33,7 @@ _METRIC_NAMES = {
     "roc_auc": "ROC AUC",
     "average_precision": "Average precision (PR AUC)",
 }
-_SHARES = {
+SHARES = {
     "accuracy",
     "balanced_accuracy",
     "top1",
@@ -212,7 +212,7 @@ def _tiles(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]]:
         if "top1" not in names:
             names.insert(0, "accuracy")
         return [
-            _tile(_METRIC_NAMES[name], metrics[shown][name], "share" if name in _SHARES else "area")
+            _tile(METRIC_NAMES[name], metrics[shown][name], "share" if name in SHARES else "area")
             for name in names
         ]
     positive, other = both
@@ -236,12 +236,11 @@ def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     metrics, both = evaluation["metrics"], _binary(evaluation)
     if not both:
-        names = [name for name in _METRIC_NAMES if name in metrics["test"]]
+        names = [name for name in METRIC_NAMES if name in metrics["test"]]
         if "top1" in names:
             names.remove("accuracy")
         rows = [
-            (_METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS])
-            for name in names
+            (METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS]) for name in names
         ]
         return [_table("Overall", [("", list(SPLITS))], rows)]
 
@@ -262,11 +261,11 @@ def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name in (positive, other)
     ]
     rows += [
-        (_METRIC_NAMES[name], name, [column[name] for column in columns])
+        (METRIC_NAMES[name], name, [column[name] for column in columns])
         for name in ("accuracy", "balanced_accuracy", "macro_f1")
     ]
     free = [
-        (_METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS])
+        (METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS])
         for name in ("roc_auc", "average_precision", "log_loss")
     ]
     return [
@@ -286,7 +285,7 @@ def _table(
         "rows": [
             {
                 "name": name,
-                "cells": [estimate(c, "share" if metric in _SHARES else "area") for c in cells],
+                "cells": [estimate(c, "share" if metric in SHARES else "area") for c in cells],
             }
             for name, metric, cells in rows
         ],

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from visao_ray.reports import sweep_figures
 from visao_ray.reports.figures import Figure
-from visao_ray.reports.formats import SPACE, plain
-from visao_ray.reports.report import render
+from visao_ray.reports.formats import SPACE, estimate, plain
+from visao_ray.reports.report import METRIC_NAMES, SHARES, render
 
 TOP = 10
 #: Lines in a figure; of more trials the best are drawn.
@@ -39,6 +39,7 @@ _OTHER_METRICS = (
     *("roc_auc", "macro_f1", "balanced_accuracy", "accuracy", "top5", "average_precision"),
     "log_loss",
 )
+_CONFUSIONS = 20  # shown
 _METRIC_WORDS = {"roc_auc": "ROC AUC", "average_precision": "PR AUC", "macro_f1": "macro F1"}
 
 
@@ -59,6 +60,9 @@ class SweepPage:
             May be empty: then the trials' own objectives rank them, without intervals.
         importance: setting to share 0..1; may be empty.
         levers: number, factor, threshold, recall, precision; None for more than two classes.
+        class_weights: finalists trained anew with every class weight: ``trial``, ``class_weight``,
+            ``objective`` and ``over_none`` as above; only for more than two classes.
+        metrics: every metric of the winner on val, as `classification_metrics` tells them.
         positive: the class that the levers are about.
         classes: how many.
         counts: ``images``, and feature rows of ``train`` and ``val``; all optional.
@@ -74,6 +78,8 @@ class SweepPage:
     finalists: Sequence[Mapping[str, Any]] = ()
     importance: Mapping[str, float | None] = field(default_factory=dict)
     levers: pa.Table | None = None
+    class_weights: Sequence[Mapping[str, Any]] = ()
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     positive: str | None = None
     classes: int = 2
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -225,12 +231,58 @@ def _base(page: SweepPage) -> dict[str, Any]:
         "importance": _importance(page),
         "curves": _curves(page, ranked),
         "levers": _levers(page, ranked),
+        "class_weights": [
+            {
+                "trial": entry["trial"],
+                "name": entry["class_weight"],
+                "objective": _estimate(entry["objective"]),
+                "lead": _lead(entry["over_none"]) if entry["class_weight"] != "none" else None,
+            }
+            for entry in page.class_weights
+        ],
+        "winner": _winner(page),
         "ended": _ended(trials),
         "failures": _failures(trials),
         "trials": len(trials),
         "succeeded": len(ranked),
         "drawn": min(DRAWN, len(ranked)),
         "finalists": len(finalists),
+    }
+
+
+def _winner(page: SweepPage) -> dict[str, Any] | None:
+    """Every metric of the winner on val; of many classes also chapters, confusions and classes."""
+    metrics = page.metrics
+    if not metrics:
+        return None
+    per_class = metrics.get("per_class", {}) if page.classes > 2 else {}
+    worst = sorted(
+        (name for name in per_class if per_class[name]["support"]),
+        key=lambda name: (per_class[name]["f1"]["value"] or 0.0, name),
+    )
+    return {
+        "metrics": [
+            (words, estimate(metrics[name], "share" if name in SHARES else "area"))
+            for name, words in METRIC_NAMES.items()
+            if name in metrics and not (name == "accuracy" and "top1" in metrics)
+        ],
+        "chapters": [
+            (name, entry["support"], *(estimate(entry[k]) for k in ("accuracy", "accuracy_summed")))
+            for name, entry in metrics.get("per_chapter", {}).items()
+            if entry["support"]
+        ],
+        "confusions": metrics.get("top_confusions", ())[:_CONFUSIONS] if per_class else (),
+        "classes": [
+            (
+                name,
+                per_class[name]["support"],
+                *(
+                    estimate(per_class[name][k], kind)
+                    for k, kind in (("recall", "share"), ("precision", "share"), ("f1", "area"))
+                ),
+            )
+            for name in worst
+        ],
     }
 
 

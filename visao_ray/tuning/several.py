@@ -11,6 +11,7 @@ from typing import Any
 from visao_ray.errors import InputError
 from visao_ray.runs import Run, execute, start_ray
 from visao_ray.settings import SweepSettings
+from visao_ray.storage import locate
 from visao_ray.tuning.space import read_space
 from visao_ray.tuning.sweep import make_sweep, sweep_page, told_base, write_report
 
@@ -59,18 +60,12 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     run.inputs |= {base: result["inputs"] for base, result in results.items()}
     run.details |= {base: result["details"] for base, result in results.items()}
     run.metrics |= {base: result["metrics"] for base, result in results.items()}
-    pages = [
-        sweep_page(
-            run.out.join(base),
-            base,
-            *(result[name] for name in ("counts", "inputs", "details", "warnings")),
-        )
-        for base, result in results.items()
-    ]
+    pages = [sweep_page(run.out.join(base), base, result) for base, result in results.items()]
     write_report(run, f"Sweeps of {', '.join(results)}", pages)
 
 
 def _sweep_one(settings: SweepSettings, address: str) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = address
-    result = execute(settings, make_sweep)
-    return dict(json.loads(json.dumps(result)))
+    execute(settings, make_sweep)
+    told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
+    return told

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,20 +136,13 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     _tell_winner(run, sweep, found[0], ranked)
     run.details["importance"] = importance(found, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
-    page = sweep_page(run.out, base, run.counts, run.inputs, run.details, run.warnings)
+    page = sweep_page(run.out, base, vars(run))
     write_report(run, f"{base}: a sweep of heads", [page])
 
 
-def sweep_page(
-    out: Location,
-    base: str,
-    counts: dict[str, Any],
-    inputs: dict[str, Any],
-    details: dict[str, Any],
-    warnings: Sequence[str],
-) -> SweepPage:
-    """What the report shows of a sweep, from the tables below `out` and its result."""
-    classes = inputs["classes"]
+def sweep_page(out: Location, base: str, result: Mapping[str, Any]) -> SweepPage:
+    """What the report shows of a sweep, from the tables below `out` and its result.json."""
+    classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
     levers = out.join("levers")
     return SweepPage(
         base=base,
@@ -160,11 +153,13 @@ def sweep_page(
         finalists=details["finalists"],
         importance=details["importance"],
         levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
+        class_weights=details["class_weights"],
+        metrics=result["metrics"]["val"],
         positive=BASES[base].positive if len(classes) == 2 else None,
         classes=len(classes),
         counts={"images": counts["images"], **counts["rows"]},
         seconds=details["seconds"],
-        warnings=warnings,
+        warnings=result["warnings"],
     )
 
 
