@@ -200,6 +200,9 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     with run.timed("load"):
         load = ray.remote(load_features).options(num_returns=2)
         summary_ref, features = load.remote(uri, base)
+        os.environ |= _TUNE
+        import visao_ray.tuning.trainable  # noqa: F401 - seconds of imports, while rows are read
+
         summary: Summary = ray.get(summary_ref)
     sweep = _Sweep(
         settings=settings,
@@ -214,9 +217,10 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     run.counts["rows"] = summary.rows
     criterion = sweep.criterion
     told = criterion.told(summary.classes)
+    of_a_class = criterion.name in ("f2", "recall_at_precision")
     run.details["objective"] = {
         "name": criterion.name,
-        "class": summary.classes[criterion.positive] if "of" in told.split() else None,
+        "class": summary.classes[criterion.positive] if of_a_class else None,
         "floor": criterion.floor if criterion.name == "recall_at_precision" else None,
         "told": told,
     }
@@ -251,7 +255,6 @@ def _criterion(settings: SweepSettings, base: str, classes: tuple[str, ...]) -> 
 
 def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     """Run the trials that have not ended yet, and those that the finalists ask for."""
-    os.environ |= _TUNE
     settings = sweep.settings
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
     from ray import tune
