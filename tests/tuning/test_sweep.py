@@ -451,6 +451,13 @@ def test_several_bases_side_by_side(chest, tmp_path):
     twins = result["details"]["ncm"]["class_weights"]
     assert [one["class_weight"] for one in twins] == ["none", "root", "effective", "balanced"] * 2
     assert all(one["over_none"]["value"] == 0 for one in twins if one["class_weight"] == "none")
+    values = {
+        one["trial"]: one["objective"]["value"] for one in result["details"]["ncm"]["finalists"]
+    }
+    for one in twins:  # one twin is the finalist itself: the same seed, the same rows in order
+        weight = result["details"]["ncm"]["finalists"][list(values).index(one["trial"])]
+        if weight["settings"]["class_weight"] == one["class_weight"]:
+            assert one["objective"]["value"] == values[one["trial"]]
 
     alone = settings(scans, tmp_path / "alone", base="vazios", trials=3, epochs=2, patience=6)
     alone = alone.model_copy(update={"space": {"units": [8, 16]}})

@@ -325,13 +325,15 @@ def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     if not ranked:
         return []
     configs = []
+    same = {"holdout": True}  # on train, judged by val
     if sweep.settings.folds > 1:
-        configs.append({"head": ranked[0].head, "holdout": True})
+        configs.append({**same, "head": ranked[0].head, "like": ranked[0].number})
     for finalist, factor in _lever_trials(sweep, ranked):
         head = {**finalist.head, "class_weight": {sweep.positive: factor}}
-        configs.append({"head": head, "holdout": True, "curve": True})
+        configs.append({**same, "head": head, "like": finalist.number, "curve": True})
     for finalist, weight in _twin_trials(sweep, ranked):
-        configs.append({"head": {**finalist.head, "class_weight": weight}, "holdout": True})
+        head = {**finalist.head, "class_weight": weight}
+        configs.append({**same, "head": head, "like": finalist.number})
     return configs
 
 

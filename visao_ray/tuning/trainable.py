@@ -68,6 +68,8 @@ class _Learner:
 class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     """Trains the head `config["head"]`; one step is one epoch, of every fold.
 
+    `config["like"]` is another trial whose seed it takes, to differ in nothing but the head.
+
     A trial stops when its objective has not improved for `patience` epochs, or is below what
     `config["bars"]` asks of an epoch. Both are known when it starts: it depends on nothing that
     happens meanwhile, and the same seed gives the same result. At its end the weights of the best
@@ -149,7 +151,8 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         parts = self._folds.parts(self._settings.views, self._config.get("holdout", False))
         classes = plan.summary.classes
         for number, fold in enumerate(parts):
-            sequence = np.random.SeedSequence([plan.seed, self._outcome.number, number])
+            like = self._config.get("like", self._outcome.number)
+            sequence = np.random.SeedSequence([plan.seed, like, number])
             keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
             model = build_head(self._built, plan.summary.width, len(classes), self._moments(number))
             loop = None
