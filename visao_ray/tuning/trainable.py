@@ -146,7 +146,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     def _build(self) -> None:
         plan, labels = self._plan, self._folds.labels
         keras = import_keras()
-        keras.backend.clear_session()  # frees the graphs of the trial before
+        keras.backend.clear_session(free_memory=False)  # the graphs of the trial before
         self._settings = HeadSettings.model_validate(self._config["head"])
         parts = self._folds.parts(self._settings.views, self._config.get("holdout", False))
         classes = plan.summary.classes
