@@ -414,8 +414,8 @@ def main() -> int:
     apart = abs(sweeps[job][0].best - sweeps[tuner][0].best)
     bars = [
         (
-            f"jobs/sweep.py / KerasTuner, trials/minute of the search {alone:.1f} (bar: at least 5); "
-            f"of the whole process {ratio:.1f}",
+            f"jobs/sweep.py / KerasTuner, trials/minute of the search {alone:.1f} "
+            f"(bar: at least 5); of the whole process {ratio:.1f}",
             alone >= 5,
         ),
         (f"best val AUCs {apart:.4f} apart (bar: at most 0.003)", apart <= 0.003),

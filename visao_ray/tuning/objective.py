@@ -14,6 +14,8 @@ from visao_ray.settings import ObjectiveName
 
 Objective = ObjectiveName
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+#: Those that are about one class.
+OF_A_CLASS: tuple[Objective, ...] = ("f2", "recall_at_precision")
 
 _TOLD: dict[Objective, str] = {
     "roc_auc": "ROC AUC",

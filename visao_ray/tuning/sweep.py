@@ -27,6 +27,7 @@ from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import (
     OBJECTIVES,
+    OF_A_CLASS,
     Criterion,
     default_objective,
 )
@@ -217,7 +218,7 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     run.counts["rows"] = summary.rows
     criterion = sweep.criterion
     told = criterion.told(summary.classes)
-    of_a_class = criterion.name in ("f2", "recall_at_precision")
+    of_a_class = criterion.name in OF_A_CLASS
     run.details["objective"] = {
         "name": criterion.name,
         "class": summary.classes[criterion.positive] if of_a_class else None,
@@ -245,7 +246,7 @@ def _criterion(settings: SweepSettings, base: str, classes: tuple[str, ...]) -> 
             f"--objective-class {settings.objective_class}: is no class of these features "
             f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
         )
-    if name in ("f2", "recall_at_precision") and wanted is None:
+    if name in OF_A_CLASS and wanted is None:
         raise InputError(f"--objective {name} needs --objective-class for base {base}")
     if name == "top5" and len(classes) <= 5:
         raise InputError(f"--objective top5: there are {len(classes)} classes only")
@@ -277,6 +278,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
         patience=settings.patience,
         criterion=sweep.criterion,
         positive=sweep.summary.classes.index(positive) if positive else None,
+        named=settings.objective_class is not None or BASES[sweep.base].positive is not None,
         folds=settings.folds,
         summary=sweep.summary,
         outcomes=sweep.outcomes.folder,

@@ -24,7 +24,7 @@ from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.storage import Location, reason
 from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
-from visao_ray.tuning.objective import Criterion, score, scores
+from visao_ray.tuning.objective import OF_A_CLASS, Criterion, score, scores
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
 
 _CURVE_POINTS = 60
@@ -37,6 +37,7 @@ class Plan:
     Attributes:
         criterion: the objective.
         positive: index of the class whose recall and precision are told as curves, or None.
+        named: whether there is a class that f2 and recall_at_precision are about.
         folds: 1 for train and val as they are, or the number of grouped folds of both.
         outcomes: folder where finished trials are recorded.
         board: folder for TensorBoard.
@@ -48,6 +49,7 @@ class Plan:
     patience: int
     criterion: Criterion
     positive: int | None
+    named: bool
     folds: int
     summary: Summary
     outcomes: Location
@@ -274,6 +276,8 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             labels = self._folds.labels[learner.fold.val]
             found.append(scores(labels, probability, self._plan.criterion))
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        if not self._plan.named:
+            metrics |= dict.fromkeys(OF_A_CLASS, float("nan"))
         several = len(self._learners) > 1
         self._outcome = replace(
             self._outcome, metrics=metrics, folds=self._outcome.folds if several else []
