@@ -66,9 +66,12 @@ def test_the_order_in_which_trials_end_changes_nothing(tmp_path):
 
 def test_trials_with_an_outcome_are_not_handed_out(tmp_path):
     first = run(tmp_path, np.random.default_rng(0))
+    more = {"more": lambda found: [{"head": found[-1].head}]}
+    assert in_order(tmp_path, **more)[0].finished()
     gone = [2, 5, 8]
     for number in gone:
         (tmp_path / f"{number:05d}.json").unlink()
+    assert not in_order(tmp_path, **more)[0].finished()
     again = run(tmp_path, np.random.default_rng(1))
     assert again == {number: first[number] for number in gone}
 

@@ -48,6 +48,14 @@ class InOrder(Searcher):  # type: ignore[misc]
         self._next = 0
         self._further: list[dict[str, Any]] | None = None
 
+    def finished(self) -> bool:
+        """Whether every trial has an outcome already, so that Tune has nothing to do."""
+        found = [self._ended[number] for number in range(self._trials) if number in self._ended]
+        if len(found) < self._trials:
+            return False
+        last = self._trials + len(self._more(found))
+        return all(number in self._ended for number in range(self._trials, last))
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next configuration; None while it must wait for others."""
         while True:

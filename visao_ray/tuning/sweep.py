@@ -297,6 +297,8 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
         lambda found: _further(sweep, found),
         sweep.outcomes,
     )
+    if order.finished():
+        return
     folder = run.out.join("tune")
     # What an earlier start of this run left there is of no use: outcomes tell what is finished.
     folder.join("search").delete()
