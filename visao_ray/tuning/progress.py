@@ -30,7 +30,10 @@ class Progress(tune.Callback):  # type: ignore[misc]
         """`start`: of every line."""
         self._start, self._criterion, self._trials = start, criterion, trials
         self._outcomes = outcomes
-        self._told: dict[int, dict[str, Any]] = {}
+        self._told: dict[int, dict[str, Any]] = {
+            number: {**vars(outcome), "done": True}
+            for number, outcome in outcomes.read_all().items()
+        }
         self._live: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +80,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         told += f": {reason(error)}" if error is not None else ""
         lost = Outcome(config["number"], trial.trial_id, config["head"], "error", error=told)
         self._outcomes.write(lost)
-        self._told[lost.number] = {"status": "error", "done": True, "head": lost.head}
+        self._told[lost.number] = {**vars(lost), "done": True}
         self._say(f"trial {lost.number}: failed: {told}")
 
     def _keep(self, trial: Any, result: dict[str, Any]) -> None:

@@ -508,7 +508,7 @@ def _judge_twins(
             run, sweep, list(twins.values()), {"none": twins["none"]}, every_metric=False
         )
         told += [
-            {"trial": finalist.number, "class_weight": weight, **standing}
+            {**standing, "trial": finalist.number, "class_weight": weight}
             for weight, standing in zip(twins, standings, strict=True)
         ]
     for one in told:
