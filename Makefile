@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 help:
 	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
-	@echo "make test       run the tests (about 15 minutes on two cores)"
+	@echo "make test       run the tests (about 20 minutes on two cores)"
 	@echo "make check      lint, types and the rooms' order"
 	@echo "make format     put the code into shape"
 	@echo "make benchmark  measure what README claims of speed"
