@@ -25,6 +25,9 @@ class InOrder(Searcher):  # type: ignore[misc]
     """Hands Tune the trials of a sweep, then those that its finalists ask for.
 
     Trials that have an outcome already, from a run that was killed, are not handed out again.
+
+    Attributes:
+        ended: outcomes by trial number.
     """
 
     def __init__(
@@ -43,18 +46,18 @@ class InOrder(Searcher):  # type: ignore[misc]
         self._trials, self._at_once = trials, at_once
         self._halving, self._epochs, self._criterion = halving, epochs, criterion
         self._sampler, self._more, self._outcomes = sampler, more, outcomes
-        self._ended: dict[int, Outcome] = outcomes.read_all()
+        self.ended: dict[int, Outcome] = outcomes.read_all()
         self._running: dict[str, int] = {}
         self._next = 0
         self._further: list[dict[str, Any]] | None = None
 
     def finished(self) -> bool:
         """Whether every trial has an outcome already, so that Tune has nothing to do."""
-        found = [self._ended[number] for number in range(self._trials) if number in self._ended]
+        found = [self.ended[number] for number in range(self._trials) if number in self.ended]
         if len(found) < self._trials:
             return False
         last = self._trials + len(self._more(found))
-        return all(number in self._ended for number in range(self._trials, last))
+        return all(number in self.ended for number in range(self._trials, last))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next configuration; None while it must wait for others."""
@@ -63,7 +66,7 @@ class InOrder(Searcher):  # type: ignore[misc]
             if not isinstance(config, dict):
                 return config
             self._next += 1
-            if config["number"] not in self._ended:
+            if config["number"] not in self.ended:
                 self._running[trial_id] = config["number"]
                 return config
 
@@ -73,7 +76,7 @@ class InOrder(Searcher):  # type: ignore[misc]
         """A trial has ended; one whose process was lost too often leaves no outcome."""
         number = self._running.pop(trial_id)
         found = self._outcomes.read(number)
-        self._ended[number] = found or Outcome(number, trial_id, {}, "error")
+        self.ended[number] = found or Outcome(number, trial_id, {}, "error")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: outcomes tell all there is to know."""
@@ -83,16 +86,16 @@ class InOrder(Searcher):  # type: ignore[misc]
 
     def _config(self, number: int) -> dict[str, Any] | str | None:
         if number < self._trials:
-            if any(before not in self._ended for before in range(number - self._at_once + 1)):
+            if any(before not in self.ended for before in range(number - self._at_once + 1)):
                 return None
-            known = [self._ended[before] for before in range(max(0, number - self._at_once + 1))]
+            known = [self.ended[before] for before in range(max(0, number - self._at_once + 1))]
             head = self._sampler(number, known)
             bars = rungs(known, self._halving, self._epochs, self._criterion)
             return {"number": number, "head": head.model_dump(mode="json"), "bars": bars}
         if self._further is None:
-            if any(before not in self._ended for before in range(self._trials)):
+            if any(before not in self.ended for before in range(self._trials)):
                 return None
-            found = [self._ended[before] for before in range(self._trials)]
+            found = [self.ended[before] for before in range(self._trials)]
             self._further = list(self._more(found))
         if number - self._trials < len(self._further):
             return {"number": number, "bars": {}, **self._further[number - self._trials]}

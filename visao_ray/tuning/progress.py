@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
@@ -26,13 +27,19 @@ class Progress(tune.Callback):  # type: ignore[misc]
     lines; where output goes to a file, lines are all there is.
     """
 
-    def __init__(self, start: str, criterion: Criterion, trials: int, outcomes: Outcomes) -> None:
-        """`start`: of every line."""
+    def __init__(
+        self,
+        start: str,
+        criterion: Criterion,
+        trials: int,
+        outcomes: Outcomes,
+        ended: Mapping[int, Outcome],
+    ) -> None:
+        """`start`: of every line; `ended`: trials that an earlier start of the run finished."""
         self._start, self._criterion, self._trials = start, criterion, trials
         self._outcomes = outcomes
         self._told: dict[int, dict[str, Any]] = {
-            number: {**vars(outcome), "done": True}
-            for number, outcome in outcomes.read_all().items()
+            number: {**vars(outcome), "done": True} for number, outcome in ended.items()
         }
         self._live: Any = None
 

@@ -303,7 +303,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     # What an earlier start of this run left there is of no use: outcomes tell what is finished.
     folder.join("search").delete()
     told = f"{settings.job}] {sweep.base}: "
-    progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes)
+    progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes, order.ended)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
