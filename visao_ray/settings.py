@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from visao_ray.errors import InputError
+from visao_ray.resources import Worker
 
 S = TypeVar("S", bound="JobSettings")
 
@@ -185,19 +186,40 @@ class BackboneOptions(BaseSettings):
     resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
 
 
-class ActorOptions(BaseSettings):
+class WorkerOptions(BaseSettings):
+    """What each process that holds a network takes of the cluster."""
+
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs a worker, fractions allowed (1 where there is a GPU, else 0)",
+        json_schema_extra=_HOW,
+    )
+    memory_per_worker: float | None = Field(
+        None,
+        gt=0,
+        description="GiB a worker; it goes where a node has them left",
+        json_schema_extra=_HOW,
+    )
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="NAME=AMOUNT of a resource that nodes declare (ray start --resources): workers "
+        "run on those nodes alone",
+        json_schema_extra=_HOW,
+    )
+
+    def worker(self) -> Worker:
+        """As the cluster is asked for it."""
+        return Worker(self.gpus_per_worker, self.memory_per_worker, self.worker_resources)
+
+
+class ActorOptions(WorkerOptions):
     """The actors that hold a network."""
 
     workers: int | None = Field(
         None,
         ge=1,
         description="actors that hold the network (one a GPU share; without GPUs one a node)",
-        json_schema_extra=_HOW,
-    )
-    gpus_per_worker: float | None = Field(
-        None,
-        ge=0,
-        description="GPUs an actor, fractions allowed (1 where there is a GPU, else 0)",
         json_schema_extra=_HOW,
     )
 
@@ -382,7 +404,7 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
         return self
 
 
-class TrainOptions(BackboneOptions, EvaluateOptions):
+class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     """What is trained, and how."""
 
     family: Literal["simple_cnn", "transfer", "head", "siamese", "autoencoder", "svm"] = Field(
@@ -460,12 +482,6 @@ class TrainOptions(BackboneOptions, EvaluateOptions):
     )
     xla: bool = Field(False, description="compile each step with XLA")
     workers: int = Field(1, ge=1, description="training processes", json_schema_extra=_HOW)
-    gpus_per_worker: float | None = Field(
-        None,
-        ge=0,
-        description="GPUs a worker (1 where there is a GPU, else 0)",
-        json_schema_extra=_HOW,
-    )
     keep: int = Field(2, ge=1, description="best checkpoints kept", json_schema_extra=_HOW)
     max_failures: int = Field(
         3,

@@ -20,13 +20,15 @@ import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.checkpoint import checkpointed
-from visao_ray.features.pipeline import Loading, actor_pool, load
+from visao_ray.features.pipeline import Loading, load
 from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout
+from visao_ray.resources import Worker, fit_actors, look
 from visao_ray.runs import Run, start_ray
 from visao_ray.storage import Location
 from visao_ray.tables import TABLE, Vectors
 
+_ANY = Worker()
 _BLOCK = 64  # images read, shown and committed together, at least
 _LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 
@@ -48,7 +50,7 @@ def predict(
     *,
     total: int | None = None,
     workers: int | None = None,
-    gpus_per_worker: float | None = None,
+    worker: Worker = _ANY,
     batch_size: int = 32,
 ) -> Coverage:
     """Show a model the rows of a base and write what it says below `run.out`.
@@ -63,11 +65,11 @@ def predict(
         model: a file of `saved.pack`.
         about: what it is; `check_features` or `check_images` is the caller's.
         total: images to show, where known.
-        workers, gpus_per_worker: actors, see `actor_pool`.
+        workers, worker: actors, see `fit_actors`.
         batch_size: rows the network sees at once; the last batch is filled up.
 
     Raises:
-        InputError: no such table or model, or fewer GPUs than asked for.
+        InputError: no such table or model, or no room for the actors asked for.
         RuntimeError: not every image ended in exactly one place.
     """
     start_ray()
@@ -81,10 +83,9 @@ def predict(
         total = tables.open_table(source, name).count_rows(filter=shown)
     if not total:
         return Coverage(0, 0, {})
-    pool = actor_pool(workers, gpus_per_worker)
+    pool = fit_actors(workers, worker, look())
     block = batch_size * math.ceil(_BLOCK / batch_size)
-    kind = f"{'GPU' if pool.gpus else 'CPU'} actor{'s' if pool.size > 1 else ''}"
-    run.say(f"{total:,} images through {about.name} on {pool.size} {kind}")
+    run.say(f"{total:,} images through {about.name} on {pool}")
 
     def rows(**options: Any) -> Any:
         import ray
@@ -108,8 +109,7 @@ def predict(
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.size),
-            num_gpus=pool.gpus,
-            **options,
+            **{**pool.actor, **options},
         ).write_datasink(
             TablesSink(run.out, schemas),
             ray_remote_args={"num_cpus": 0},
@@ -131,10 +131,10 @@ def predict(
                     batch_size=None,
                     batch_format="pyarrow",
                     fn_kwargs={"loading": loading},
-                    num_cpus=pool.cpus_per_loader,
+                    **pool.loader,
                 )
             )
-            write(loaded, num_cpus=pool.cpus)
+            write(loaded)
 
     if about.takes == "images":
         run.once("predict", predict_images)

@@ -56,7 +56,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         model,
         about,
         workers=settings.workers,
-        gpus_per_worker=settings.gpus_per_worker,
+        worker=settings.worker(),
         batch_size=settings.batch_size,
     )
     if covered.images == 0:

@@ -7,7 +7,6 @@ Pixels travel as uint8; floats exist inside the actor alone.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from visao_ray.features.backbones import Backbone, resolve
 from visao_ray.features.extractor import LOADED, Extractor
 from visao_ray.images.augment import RECIPES, augment, view_rng
 from visao_ray.images.decode import DecodeError, decode
+from visao_ray.resources import fit_actors, look
 from visao_ray.runs import Run, execute, start_ray
 from visao_ray.settings import ExtractSettings, ManifestSettings
 from visao_ray.storage import Location, locate, reason
@@ -72,11 +72,10 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     _check_same(run.out.join("features"), about)
     total = tables.rows(manifest)
     done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
-    pool = actor_pool(settings.workers, settings.gpus_per_worker)
+    pool = fit_actors(settings.workers, settings.worker(), look())
     run.say(
         f"{total:,} images through {backbone.name} ({backbone.weights} weights, "
-        f"{backbone.image_size}², {backbone.width} numbers twice) on {pool.size} "
-        f"{'GPU' if pool.gpus else 'CPU'} actor{'s' if pool.size > 1 else ''}"
+        f"{backbone.image_size}², {backbone.width} numbers twice) on {pool}"
     )
 
     def extract() -> None:
@@ -101,15 +100,14 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"loading": loading},
-                num_cpus=pool.cpus_per_loader,
+                **pool.loader,
             ).map_batches(
                 Extractor,
                 fn_constructor_args=(weights, settings.batch_size),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.size),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus,
+                **pool.actor,
             ).write_datasink(
                 TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}),
                 # Nothing to wait for: what is extracted but not committed is lost in a kill.
@@ -186,52 +184,6 @@ def _resolve_remotely(settings: ExtractSettings, keep: Location) -> tuple[Backbo
         ray.remote(find).options(num_cpus=0, max_retries=0).remote()
     )
     return found
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """How many actors hold the network, and what each takes."""
-
-    size: int
-    cpus: float
-    gpus: float
-    cpus_per_loader: float
-    writers: int
-
-
-def actor_pool(workers: int | None, gpus_per_worker: float | None) -> ActorPool:
-    """Fit the actors that hold the network to the cluster.
-
-    With GPUs: as many actors as GPU shares. Without: one a node, for TensorFlow's own threads use
-    all its cores. Actors and loaders ask for little of the CPU count so that the resume filter,
-    which asks for a whole one, always finds its place beside them, also on two cores.
-
-    Raises:
-        InputError: more GPU share than the cluster has.
-    """
-    import ray
-
-    have = ray.cluster_resources()
-    gpus = have.get("GPU", 0.0)
-    share = float(gpus >= 1) if gpus_per_worker is None else gpus_per_worker
-    if share > gpus:
-        raise InputError(
-            f"--gpus-per-worker {share:g}: the cluster has {gpus:g} GPUs; leave it out to run "
-            "on CPUs"
-        )
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    size = workers or (math.floor(gpus / share) if share else nodes)
-    # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
-    # every image.
-    roomy = have.get("CPU", 1.0) >= 2 * size + 2
-    return ActorPool(
-        size=size,
-        cpus=0.9 if roomy else 0.0,
-        gpus=share,
-        cpus_per_loader=1.0 if roomy else 0.7,
-        # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
-        writers=(8 if share else 2) * size,
-    )
 
 
 def load(block: pa.Table, loading: Loading) -> pa.Table:

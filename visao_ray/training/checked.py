@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from visao_ray import tables
 from visao_ray.checkpoint import checkpointed
-from visao_ray.features.pipeline import Loading, actor_pool, load
+from visao_ray.features.pipeline import Loading, load
+from visao_ray.resources import Worker, fit_actors, look
 from visao_ray.runs import Run
 from visao_ray.storage import Location
 from visao_ray.tables import TABLE
@@ -32,7 +33,7 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
 
     checked = run.out.join("checked")
     total = tables.rows(manifest)
-    pool = actor_pool(None, 0)
+    pool = fit_actors(None, Worker(gpus=0), look())
 
     def check() -> None:
         from visao_ray.sink import TablesSink
@@ -45,7 +46,7 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
                 _check_block,
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=pool.cpus_per_loader,
+                **pool.loader,
             ).write_datasink(
                 TablesSink(checked, {"manifest": tables.MANIFEST, "errors": tables.ERRORS}),
                 ray_remote_args={"num_cpus": 0},

@@ -18,6 +18,7 @@ from visao_ray.evaluation.inference import predict
 from visao_ray.evaluation.judge import judge_run
 from visao_ray.features.pipeline import check_source, list_images
 from visao_ray.models import saved
+from visao_ray.resources import Worker, fit_workers, look
 from visao_ray.runs import Run, muted_stderr, start_ray, to_json
 from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location, locate
@@ -31,9 +32,13 @@ _CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
 class Share:
     """What each worker takes of the cluster."""
 
+    worker: Worker
     cpus: float
-    gpus: float
     loaders: int
+
+    def resources(self) -> dict[str, float]:
+        """By Ray Train's names."""
+        return {"CPU": self.cpus, **self.worker.request()}
 
 
 def train_model(settings: TrainSettings, run: Run[Any]) -> None:
@@ -67,7 +72,7 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
 
     run.once("export", export_model)
     about = saved.read_about(saved.read(model), model.uri)
-    covered = predict(run, source, model, about, gpus_per_worker=settings.gpus_per_worker)
+    covered = predict(run, source, model, about, worker=share.worker)
     run.counts["errors"] += sum(covered.errors.values())
     run.counts["ok"] = run.counts["images"] - run.counts["errors"]
     evaluation = judge_run(
@@ -111,22 +116,12 @@ def _share(settings: TrainSettings) -> Share:
     """Fit the workers to the cluster; cores that they do not need load images for them.
 
     Raises:
-        InputError: more GPU share than the cluster has.
+        InputError: the cluster can never hold them.
     """
-    import ray
-
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 1.0), have.get("GPU", 0.0)
-    share = settings.gpus_per_worker
-    if share is None:
-        share = 1.0 if gpus >= settings.workers else 0.0
-    if share * settings.workers > gpus:
-        raise InputError(
-            f"--gpus-per-worker {share:g} for {settings.workers} workers: the cluster has {gpus:g} "
-            "GPUs; leave it out to run on CPUs"
-        )
-    each = cpus / settings.workers
-    return Share(min(1.0, each / 2), share, loaders=max(1, math.floor(each) - 1))
+    cluster = look()
+    worker = fit_workers(settings.workers, settings.worker(), cluster)
+    each = cluster.total("CPU") / settings.workers
+    return Share(worker, min(1.0, each / 2), loaders=max(1, math.floor(each) - 1))
 
 
 def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
@@ -173,14 +168,13 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
 
     settings: TrainSettings = plan.settings
     checkpoints = run.out.join("checkpoints")
-    resources = {"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus else {})
     trainer = TensorflowTrainer(
         _work,
         train_loop_config={"plan": plan, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
-            use_gpu=bool(share.gpus),
-            resources_per_worker=resources,
+            use_gpu=bool(share.worker.gpus),
+            resources_per_worker=share.resources(),
         ),
         run_config=RunConfig(
             name="fit",
@@ -196,7 +190,7 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
         ),
     )
     run.say(
-        f"{settings.family} on {settings.workers} {'GPU' if share.gpus else 'CPU'} "
+        f"{settings.family} on {settings.workers} {'GPU' if share.worker.gpus else 'CPU'} "
         f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
         f"val {settings.monitor} picks the epoch"
     )

@@ -1,0 +1,235 @@
+"""What the cluster can give: how many workers fit on its nodes, and what each of them takes.
+
+Ray waits for ever where no node can hold a task or an actor. Here a request is held against the
+nodes there are, and against those that an autoscaler may start, before anything is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from visao_ray.errors import InputError
+
+_GIB = 1024**3
+_UNLIMITED = 10_000  # nodes of a group without a limit
+
+
+@dataclass(frozen=True)
+class Node:
+    """A kind of node: what one offers, by Ray's names of resources, and how many there can be."""
+
+    offers: Mapping[str, float]
+    count: int = 1
+
+    def holds(self, request: Mapping[str, float]) -> int:
+        """How many requests fit on one such node."""
+        fits = [self.offers.get(name, 0.0) / amount for name, amount in request.items() if amount]
+        return math.floor(min(fits, default=float(_UNLIMITED)) + 1e-9)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes there are, and those that the autoscaler may bring them to (none without one)."""
+
+    nodes: tuple[Node, ...]
+    limits: tuple[Node, ...] = ()
+
+    def holds(self, request: Mapping[str, float]) -> int:
+        """How many requests fit on the cluster when nothing else runs, grown to its limits."""
+        return max(
+            sum(node.count * node.holds(request) for node in nodes)
+            for nodes in (self.nodes, self.limits)
+        )
+
+    def total(self, name: str) -> float:
+        """How much of a resource there is, or may be."""
+        return max(
+            sum(node.count * node.offers.get(name, 0.0) for node in nodes)
+            for nodes in (self.nodes, self.limits)
+        )
+
+    def largest(self, name: str) -> float:
+        """The most that one node offers."""
+        kinds = (*self.nodes, *self.limits)
+        return max((node.offers.get(name, 0.0) for node in kinds), default=0.0)
+
+    @property
+    def working(self) -> int:
+        """Nodes that take work: those with a CPU."""
+        return sum(node.count for node in self.nodes if node.offers.get("CPU"))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are nodes with GPUs and nodes with CPUs alone."""
+        kinds = [node for node in (*self.nodes, *self.limits) if node.offers.get("CPU")]
+        return 0 < sum(bool(node.offers.get("GPU")) for node in kinds) < len(kinds)
+
+    def __str__(self) -> str:
+        plural = "" if self.working == 1 else "s"
+        return (
+            f"{self.working} working node{plural}, {self.total('CPU'):g} CPUs, "
+            f"{self.total('GPU'):g} GPUs, at most {self.largest('memory') / _GIB:.1f} GiB a node"
+        )
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What each worker or actor takes, as its flags say.
+
+    Attributes:
+        gpus: None: 1 where there is one for everybody, else 0.
+        memory: GiB; None: not asked for.
+        resources: of the user's own names, as the cluster's nodes declare them.
+    """
+
+    gpus: float | None = None
+    memory: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def request(self) -> dict[str, float]:
+        """By Ray's names; without CPUs, which a job asks for as the cluster has them."""
+        asked = {"GPU": self.gpus or 0.0, "memory": (self.memory or 0.0) * _GIB, **self.resources}
+        return {name: amount for name, amount in asked.items() if amount}
+
+    def options(self, cpus: float) -> dict[str, Any]:
+        """As Ray's tasks and actors take it."""
+        found: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self.gpus or 0.0}
+        if self.memory:
+            found["memory"] = int(self.memory * _GIB)
+        if self.resources:
+            found["resources"] = dict(self.resources)
+        return found
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """How many actors hold the network, and what they and the tasks beside them take."""
+
+    size: int
+    gpus: float
+    actor: Mapping[str, Any]
+    loader: Mapping[str, Any]
+    writers: int
+
+    def __str__(self) -> str:
+        return f"{self.size} {'GPU' if self.gpus else 'CPU'} actor{'s' if self.size > 1 else ''}"
+
+
+def look() -> Cluster:
+    """The cluster that this process is connected to.
+
+    Raises:
+        InputError: none of its nodes takes work.
+    """
+    import ray
+
+    nodes = tuple(Node(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    found = Cluster(nodes, _limits())
+    if not found.total("CPU"):
+        raise InputError(
+            "the cluster has no node with CPUs for work, only its head; add one "
+            "(ray start --address=HEAD:PORT)"
+        )
+    return found
+
+
+def fit_workers(workers: int, worker: Worker, cluster: Cluster) -> Worker:
+    """`worker` with its GPU share settled, once it is known that all of them fit.
+
+    Raises:
+        InputError: the cluster can never hold them; the message names flag, value and what there
+            is.
+    """
+    if worker.gpus is None:
+        worker = Worker(float(cluster.total("GPU") >= workers), worker.memory, worker.resources)
+    _check_one(worker, cluster)
+    room = cluster.holds(worker.request())
+    if room < workers:
+        told = " and ".join(f"{value} each" for value in _flags(worker))
+        raise InputError(
+            f"--workers {workers} with {told}: the cluster has room for {room} ({cluster})"
+        )
+    return worker
+
+
+def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPool:
+    """Fit the actors that hold a network to the cluster, and the tasks that load images for them.
+
+    With GPUs: as many actors as GPU shares. Without: one a node, for TensorFlow's own threads use
+    all its cores. Actors and loaders ask for little of the CPU count so that the resume filter,
+    which asks for a whole one, always finds its place beside them, also on two cores.
+
+    Raises:
+        InputError: the cluster can never hold them.
+    """
+    if worker.gpus is None:
+        worker = Worker(float(cluster.total("GPU") >= 1), worker.memory, worker.resources)
+    _check_one(worker, cluster)
+    if workers is None:
+        room = cluster.holds(worker.request())
+        workers = room if worker.gpus else max(1, min(cluster.working, room))
+    worker = fit_workers(workers, worker, cluster)
+    # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
+    # every image.
+    roomy = cluster.total("CPU") >= 2 * workers + 2
+    loader: dict[str, Any] = {"num_cpus": 1.0 if roomy else 0.7}
+    if cluster.mixed:
+        # Ray Data would spread them; Ray's own policy leaves GPU nodes to those who need one.
+        loader["scheduling_strategy"] = "DEFAULT"
+    return ActorPool(
+        size=workers,
+        gpus=worker.gpus or 0.0,
+        actor=worker.options(0.9 if roomy else 0.0),
+        loader=loader,
+        # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
+        writers=(8 if worker.gpus else 2) * workers,
+    )
+
+
+def _check_one(worker: Worker, cluster: Cluster) -> None:
+    """Each part of the request by itself, so that the message can name the flag."""
+    if worker.gpus and cluster.largest("GPU") < worker.gpus:
+        raise InputError(
+            f"--gpus-per-worker {worker.gpus:g}: no node has so many GPUs ({cluster}); leave it "
+            "out to run on CPUs"
+        )
+    if worker.memory and cluster.largest("memory") < worker.memory * _GIB:
+        raise InputError(
+            f"--memory-per-worker {worker.memory:g}: no node has so many GiB ({cluster})"
+        )
+    for name, amount in worker.resources.items():
+        if cluster.largest(name) < amount:
+            raise InputError(
+                f"--worker-resources {name}={amount:g}: no node offers it; nodes declare such a "
+                f"resource by ray start --resources='{{\"{name}\": {amount:g}}}'"
+            )
+    if not cluster.holds(worker.request()):
+        told = ", ".join(_flags(worker))
+        raise InputError(f"{told}: no node has all of it at once ({cluster})")
+
+
+def _flags(worker: Worker) -> list[str]:
+    found = []
+    if worker.gpus:
+        found.append(f"--gpus-per-worker {worker.gpus:g}")
+    if worker.memory:
+        found.append(f"--memory-per-worker {worker.memory:g}")
+    found += [f"--worker-resources {name}={amount:g}" for name, amount in worker.resources.items()]
+    return found
+
+
+def _limits() -> tuple[Node, ...]:
+    """The nodes that the cluster's autoscaler may start; none where there is no autoscaler."""
+    # Ray has no public way to ask for it; `pyproject.toml` pins the release this was checked with.
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    if config is None:
+        return ()
+    return tuple(
+        Node(dict(group.resources), group.max_count if group.max_count >= 0 else _UNLIMITED)
+        for group in config.node_group_configs
+    )
