@@ -6,7 +6,10 @@ interrupted run goes on where it was; features are so quick that an interrupted 
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +21,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from visao_ray import tables
+from visao_ray import stages, tables
 from visao_ray.checkpoint import checkpointed
-from visao_ray.features.pipeline import Loading, load
+from visao_ray.features.pipeline import Loading, load, tell_stages
 from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout
-from visao_ray.resources import Worker, fit_actors, look
-from visao_ray.runs import Run, start_ray
+from visao_ray.resources import ActorPool
+from visao_ray.runs import Run
+from visao_ray.stages import SPENT
 from visao_ray.storage import Location
 from visao_ray.tables import TABLE, Vectors
 
-_ANY = Worker()
+logger = logging.getLogger(__name__)
+
 _BLOCK = 64  # images read, shown and committed together, at least
 _LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 
@@ -47,10 +52,9 @@ def predict(
     source: Location,
     model: Location,
     about: ModelAbout,
+    pool: ActorPool,
     *,
     total: int | None = None,
-    workers: int | None = None,
-    worker: Worker = _ANY,
     batch_size: int = 32,
 ) -> Coverage:
     """Show a model the rows of a base and write what it says below `run.out`.
@@ -64,15 +68,14 @@ def predict(
         source: a features table (view 0 counts) or a manifest, as `about.takes` says.
         model: a file of `saved.pack`.
         about: what it is; `check_features` or `check_images` is the caller's.
+        pool: actors that hold it.
         total: images to show, where known.
-        workers, worker: actors, see `fit_actors`.
         batch_size: rows the network sees at once; the last batch is filled up.
 
     Raises:
-        InputError: no such table or model, or no room for the actors asked for.
+        InputError: no such table or model.
         RuntimeError: not every image ended in exactly one place.
     """
-    start_ray()
     outputs = saved.read_about(saved.read(model), model.uri).outputs
     schemas = _schemas(about, outputs)
     shown = pc.scalar(True) if "embedding" in outputs else pads.field("split") != "train"
@@ -83,15 +86,16 @@ def predict(
         total = tables.open_table(source, name).count_rows(filter=shown)
     if not total:
         return Coverage(0, 0, {})
-    pool = fit_actors(workers, worker, look())
     block = batch_size * math.ceil(_BLOCK / batch_size)
     run.say(f"{total:,} images through {about.name} on {pool}")
+    labels = run.labels("predict", about.base)
 
     def rows(**options: Any) -> Any:
         import ray
         from ray.data.expressions import col, lit
 
         chosen = ray.data.read_parquet(source.path, filesystem=source.filesystem, **options)
+        chosen.set_name(run.name("predict", about.base))
         if "embedding" not in outputs:
             chosen = chosen.filter(expr=col("split") != lit("train"))
         if about.takes == "features":
@@ -103,18 +107,21 @@ def predict(
 
         from visao_ray.sink import TablesSink
 
+        started = time.time()
+        sink = TablesSink(run.out, schemas, labels)
         loaded.map_batches(
             Predictor,
-            fn_constructor_args=(model, batch_size),
+            fn_constructor_args=(model, batch_size, labels),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.size),
             **{**pool.actor, **options},
         ).write_datasink(
-            TablesSink(run.out, schemas),
-            ray_remote_args={"num_cpus": 0},
+            sink,
+            ray_remote_args=pool.writer,
             concurrency=pool.writers,
         )
+        tell_stages(run, "predict", sink.stages, pool, started)
 
     def predict_features() -> None:
         write(rows(), num_cpus=0)
@@ -149,28 +156,46 @@ class Predictor:
 
     The last, short batch is filled up, so the network always sees one shape and what it says of an
     image does not depend on how many others came along.
+
+    Args:
+        labels: what the log's lines tell the run by, as of `Run.labels`.
     """
 
-    def __init__(self, model: Location, batch_size: int) -> None:
+    def __init__(self, model: Location, batch_size: int, labels: Mapping[str, str]) -> None:
         self._model, self._about = saved.load(model)
         self._batch_size = batch_size
+        self._labels = dict(labels)
+        self._idle_since: float | None = None
         self._outputs = self._about.outputs
         self._schemas = _schemas(self._about, self._outputs)
         self._schema = _sink_schema(self._schemas)
         self._predict(None)  # once before threads share it: Keras builds its function at first call
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        start = time.perf_counter()
+        wait = start - (self._idle_since or start)
         parts = []
-        if self._about.takes == "images":
+        if self._about.takes == "features":
+            block = block.append_column(stages.FIELD, stages.images(block.num_rows))
+        else:
             readable = block["pixels"].is_valid()
             parts.append(("errors", block.filter(pc.invert(readable))))
             block = block.filter(readable)
         found = self._predict_all(block)
+        seconds = time.perf_counter() - start
+        told = {"predicted": block.num_rows, "seconds": round(seconds, 3)}
+        logger.info(json.dumps({**told, "waited": round(wait, 3), **self._labels}))
+        where = block.schema.get_field_index(SPENT)
+        spent = stages.extracted(block[SPENT], wait, seconds)
+        block = block.set_column(where, stages.FIELD, spent)
         names = pa.array([self._about.name] * block.num_rows, pa.string())
         block = block.append_column("model", names)
         if "embedding" in found:
             column = tables.vectors(found["embedding"])
             parts.append(("embeddings", block.append_column("embedding", column)))
+            # An image with two rows costs once.
+            block = block.set_column(where, stages.FIELD, stages.nothing(block.num_rows))
         if "probability" in found:
             classes = np.array(self._about.classes, object)
             predicted = pa.array(classes[found["probability"].argmax(axis=1)], pa.string())
@@ -178,13 +203,15 @@ class Predictor:
                 "probability", tables.vectors(found["probability"])
             )
             parts.append(("predictions", judged.filter(pc.not_equal(judged["split"], "train"))))
-        return pa.concat_tables(
+        rows = pa.concat_tables(
             [self._schema.empty_table(), *(self._for_sink(*part) for part in parts)],
             promote_options="default",
         )
+        self._idle_since = time.perf_counter()
+        return rows
 
     def _for_sink(self, name: str, rows: pa.Table) -> pa.Table:
-        schema = self._schemas[name].remove_metadata()
+        schema = self._schemas[name].remove_metadata().append(stages.FIELD)
         rows = rows.select(schema.names).cast(schema)
         return rows.append_column(TABLE, pa.array([name] * rows.num_rows, pa.string()))
 
@@ -236,7 +263,7 @@ def _schemas(about: ModelAbout, outputs: Mapping[str, int]) -> dict[str, pa.Sche
 def _sink_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
     """The columns of all tables, and which of them is meant."""
     columns = {field.name: field for schema in schemas.values() for field in schema}
-    return pa.schema([*columns.values(), pa.field(TABLE, pa.string())])
+    return pa.schema([*columns.values(), stages.FIELD, pa.field(TABLE, pa.string())])
 
 
 def _coverage(out: Location, schemas: Mapping[str, pa.Schema], total: int) -> Coverage:

@@ -20,6 +20,7 @@ from visao_ray.evaluation.retrieval import SPLITS, retrieval_metrics
 from visao_ray.features.pipeline import check_source, list_images
 from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout
+from visao_ray.resources import fit_actors, look
 from visao_ray.runs import Run, start_ray, to_json
 from visao_ray.settings import EvaluateSettings
 from visao_ray.storage import Location, locate
@@ -38,6 +39,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
     """
     about = _check(settings)
     start_ray()
+    pool = fit_actors(settings.workers, settings.worker(), look())
     if settings.features is not None:
         source = locate(settings.features)
         run.inputs |= {
@@ -55,8 +57,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         source,
         model,
         about,
-        workers=settings.workers,
-        worker=settings.worker(),
+        pool,
         batch_size=settings.batch_size,
     )
     if covered.images == 0:

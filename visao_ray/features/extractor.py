@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from visao_ray import tables
+from visao_ray import stages, tables
 from visao_ray.features.backbones import Backbone, build
+from visao_ray.stages import SPENT
 from visao_ray.storage import Location
 from visao_ray.tables import TABLE
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOADED = pa.schema(
     [field for field in tables.features(1, {}) if field.name not in ("avg", "max")]
     + [field for field in tables.ERRORS if field.name != "key"]
-    + [pa.field("pixels", pa.binary())]
+    + [pa.field("pixels", pa.binary()), stages.FIELD]
 )
 
 
@@ -40,15 +42,20 @@ class Extractor:
     Every image of the block goes through: the last, short batch is padded, not dropped (ledger
     C16), so the network always sees one shape and an image's numbers do not depend on how many
     others came along.
+
+    Args:
+        labels: what the log's lines tell the run by, as of `Run.labels`.
     """
 
-    def __init__(self, backbone_at: Location, batch_size: int) -> None:
+    def __init__(self, backbone_at: Location, batch_size: int, labels: Mapping[str, str]) -> None:
         # From storage, not from Ray's object store: an actor restarted after its node was lost must
         # find its weights again.
         backbone = Backbone.read(backbone_at)
         self._model = build(backbone)
         self._backbone = backbone
         self._batch_size = batch_size
+        self._labels = dict(labels)
+        self._idle_since: float | None = None
         self._schema = extracted_schema(backbone.width)
         # Once before threads share it: Keras builds its predict function at the first call.
         self._predict(pa.chunked_array([], pa.binary()))
@@ -56,6 +63,7 @@ class Extractor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         start = time.perf_counter()
+        wait = start - (self._idle_since or start)
         readable = np.asarray(block["pixels"].is_valid())
         vectors = self._extract(block["pixels"].filter(pa.array(readable)))
         columns = {name: block[name] for name in block.column_names if name != "pixels"}
@@ -65,8 +73,11 @@ class Extractor:
         seconds = time.perf_counter() - start
         # For whoever reads the actor's log: one line a block, the same words every time.
         told = {"extracted": int(readable.sum()), "seconds": round(seconds, 3)}
-        logger.info(json.dumps(told))
-        return pa.table(columns).select(self._schema.names).cast(self._schema)
+        logger.info(json.dumps({**told, "waited": round(wait, 3), **self._labels}))
+        columns[SPENT] = stages.extracted(block[SPENT], wait, seconds)
+        rows = pa.table(columns).select(self._schema.names).cast(self._schema)
+        self._idle_since = time.perf_counter()
+        return rows
 
     def _extract(self, pixels: pa.ChunkedArray) -> tuple[npt.NDArray[np.float32], ...]:
         """uint8 images as bytes → (avg, max), float32 [N,D] each."""

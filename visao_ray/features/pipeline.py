@@ -7,6 +7,8 @@ Pixels travel as uint8; floats exist inside the actor alone.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +18,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray import tables
+from visao_ray import stages, tables
 from visao_ray.bases.base import BASES
 from visao_ray.bases.manifest import check_errors, find_layout, make_manifest
 from visao_ray.checkpoint import checkpointed
 from visao_ray.errors import InputError
 from visao_ray.features.backbones import Backbone, resolve
 from visao_ray.features.extractor import LOADED, Extractor
+from visao_ray.forecast import Nodes
 from visao_ray.images.augment import RECIPES, augment, view_rng
 from visao_ray.images.decode import DecodeError, decode
-from visao_ray.resources import fit_actors, look
+from visao_ray.resources import ActorPool, fit_actors, look
 from visao_ray.runs import Run, execute, start_ray
 from visao_ray.settings import ExtractSettings, ManifestSettings
-from visao_ray.storage import Location, locate, reason
+from visao_ray.stages import SPENT, Stages
+from visao_ray.storage import Location, is_outage, locate, reason
 
 _LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 _READERS = 8  # images read and decoded at once in one task
@@ -56,6 +60,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
 
     check_source(settings, settings.manifest)
     start_ray()
+    pool = fit_actors(settings.workers, settings.worker(), look())
     weights = run.work.join("backbone.npz")
     with run.timed("weights"):
         backbone, warning = _resolve_remotely(settings, weights)
@@ -72,15 +77,19 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     _check_same(run.out.join("features"), about)
     total = tables.rows(manifest)
     done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
-    pool = fit_actors(settings.workers, settings.worker(), look())
     run.say(
         f"{total:,} images through {backbone.name} ({backbone.weights} weights, "
         f"{backbone.image_size}², {backbone.width} numbers twice) on {pool}"
     )
 
+    base = _base_of(manifest)
+    labels = run.labels("extract", base)
+
     def extract() -> None:
         from visao_ray.sink import TablesSink
 
+        started = time.time()
+        sink = TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}, labels)
         loading = Loading(
             image_size=backbone.image_size,
             resize=settings.resize,
@@ -91,11 +100,13 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         committed = run.work.join("committed")
         block = settings.rows_per_block
         with checkpointed(committed, "key"), run.progress(committed, block, total):
-            ray.data.read_parquet(
+            images = ray.data.read_parquet(
                 manifest.path,
                 filesystem=manifest.filesystem,
                 num_cpus=_LIGHT,
-            ).repartition(target_num_rows_per_block=block, strict=True).map_batches(
+            )
+            images.set_name(run.name("extract", base))
+            images.repartition(target_num_rows_per_block=block, strict=True).map_batches(
                 load,
                 batch_size=None,
                 batch_format="pyarrow",
@@ -103,17 +114,18 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
                 **pool.loader,
             ).map_batches(
                 Extractor,
-                fn_constructor_args=(weights, settings.batch_size),
+                fn_constructor_args=(weights, settings.batch_size, labels),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.size),
                 **pool.actor,
             ).write_datasink(
-                TablesSink(run.out, {"features": schema, "errors": tables.ERRORS}),
+                sink,
                 # Nothing to wait for: what is extracted but not committed is lost in a kill.
-                ray_remote_args={"num_cpus": 0},
+                ray_remote_args=pool.writer,
                 concurrency=pool.writers,
             )
+        tell_stages(run, "extract", sink.stages, pool, started)
 
     run.once("extract", extract)
     _summarise(run, total, settings)
@@ -151,10 +163,15 @@ def check_source(settings: ManifestSettings, manifest: str | None) -> None:
     if manifest is None:
         find_layout(locate(settings.data), BASES[settings.base], settings.ignore)
         return
-    first = tables.open_table(locate(manifest), "manifest").head(1, columns=["base"])
-    found = first["base"].to_pylist()
-    if settings.base is not None and found and found[0] != settings.base:
-        raise InputError(f"--manifest {manifest}: lists base {found[0]}, not {settings.base}")
+    found = _base_of(locate(manifest))
+    if settings.base is not None and found and found != settings.base:
+        raise InputError(f"--manifest {manifest}: lists base {found}, not {settings.base}")
+
+
+def _base_of(manifest: Location) -> str:
+    """The base of its first row; empty where it has none."""
+    first = tables.open_table(manifest, "manifest").head(1, columns=["base"])
+    return "".join(first["base"].to_pylist())
 
 
 def list_images(settings: ManifestSettings, manifest: str | None, run: Run[Any]) -> Location:
@@ -180,9 +197,7 @@ def _resolve_remotely(settings: ExtractSettings, keep: Location) -> tuple[Backbo
         backbone.write(keep)
         return replace(backbone, arrays=(), file=b""), warning
 
-    found: tuple[Backbone, str | None] = ray.get(
-        ray.remote(find).options(num_cpus=0, max_retries=0).remote()
-    )
+    found: tuple[Backbone, str | None] = ray.get(ray.remote(find).options(**look().light).remote())
     return found
 
 
@@ -192,30 +207,51 @@ def load(block: pa.Table, loading: Loading) -> pa.Table:
     Returns rows of `LOADED`: pixels are uint8[S,S,3] as bytes, and null on the rows of images that
     could not be read. Only train images get augmented views.
     """
+    start = time.perf_counter()
     with ThreadPoolExecutor(_READERS) as pool:
-        loaded = pool.map(lambda row: _load_one(row, loading), block.to_pylist())
-        rows = [row for views in loaded for row in views]
-    return pa.Table.from_pylist(rows, schema=LOADED)
+        images = list(pool.map(lambda row: _load_one(row, loading), block.to_pylist()))
+    rows = [row for views, _ in images for row in views]
+    made = pa.Table.from_pylist(rows, schema=LOADED)
+    seconds = time.perf_counter() - start
+    spent = stages.loaded(
+        [len(views) for views, _ in images], [cost for _, cost in images], seconds
+    )
+    return made.set_column(LOADED.get_field_index(SPENT), stages.FIELD, spent)
 
 
-def _load_one(row: Mapping[str, Any], loading: Loading) -> list[dict[str, Any]]:
-    def failed(stage: str, error_type: str, message: str) -> list[dict[str, Any]]:
-        told = {"stage": stage, "error_type": error_type, "message": message}
-        return [{"key": row["key"], "uri": row["uri"], **told}]
-
-    if row["status"] != "ok":
-        stage, error_type, message = row["error"].split(": ", 2)  # as the manifest found it
-        return failed(stage, error_type, message)
+def _load_one(
+    row: Mapping[str, Any], loading: Loading
+) -> tuple[list[dict[str, Any]], tuple[float, float, float, float]]:
+    """The rows of an image, and its costs as `stages.loaded` takes them."""
+    start = time.perf_counter()
+    data = b""
     try:
-        image = decode(
-            locate(row["uri"]).read_bytes(),
-            loading.image_size,
-            "letterbox" if loading.resize == "letterbox" else "stretch",
-        )
+        if row["status"] == "ok":
+            data = locate(row["uri"]).read_bytes()
+        read = time.perf_counter()
+        rows = _views(row, data, loading)
     except OSError as error:
-        return failed("download", type(error).__name__, reason(error))
+        if is_outage(error):
+            raise  # Ray Data tries again, and stops the job at last: it says nothing of the image
+        read = time.perf_counter()
+        rows = [_failed(row, "download", type(error).__name__, reason(error))]
     except DecodeError as error:
-        return failed("decode", error.error_type, reason(error))
+        rows = [_failed(row, "decode", error.error_type, reason(error))]
+    pixels = sum(len(one.get("pixels", b"")) for one in rows)
+    return rows, (len(data), pixels, read - start, time.perf_counter() - read)
+
+
+def _failed(row: Mapping[str, Any], stage: str, error_type: str, message: str) -> dict[str, Any]:
+    told = {"stage": stage, "error_type": error_type, "message": message}
+    return {"key": row["key"], "uri": row["uri"], **told}
+
+
+def _views(row: Mapping[str, Any], data: bytes, loading: Loading) -> list[dict[str, Any]]:
+    """The rows of an image file; raises DecodeError."""
+    if row["status"] != "ok":
+        return [_failed(row, *row["error"].split(": ", 2))]  # as the manifest found it
+    letterbox = loading.resize == "letterbox"
+    image = decode(data, loading.image_size, "letterbox" if letterbox else "stretch")
     same = {name: row[name] for name in ("key", "label", "split", "group", "content_id")}
     views = [{**same, "view": 0, "pixels": image.tobytes()}]
     if row["split"] == "train":
@@ -224,6 +260,25 @@ def _load_one(row: Mapping[str, Any], loading: Loading) -> list[dict[str, Any]]:
             varied = augment(image, recipe, view_rng(loading.seed, row["key"], view))
             views.append({**same, "view": view, "pixels": varied.tobytes()})
     return views
+
+
+def tell_stages(
+    run: Run[Any], step: str, found: Stages, pool: ActorPool, started: float, actors: bool = True
+) -> None:
+    """Where the seconds of a step went: on the terminal, and in `details.stages` of result.json.
+
+    Args:
+        started: when the step was, in seconds since 1970.
+        actors: whether there were any.
+    """
+    if not found.images:
+        return
+    size = pool.size if actors else 0
+    free = look().total("CPU") - size * pool.actor["num_cpus"]
+    loaders = max(1, math.floor(free / pool.loader["num_cpus"] + 1e-9))
+    nodes = Nodes(1, loaders, size, pool.writers)
+    run.details.setdefault("stages", {})[step] = stages.about(found, nodes, started)
+    run.say(stages.summary(found, nodes))
 
 
 def _summarise(run: Run[Any], images: int, settings: ExtractSettings) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray import tables
+from visao_ray import stages, tables
 from visao_ray.checkpoint import checkpointed
-from visao_ray.features.pipeline import Loading, load
+from visao_ray.features.pipeline import Loading, load, tell_stages
 from visao_ray.resources import Worker, fit_actors, look
 from visao_ray.runs import Run
+from visao_ray.stages import SPENT
 from visao_ray.storage import Location
 from visao_ray.tables import TABLE
 
@@ -38,20 +40,27 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
     def check() -> None:
         from visao_ray.sink import TablesSink
 
+        started = time.time()
+        base = run.settings.base
+        schemas = {"manifest": tables.MANIFEST, "errors": tables.ERRORS}
+        sink = TablesSink(checked, schemas, run.labels("check", base))
         committed = run.work.join("checked")
         with checkpointed(committed, "key"), run.progress(committed, _BLOCK, total):
-            ray.data.read_parquet(
+            images = ray.data.read_parquet(
                 manifest.path, filesystem=manifest.filesystem, num_cpus=_LIGHT
-            ).repartition(target_num_rows_per_block=_BLOCK, strict=True).map_batches(
-                _check_block,
+            )
+            images.set_name(run.name("check", base))
+            images.repartition(target_num_rows_per_block=_BLOCK, strict=True).map_batches(
+                check_block,
                 batch_size=None,
                 batch_format="pyarrow",
                 **pool.loader,
             ).write_datasink(
-                TablesSink(checked, {"manifest": tables.MANIFEST, "errors": tables.ERRORS}),
-                ray_remote_args={"num_cpus": 0},
+                sink,
+                ray_remote_args=pool.writer,
                 concurrency=pool.writers,
             )
+        tell_stages(run, "check", sink.stages, pool, started, actors=False)
 
     run.once("check", check)
     usable, errors = checked.join("manifest"), checked.join("errors")
@@ -63,17 +72,19 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
     return usable
 
 
-def _check_block(block: pa.Table) -> pa.Table:
+def check_block(block: pa.Table) -> pa.Table:
+    """Rows for the sink: those of the manifest for images that can be read, errors for others."""
     loaded = load(block, _LOADING)
     readable = loaded["pixels"].is_valid()
+    block = block.append_column(stages.FIELD, loaded[SPENT])
     parts = {
         "manifest": (block.filter(readable.combine_chunks()), tables.MANIFEST),
         "errors": (loaded.filter(pc.invert(readable)), tables.ERRORS),
     }
     return pa.concat_tables(
         [
-            rows.select(schema.names)
-            .cast(schema.remove_metadata())
+            rows.select([*schema.names, SPENT])
+            .cast(schema.remove_metadata().append(stages.FIELD))
             .append_column(TABLE, pa.array([name] * rows.num_rows, pa.string()))
             for name, (rows, schema) in parts.items()
         ],

@@ -307,7 +307,11 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=order, num_samples=trials + _MORE, reuse_actors=True
+            search_alg=order,
+            num_samples=trials + _MORE,
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
             name="search",
@@ -321,6 +325,11 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     )
     with progress:
         tuner.fit()
+
+
+def _name(trial: Any) -> str:
+    """A trial's name in Tune's logs and folders: its number, as in tables and reports."""
+    return f"trial_{trial.config['number']}"
 
 
 def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -1,0 +1,197 @@
+"""Our counters as Prometheus finds them at a node, and the dashboard that draws them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from job_runs import OWN_RAY
+from prometheus_client.parser import text_string_to_metric_families
+from s3_server import free_ports
+
+from visao_ray.meters import COUNTERS, exported
+
+ROOT = Path(__file__).parents[1]
+
+# A Ray with its metrics on, as clusters have it; `start_ray` joins it.
+JOB = """
+import json, sys, time, urllib.request
+import ray
+from visao_ray.features.pipeline import extract_features
+from visao_ray.runs import execute
+from visao_ray.settings import ExtractSettings
+
+port, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _metrics_export_port=port,
+         _system_config={"metrics_report_interval_ms": 1000})
+execute(ExtractSettings(**settings), extract_features)
+deadline = time.monotonic() + 20
+before = None
+while time.monotonic() < deadline:
+    found = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    ours = [line for line in found.splitlines() if line.startswith("ray_visao_ray_")]
+    if ours and ours == before:
+        break
+    before = ours
+    time.sleep(2.5)
+open(sys.argv[3], "w").write(found)
+"""
+
+
+@dataclass(frozen=True)
+class Metered:
+    """An extraction with an image that cannot be read.
+
+    Attributes:
+        samples: by the names of metrics.
+        lines: JSON lines of its actors' logs.
+    """
+
+    result: dict
+    samples: dict[str, list]
+    lines: list[dict]
+
+
+@pytest.fixture(scope="module")
+def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
+    folder = tmp_path_factory.mktemp("metered")
+    shutil.copytree(scans, folder / "scans")
+    (folder / "scans" / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
+    settings = {"base": "vazios", "data": str(folder / "scans"), "out": str(folder / "out")}
+    settings |= {"weights": tiny_backbone, "batch_size": 7, "rows_per_block": 9}
+    port = str(free_ports(1)[0])
+    found = folder / "metrics.txt"
+    # Short: sockets below it may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
+        process = subprocess.run(
+            [sys.executable, "-c", JOB, port, json.dumps(settings), str(found)],
+            env=os.environ | OWN_RAY | {"RAY_TMPDIR": session},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr
+        logs = Path(session).glob("ray/session_2*/logs/worker-*.err")
+        lines = [line for log in logs for line in log.read_text().splitlines()]
+    samples = defaultdict(list)
+    for family in text_string_to_metric_families(found.read_text()):
+        for sample in family.samples:
+            samples[sample.name].append(sample)
+    return Metered(
+        json.loads((folder / "out" / "result.json").read_text()),
+        samples,
+        [json.loads(line) for line in lines if line.startswith('{"extracted"')],
+    )
+
+
+def sums(samples: dict[str, list], counter: str, label: str) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for sample in samples[exported(counter)]:
+        assert {name: sample.labels[name] for name in ("verb", "step", "base")} == {
+            "verb": "extract",
+            "step": "extract",
+            "base": "vazios",
+        }
+        found[sample.labels.get(label, "")] += sample.value
+    return dict(found)
+
+
+def test_the_counters_say_what_the_result_says(run):
+    result, samples = run.result, run.samples
+    told = result["details"]["stages"]["extract"]
+    assert sums(samples, "visao_ray_images", "status") == {"ok": 40, "error": 1}
+    assert result["counts"]["errors"] == told["errors"] == 1
+    seconds = sums(samples, "visao_ray_stage_seconds", "stage")
+    assert set(seconds) == {"read", "decode", "wait", "extract", "write"}
+    for stage, value in seconds.items():
+        assert value == pytest.approx(told[stage], rel=1e-3), stage
+    assert sums(samples, "visao_ray_read_bytes", "") == {"": told["read_bytes"]}
+
+
+def test_the_log_tells_every_block_and_the_run(run):
+    assert sum(line["extracted"] for line in run.lines) == 40
+    told = run.result["details"]["stages"]["extract"]
+    assert len(run.lines) == told["blocks"]
+    assert sum(line["seconds"] for line in run.lines) == pytest.approx(told["extract"], abs=0.01)
+    for line in run.lines:
+        names = {"run": run.result["run"], "verb": "extract", "step": "extract", "base": "vazios"}
+        assert {name: line[name] for name in names} == names
+
+
+def test_ray_calls_the_data_set_and_its_operators_by_names_that_speak(run):
+    named = f"extract-vazios-{run.result['run']}"
+    operators = {
+        sample.labels["operator"].rsplit("_", 1)[0]
+        for sample in run.samples["ray_data_output_rows"]
+        if sample.labels["dataset"].startswith(named)
+    }
+    assert {"MapBatches(load)", "MapBatches(Extractor)", "Write"} <= operators
+
+
+def expressions() -> list[str]:
+    dashboard = json.loads((ROOT / "cluster" / "grafana.json").read_text())
+    queries = [one["definition"] for one in dashboard["templating"]["list"] if "definition" in one]
+    drawn = [one["expr"] for panel in dashboard["panels"] for one in panel.get("targets", [])]
+    return [*queries, *drawn]
+
+
+def names(expression: str) -> set[str]:
+    """The metrics of an expression: what is left when all else of the language is gone."""
+    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', "", expression.replace('\\"', ""))
+    bare = re.sub(r"\b(by|on|group_left)\s*\([^)]*\)", "", bare)
+    bare = re.sub(r"^label_values\((.*),.*\)$", r"\1", bare)
+    return set(re.findall(r"\b[a-zA-Z_]\w*\b(?!\s*\()", bare))
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    definitions = Path(ray.__file__).parent / "dashboard/modules/metrics/dashboards"
+    rays = set()
+    for name in ("default", "data"):
+        rays |= set(
+            re.findall(r"\bray_\w+", (definitions / f"{name}_dashboard_panels.py").read_text())
+        )
+    assert len(rays) > 50
+    ours = {exported(counter) for counter in COUNTERS}
+    asked = set()
+    for expression in expressions():
+        found = names(expression)
+        assert found, expression
+        assert found <= rays | ours, expression
+        asked |= found
+    assert ours <= asked
+    assert len(asked & rays) > 10
+
+
+def test_the_dashboard_can_be_imported():
+    dashboard = json.loads((ROOT / "cluster" / "grafana.json").read_text())
+    assert dashboard["schemaVersion"] >= 39  # Grafana 11
+    variables = {one["name"] for one in dashboard["templating"]["list"]}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids)) > 10
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        if panel["type"] == "row":
+            continue
+        assert panel["datasource"]["uid"] == "${datasource}"
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(letters) == len(set(letters)) > 0
+        for target in panel["targets"]:
+            used = set(re.findall(r"\$(\w+)", target["expr"]))
+            assert used - {"__rate_interval"} <= variables
+
+
+def test_the_dashboard_uses_labels_that_the_counters_have():
+    tags = {exported(name): set(tags) for name, (_, tags) in COUNTERS.items()}
+    for expression in expressions():
+        for metric, labels in re.findall(r"(ray_visao_ray_\w+)\{([^}]*)\}", expression):
+            assert set(re.findall(r"(\w+)=", labels)) <= tags[metric], expression
