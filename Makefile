@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help demo test check format benchmark clean
+.PHONY: help demo test test-faults check audit format benchmark clean
 
 help:
 	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
-	@echo "make test       run the tests (about 20 minutes on two cores)"
+	@echo "make test       run the tests (about 15 minutes on two cores)"
+	@echo "make test-faults break things in the middle, on a cluster of three nodes (15 minutes)"
 	@echo "make check      lint, types and the rooms' order"
+	@echo "make audit      look for known holes in the packages"
 	@echo "make format     put the code into shape"
 	@echo "make benchmark  measure what README claims of speed"
 
@@ -32,13 +34,21 @@ demo: $(VENV)/.run
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out out/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+
+# One at a time: a test that breaks things must not wait for another that computes.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -m faults
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Packages that the index knows nothing of are listed, with the reason.
+audit: $(VENV)/.dev
+	$(BIN)/pip-audit --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -48,6 +58,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/extraction.py
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/sweep.py
+	$(BIN)/python tests/benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from visao_ray.storage import locate
-
 BUCKET = "bases"
 #: The secret itself is a canary: tests look for it in everything that jobs write.
 SECRET = "CANARY-0Y3qf8sVbW-do-not-write-me"
@@ -38,12 +36,66 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-@dataclass(frozen=True)
+@dataclass
 class S3:
-    """A running server with one bucket."""
+    """A server with one bucket.
+
+    Attributes:
+        bucket, uri: of the bucket.
+        port: where it answers.
+        folder: of its data and log.
+        command: that starts it.
+    """
 
     bucket: str
-    uri: str  # of the bucket
+    uri: str
+    port: int
+    folder: Path
+    command: list[str]
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """With the data it has; returns when it answers."""
+        with open(self.folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"HOME": str(self.folder)},
+                cwd=self.folder,
+            )
+        self._wait()
+
+    def kill(self) -> None:
+        """As in a crash."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait(self) -> None:
+        """Until a file can be written and read again."""
+        assert self._process is not None
+        end = time.monotonic() + _START_S
+        while True:
+            try:
+                maker = pafs.S3FileSystem(
+                    endpoint_override=f"127.0.0.1:{self.port}",
+                    scheme="http",
+                    allow_bucket_creation=True,
+                )
+                maker.create_dir(BUCKET)
+                probe = f"{BUCKET}/probe"
+                with maker.open_output_stream(probe) as stream:
+                    stream.write(b"ready")
+                with maker.open_input_stream(probe) as stream:
+                    assert stream.read() == b"ready"
+                maker.delete_file(probe)
+                return
+            except OSError as error:
+                if self._process.poll() is not None or time.monotonic() > end:
+                    log = (self.folder / "server.log").read_text(errors="replace")
+                    raise RuntimeError(f"no S3 server: {error}\n{log[-3000:]}") from error
+                time.sleep(0.2)
 
 
 def environment(port: int) -> dict[str, str]:
@@ -86,35 +138,9 @@ def serve(binary: Path, folder: Path, port: int) -> Iterator[S3]:
         *(f"-{name}.port={number}" for name, number in ports.items()),
         *(f"-{name}.port.grpc={next(others)}" for name in _PORTS),
     ]
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | {"HOME": str(folder)}, cwd=folder
-        )
-        try:
-            _wait(server, folder)
-            yield S3(BUCKET, f"s3://{BUCKET}")
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _wait(server: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Until a file can be written and read again."""
-    end = time.monotonic() + _START_S
-    while True:
-        try:
-            endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-            maker = pafs.S3FileSystem(
-                endpoint_override=endpoint, scheme="http", allow_bucket_creation=True
-            )
-            maker.create_dir(BUCKET)
-            probe = locate(f"s3://{BUCKET}").join("probe")
-            probe.write_bytes(b"ready")
-            assert probe.read_bytes() == b"ready"
-            probe.delete()
-            return
-        except OSError as error:
-            if server.poll() is not None or time.monotonic() > end:
-                log = (folder / "server.log").read_text(errors="replace")
-                raise RuntimeError(f"no S3 server: {error}\n{log[-3000:]}") from error
-            time.sleep(0.2)
+    server = S3(BUCKET, f"s3://{BUCKET}", port, folder, command)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

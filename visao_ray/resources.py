@@ -36,6 +36,14 @@ class Cluster:
 
     nodes: tuple[Node, ...]
     limits: tuple[Node, ...] = ()
+    idle_head: str | None = None  # id of a head that takes no work
+
+    @property
+    def light(self) -> dict[str, Any]:
+        """Of tasks that ask for no CPU: options that keep them off a head which takes no work."""
+        if self.idle_head is None:
+            return {"num_cpus": 0}
+        return {"num_cpus": 0, "label_selector": {"ray.io/node-id": f"!{self.idle_head}"}}
 
     def holds(self, request: Mapping[str, float]) -> int:
         """How many requests fit on the cluster when nothing else runs, grown to its limits."""
@@ -58,8 +66,11 @@ class Cluster:
 
     @property
     def working(self) -> int:
-        """Nodes that take work: those with a CPU."""
-        return sum(node.count for node in self.nodes if node.offers.get("CPU"))
+        """Nodes that take work, those with a CPU: there are, or may be where a limit is set."""
+        return max(
+            sum(node.count for node in nodes if node.offers.get("CPU") and node.count < _UNLIMITED)
+            for nodes in (self.nodes, self.limits)
+        )
 
     @property
     def mixed(self) -> bool:
@@ -112,6 +123,7 @@ class ActorPool:
     gpus: float
     actor: Mapping[str, Any]
     loader: Mapping[str, Any]
+    writer: Mapping[str, Any]
     writers: int
 
     def __str__(self) -> str:
@@ -126,8 +138,15 @@ def look() -> Cluster:
     """
     import ray
 
-    nodes = tuple(Node(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    found = Cluster(nodes, _limits())
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    idle_heads = [
+        node["NodeID"]
+        for node in nodes
+        if "node:__internal_head__" in node["Resources"] and not node["Resources"].get("CPU")
+    ]
+    found = Cluster(
+        tuple(Node(node["Resources"]) for node in nodes), _limits(), next(iter(idle_heads), None)
+    )
     if not found.total("CPU"):
         raise InputError(
             "the cluster has no node with CPUs for work, only its head; add one "
@@ -182,8 +201,10 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
     return ActorPool(
         size=workers,
         gpus=worker.gpus or 0.0,
-        actor=worker.options(0.9 if roomy else 0.0),
+        actor=worker.options(0.9) if roomy else {**worker.options(0.0), **cluster.light},
         loader=loader,
+        # Nothing to wait for: what is extracted but not committed is lost in a kill.
+        writer=cluster.light,
         # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
         writers=(8 if worker.gpus else 2) * workers,
     )

@@ -9,6 +9,7 @@ to `OUT/previous/`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -16,6 +17,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -28,7 +30,7 @@ from typing import Any, Generic, TypeVar
 
 from visao_ray.errors import InputError
 from visao_ray.settings import JobSettings, parse
-from visao_ray.storage import Location, locate, reason
+from visao_ray.storage import OUTAGES, Location, is_outage, locate, reason
 
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
@@ -52,6 +54,7 @@ class Run(Generic[S]):
 
     settings: S
     out: Location
+    id: str = ""  # the same in logs and results, however often the run is started
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -64,6 +67,14 @@ class Run(Generic[S]):
     def work(self) -> Location:
         """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
         return self.out.join("work")
+
+    def labels(self, step: str, base: str) -> dict[str, str]:
+        """What logs and metrics tell a step of this run by."""
+        return {"run": self.id, "verb": self.settings.job, "step": step, "base": base}
+
+    def name(self, step: str, base: str) -> str:
+        """What Ray's dashboard calls a step of this run."""
+        return f"{step}-{base}-{self.id}"
 
     def say(self, message: str) -> None:
         """One line of progress on the terminal."""
@@ -135,11 +146,23 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # Ray's handler exits with the number of the signal
+            raise
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except Exception as error:
         cause = _cause(error)
         if isinstance(cause, InputError):
             print(f"error: {cause}", file=sys.stderr)
             return 2
+        if isinstance(cause, OSError) and is_outage(cause):
+            print(
+                f"error: the object store failed for minutes: {reason(cause)}; the same command "
+                "goes on from here",
+                file=sys.stderr,
+            )
+            return 1
         traceback.print_exc()
         print(
             f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
@@ -167,7 +190,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
             _put_aside(out, settings)
             previous = None
         if previous is None:
-            _claim(out, settings)
+            run.id = _claim(out, settings)
         elif previous["settings"] != settings.identity():
             raise InputError(_difference(out, previous, settings))
         elif result.exists():
@@ -175,14 +198,18 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
             run.say(f"already finished: {result.uri} (--fresh to do it again)")
             return dict(_read_json(result) or {})
         else:
+            run.id = _identify(out, previous["started"])
             run.say(f"going on with the run of {previous['started']} in {out.uri}")
     except OSError as error:
+        if is_outage(error):
+            raise
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
     started, clock = _now(), time.perf_counter()
     work(settings, run)
     run.timings["total"] = time.perf_counter() - clock
     content = {
         "job": settings.job,
+        "run": run.id,
         "status": "finished",
         "settings": settings.model_dump(mode="json"),
         "counts": run.counts,
@@ -217,6 +244,8 @@ def start_ray() -> None:
         processes = str(2 * (os.cpu_count() or 1) + 6)
         os.environ.setdefault("RAY_num_workers_soft_limit", processes)
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
+        # A task that asks for no GPU must not find one, beside an actor that has it all to itself.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
         # What every process would tell that dashboard, every second.
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
@@ -233,7 +262,7 @@ def start_ray() -> None:
     # task that waits for ever where the resume filter has taken the last CPU (two cores).
     context.use_datasource_v2 = False
     # Object storage hiccups; a file that fails for good is caught and becomes an error row.
-    context.retried_map_errors = ["Connection reset", "SLOW_DOWN", "Timeout"]
+    context.retried_map_errors = [*OUTAGES]
     context.max_map_retries = 3
     # A limit on writers is meant for large bases; on small ones Ray Data warns that it is not met.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
@@ -297,18 +326,34 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _claim(out: Location, settings: JobSettings) -> None:
-    """Take an output folder for this run, unless it holds tables that no run of ours made."""
+def _claim(out: Location, settings: JobSettings) -> str:
+    """Take an output folder for this run, unless it holds tables that no run of ours made.
+
+    Returns the run's id.
+    """
     for name in ("result.json", "work", *settings.writes):
         if out.join(name).exists():
             raise InputError(
                 f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
                 "choose another --out"
             )
-    content = {"job": settings.job, "settings": settings.identity(), "started": _now()}
+    started = _now()
+    run = _identify(out, started)
+    content = {
+        "job": settings.job,
+        "run": run,
+        "settings": settings.identity(),
+        "started": started,
+    }
     if out.is_local:
         os.makedirs(out.path, exist_ok=True)
     out.join("run.json").write_bytes(to_json(content))
+    return run
+
+
+def _identify(out: Location, started: str) -> str:
+    """Eight digits by which logs, metrics and results of one run are found."""
+    return hashlib.sha256(f"{out.uri} {started}".encode()).hexdigest()[:8]
 
 
 def _put_aside(out: Location, settings: JobSettings) -> None:

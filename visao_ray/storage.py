@@ -8,6 +8,7 @@ at S3-compatible servers.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,19 @@ import pyarrow.fs as pafs
 
 from visao_ray.errors import InputError
 
-_ATTEMPTS = 5  # of one S3 request, before it counts as failed
+#: Words in the errors of an object store that is down, busy or cut off: the file is not at fault.
+OUTAGES = (
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error THROTTLING",
+    "AWS Error SERVICE_UNAVAILABLE",
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error REQUEST_TIMEOUT",
+    r"HTTP status 5\d\d",
+)
+_ATTEMPTS = 11  # of one S3 request before it counts as failed: 26 s, each wait twice the one before
+_CONNECT_S = 5.0
+_SILENCE_S = 20.0  # of a server in the middle of an answer
 
 
 class Entry(NamedTuple):
@@ -186,7 +199,12 @@ def _s3() -> pafs.S3FileSystem:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options: dict[str, object] = {
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        # The standard strategy gives up early when many requests fail at once, as in an outage.
+        "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
+        "connect_timeout": _CONNECT_S,
+        "request_timeout": _SILENCE_S,
+        # A small file is one request instead of three.
+        "allow_delayed_open": True,
     }
     if endpoint:
         parts = urlsplit(endpoint)
@@ -198,6 +216,11 @@ def _s3() -> pafs.S3FileSystem:
     elif region:
         options["region"] = region
     return pafs.S3FileSystem(**options)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the object store failed, so that the same file may be readable a minute later."""
+    return any(re.search(words, str(error)) for words in OUTAGES)
 
 
 def reason(error: BaseException) -> str:

@@ -76,7 +76,7 @@ def read(out: Path) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_three_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest"
     arguments = ["--base", "vazios", "--data", str(images), "--out", str(manifest)]

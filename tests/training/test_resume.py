@@ -133,7 +133,7 @@ def train_workers():
     return sorted(filter(is_ours, workers))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
 def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
     out = tmp_path / "out"
@@ -161,7 +161,7 @@ def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
     assert_same(out, result, undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_killed_driver(base, undisturbed, tmp_path):
     out = tmp_path / "out"
     options = {"data": base, "out": out, **HOW}

@@ -135,14 +135,6 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert counts["rows"] == {"train": 288, "val": 48}  # both views of train, one of val
 
 
-def test_same_seed_same_sweep(chest, finished, tmp_path):
-    out, first = finished
-    again = execute(settings(chest, tmp_path / "out"), make_sweep)
-    assert trials_of(tmp_path / "out") == trials_of(out)
-    assert again["details"]["winner"] == first["details"]["winner"]
-    assert again["metrics"] == first["metrics"]
-
-
 def test_test_rows_are_never_loaded(chest, tmp_path):
     summary, data = load_features(chest, "chest_xray")
     assert summary.classes == ("NORMAL", "PNEUMONIA")  # no zebra
@@ -254,6 +246,7 @@ def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
     again = execute(settings(chest, tmp_path / "out", space=SPACE, **LEARNING), make_sweep)
     assert trials_of(tmp_path / "out") == trials_of(out)
     assert again["details"]["winner"] == first["details"]["winner"]
+    assert again["metrics"] == first["metrics"]
     rows = trials_of(out)
     assert {row["status"] for row in rows} == {"ok"}
     halved = [row for row in rows if row["ended"] == "halving"]
@@ -261,6 +254,7 @@ def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
     assert all(row["epochs"] in (2, 4) for row in halved)
 
 
+@pytest.mark.faults
 def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
     """SIGKILL of the driver once four trials are done; the same command ends as if undisturbed."""
     out = tmp_path / "out"
@@ -385,6 +379,7 @@ def test_grouped_folds(chest, tmp_path):
     assert roc_auc_score(data.val.labels, probability[:, 1]) > 0.8
 
 
+@pytest.mark.faults
 def test_a_head_that_memory_cannot_hold(tmp_path):
     """Told as failed, with the reason; the others are not touched. Real limits, real allocation."""
     script = f"""

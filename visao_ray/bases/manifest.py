@@ -27,7 +27,7 @@ from visao_ray.errors import InputError
 from visao_ray.images.decode import DecodeError, read_header
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import ManifestSettings
-from visao_ray.storage import Location, locate, passed_over, reason, require_folder
+from visao_ray.storage import Location, is_outage, locate, passed_over, reason, require_folder
 
 _READERS = 16  # files read at once in one task: object storage answers slowly but in parallel
 _LISTED_AT_ONCE = 4096
@@ -281,6 +281,8 @@ def _inspect_one(row: Mapping[str, Any], base: Base) -> dict[str, Any]:
     try:
         data = locate(row["uri"]).read_bytes()
     except OSError as error:
+        if is_outage(error):
+            raise  # Ray Data tries again, and stops the job at last: it says nothing of the image
         return failed("download", type(error).__name__, reason(error))
     found |= {"content_id": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     try:

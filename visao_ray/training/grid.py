@@ -10,6 +10,7 @@ import numpy as np
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Moments, Vectors
 from visao_ray.models import svm
+from visao_ray.resources import look
 from visao_ray.runs import Run
 from visao_ray.training.outcome import keep
 from visao_ray.training.plan import Plan
@@ -36,7 +37,7 @@ def search_svm(run: Run[Any], plan: Plan, rows: Any) -> None:
             f"--family svm: {classes} classes, one against the rest each, of {images} train rows "
             "would take days; give --limit, or another family"
         )
-    vectors = ray.remote(_vectors).options(num_cpus=0, num_returns=2, max_retries=0)
+    vectors = ray.remote(_vectors).options(num_returns=2, **look().light)
     moments, table = vectors.remote(plan, [rows])
     grid = list(itertools.product(settings.svm_c, settings.svm_gamma))
     run.say(f"svm: {len(grid)} pairs of C and gamma, a task each; val chooses")
@@ -55,7 +56,7 @@ def search_svm(run: Run[Any], plan: Plan, rows: Any) -> None:
     name = "roc_auc" if len(plan.shape.classes) == 2 else "macro_f1"
     best = max(range(len(grid)), key=lambda number: (found[number][name], -number))
     history = [{"C": C, "gamma": gamma, **found[number]} for number, (C, gamma) in enumerate(grid)]
-    finish = ray.remote(_finish).options(num_cpus=1, max_retries=0)
+    finish = ray.remote(_finish).options(num_cpus=1)
     ray.get(finish.remote(plan, [rows], moments, table, grid[best], history))
 
 

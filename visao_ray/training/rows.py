@@ -19,7 +19,7 @@ from visao_ray.errors import InputError
 from visao_ray.features.vectors import Features, Vectors, class_numbers, find_classes
 from visao_ray.images.augment import RECIPES, augment_view
 from visao_ray.images.decode import DecodeError, decode
-from visao_ray.storage import Location, locate, reason
+from visao_ray.storage import Location, is_outage, locate, reason
 
 Pixels = npt.NDArray[np.uint8]
 _READERS = 8  # images read and decoded at once in one task
@@ -170,6 +170,8 @@ class ImageRows:
                 data, self.image_size, "letterbox" if self.resize == "letterbox" else "stretch"
             )
         except (OSError, DecodeError) as error:  # it was readable when the job began
+            if is_outage(error):
+                raise
             raise InputError(
                 f"{row['uri']}: could be read before, but not now: {reason(error)}"
             ) from error

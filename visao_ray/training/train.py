@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -18,7 +19,7 @@ from visao_ray.evaluation.inference import predict
 from visao_ray.evaluation.judge import judge_run
 from visao_ray.features.pipeline import check_source, list_images
 from visao_ray.models import saved
-from visao_ray.resources import Worker, fit_workers, look
+from visao_ray.resources import Worker, fit_actors, fit_workers, look
 from visao_ray.runs import Run, muted_stderr, start_ray, to_json
 from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location, locate
@@ -30,11 +31,12 @@ _CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker takes of the cluster."""
+    """What each worker takes of the cluster, and `light`: the options of tasks beside them."""
 
     worker: Worker
     cpus: float
     loaders: int
+    light: Mapping[str, Any]
 
     def resources(self) -> dict[str, float]:
         """By Ray Train's names."""
@@ -68,11 +70,11 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
     exported = run.work.join("exported.json")
 
     def export_model() -> None:
-        exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"))))
+        exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"), share)))
 
     run.once("export", export_model)
     about = saved.read_about(saved.read(model), model.uri)
-    covered = predict(run, source, model, about, worker=share.worker)
+    covered = predict(run, source, model, about, fit_actors(None, share.worker, look()))
     run.counts["errors"] += sum(covered.errors.values())
     run.counts["ok"] = run.counts["images"] - run.counts["errors"]
     evaluation = judge_run(
@@ -121,7 +123,8 @@ def _share(settings: TrainSettings) -> Share:
     cluster = look()
     worker = fit_workers(settings.workers, settings.worker(), cluster)
     each = cluster.total("CPU") / settings.workers
-    return Share(worker, min(1.0, each / 2), loaders=max(1, math.floor(each) - 1))
+    loaders = max(1, math.floor(each) - 1)
+    return Share(worker, min(1.0, each / 2), loaders, cluster.light)
 
 
 def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
@@ -132,7 +135,7 @@ def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Loca
 
     if settings.features is not None:
         source = locate(settings.features)
-        task = ray.remote(prepare_features).options(num_returns=2, num_cpus=0, max_retries=0)
+        task = ray.remote(prepare_features).options(num_returns=2, **share.light)
         with run.timed("prepare"):
             plan_ref, rows = task.remote(settings, run.out)
             plan, summary = ray.get(plan_ref)
@@ -147,7 +150,7 @@ def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Loca
         with run.timed("check"):
             source = check_images(run, manifest)
         check_errors(run, settings.max_errors)
-        task = ray.remote(prepare_images).options(num_returns=2, num_cpus=0, max_retries=0)
+        task = ray.remote(prepare_images).options(num_returns=2, **share.light)
         with run.timed("prepare"):
             plan_ref, rows = task.remote(settings, source, run.out, share.loaders)
             plan, warning = ray.get(plan_ref)
@@ -207,12 +210,14 @@ def _work(config: dict[str, Any]) -> None:
     train_worker(config)
 
 
-def _export(trained: Location, model: Location, savedmodel: Location) -> dict[str, Any]:
+def _export(
+    trained: Location, model: Location, savedmodel: Location, share: Share
+) -> dict[str, Any]:
     import ray
 
     from visao_ray.training.export import export
 
-    task = ray.remote(export).options(num_cpus=0, max_retries=0)
+    task = ray.remote(export).options(**share.light)
     found: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
     return found
 

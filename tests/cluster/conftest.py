@@ -1,0 +1,72 @@
+"""One cluster of three nodes for all these tests, and an object store behind a proxy."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray_nodes import RayNodes, ray_nodes
+from s3_proxy import Faults, proxy
+from s3_server import S3, free_ports
+
+from visao_ray.storage import Location, locate
+
+IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster, its object store, and what can go wrong between them."""
+
+    nodes: RayNodes
+    store: S3
+    faults: Faults
+
+    def place(self, name: str) -> Location:
+        """In the bucket."""
+        return locate(f"{self.store.uri}/{name}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these start a cluster or need one."""
+    for item in items:
+        if "tests/cluster/" in item.path.as_posix():
+            item.add_marker(pytest.mark.faults)
+
+
+@pytest.fixture(scope="session")
+def site(s3: S3) -> Iterator[Site]:
+    """A head that takes no work and two nodes of one CPU, which reach the store by the proxy."""
+    (port,) = free_ports(1)
+    with (
+        tempfile.TemporaryDirectory(prefix="proxy-") as folder,
+        proxy(port, s3.port, Path(folder)) as faults,
+        ray_nodes(environment={"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}) as nodes,
+    ):
+        yield Site(nodes, s3, faults)
+
+
+@pytest.fixture(scope="session")
+def images(s3: S3) -> Location:
+    """1,024 different small scans in the bucket: 64 renders, each darkened sixteen ways."""
+    from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+
+    place = locate(f"{s3.uri}/cluster/images")
+    for planned in plan(BaseRecipe(base="vazios", images=64, seed=3)):
+        scan = render("vazios", planned.true_label, planned.index, 3, planned.difficulty)
+        for step in range(IMAGES // 64):
+            darker = (scan[::2, ::2] * (1 - step / 40)).astype(np.uint8)
+            name = f"{planned.index:04d}-{step:02d}.jpg"
+            place.join(planned.label, name).write_bytes(encode(darker, 80))
+    return place
+
+
+@pytest.fixture(scope="session")
+def manifest(site: Site, images: Location) -> Location:
+    """Of the images, made on the cluster."""
+    out = site.place("cluster/manifest")
+    run = site.nodes.submit("manifest", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}")
+    assert run.returncode == 0, run.stdout
+    return out.join("manifest")

@@ -1,0 +1,168 @@
+"""Whatever breaks in the middle: nothing lost, nothing doubled, the same result."""
+
+import os
+import signal
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from cluster_runs import (
+    EXTRACT,
+    committed,
+    extracted,
+    features,
+    finish,
+    processes,
+    result,
+    same_features,
+    wait_for,
+)
+
+from visao_ray.storage import Location
+
+IMAGES, BLOCK = 1024, 16
+BLOCKS = IMAGES // BLOCK
+SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
+TRAIN = ("--family=simple_cnn", "--image-size=80", "--epochs=4", "--batch-size=32", "--workers=2")
+
+
+@pytest.fixture(scope="module")
+def calm(site, manifest) -> Location:
+    """An extraction that nobody disturbs."""
+    out = site.place("cluster/calm")
+    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    assert run.returncode == 0, run.stdout
+    assert len(features(out)["key"]) == 1024
+    return out
+
+
+@pytest.fixture(autouse=True)
+def whole(site) -> None:
+    """Two workers before every test, whatever the one before did to them."""
+    for name in ("worker1", "worker2"):
+        if name not in site.nodes.nodes:
+            site.nodes.start(name, "--num-cpus=1")
+    site.nodes.wait()
+
+
+class Extraction:
+    """A run of the extract job, and what it cost beyond an undisturbed one."""
+
+    def __init__(self, site, manifest, name):
+        self.out = site.place(f"cluster/{name}")
+        self.flags = (f"--manifest={manifest.uri}", f"--out={self.out.uri}", *EXTRACT)
+        self._site, self._name = site, name
+        self._began, self._before = time.monotonic(), extracted(site.nodes)
+        self.run = site.nodes.begin("extract", *self.flags)
+        wait_for(lambda: committed(self.out) >= BLOCKS // 4, self.run)
+        # What the network has done and no file holds yet: a fault may cost it, and no more.
+        self._in_hand = self._extracted()[0] - committed(self.out) * BLOCK
+
+    def _extracted(self):
+        return [
+            now - then for now, then in zip(extracted(self._site.nodes), self._before, strict=True)
+        ]
+
+    def ended_as(self, calm):
+        """Nothing lost, nothing doubled, and nothing done again that was safe."""
+        same_features(self.out, calm)
+        images, seconds = self._extracted()
+        again = images - IMAGES
+        print(
+            f"\n{self._name}: {again} images extracted again (about "
+            f"{seconds * again / images:.1f} s of an actor), {time.monotonic() - self._began:.0f} s"
+        )
+        assert 0 <= again <= self._in_hand + 8 * BLOCK
+
+
+def test_a_lost_node_in_extraction(site, manifest, calm):
+    extraction = Extraction(site, manifest, "lost-node")
+    site.nodes.kill("worker2")
+    finish(extraction.run)
+    extraction.ended_as(calm)
+
+
+def test_a_lost_actor(site, manifest, calm):
+    extraction = Extraction(site, manifest, "lost-actor")
+    node = site.nodes.nodes["worker1"]
+    actors = processes(node.processes(), "Extractor")
+    assert actors, "no actor on this node"
+    os.kill(actors[0], signal.SIGKILL)
+    finish(extraction.run)
+    extraction.ended_as(calm)
+
+
+def test_a_store_that_is_restarted(site, manifest, calm):
+    extraction = Extraction(site, manifest, "store-restart")
+    site.store.kill()
+    time.sleep(8)
+    site.store.start()
+    finish(extraction.run)
+    extraction.ended_as(calm)
+
+
+def test_a_slow_and_failing_store(site, manifest, calm):
+    before = site.faults.count()
+    with site.faults.met(slow_down=0.06, reset=0.06, stall=0.005):
+        extraction = Extraction(site, manifest, "failing-store")
+        finish(extraction.run)
+    met = {name: count - before.get(name, 0) for name, count in site.faults.count().items()}
+    print(f"requests that met a fault: {met}")
+    assert met.keys() == {"slow_down", "reset", "stall"}
+    assert sum(met.values()) >= 100
+    extraction.ended_as(calm)
+
+
+def test_a_lost_head(site, manifest, calm):
+    extraction = Extraction(site, manifest, "lost-head")
+    for name in ("head", "worker1", "worker2"):
+        site.nodes.kill(name)
+    extraction.run.kill()
+    extraction.run.communicate()
+    site.nodes.start("head")
+    site.nodes.wait()
+    for name in ("worker1", "worker2"):
+        site.nodes.start(name, "--num-cpus=1")
+    site.nodes.wait()
+    again = site.nodes.submit("extract", *extraction.flags)
+    assert again.returncode == 0, again.stdout
+    assert "going on with the run" in again.stdout
+    extraction.ended_as(calm)
+
+
+def test_a_lost_node_in_a_sweep(site, calm):
+    def sweep(name, disturb):
+        out = site.place(f"cluster/{name}")
+        source = f"--features={calm.join('features').uri}"
+        run = site.nodes.begin("sweep", source, f"--out={out.uri}", *SWEEP)
+        if disturb:
+            wait_for(lambda: len(out.join("tune", "trials").children()) >= 2, run)
+            site.nodes.kill("worker2")
+        finish(run)
+        place = out.join("trials")
+        table = pq.read_table(place.path, filesystem=place.filesystem).sort_by("number")
+        return table.drop_columns([name for name in table.column_names if "seconds" in name])
+
+    undisturbed = sweep("calm-sweep", disturb=False)
+    began = time.monotonic()
+    found = sweep("lost-node-sweep", disturb=True)
+    print(f"\nsweep with a lost node: {time.monotonic() - began:.0f} s")
+    told = {"trial_id"}  # drawn anew by each run
+    keep = [name for name in undisturbed.column_names if name not in told]
+    assert found.select(keep).to_pylist() == undisturbed.select(keep).to_pylist()
+    assert set(found["status"].to_pylist()) == {"ok"}
+
+
+def test_a_lost_node_in_training(site, manifest):
+    out = site.place("cluster/lost-node-train")
+    began = time.monotonic()
+    run = site.nodes.begin("train", f"--manifest={manifest.uri}", f"--out={out.uri}", *TRAIN)
+    wait_for(lambda: out.join("work", "epochs", "0002.json").exists(), run)
+    site.nodes.kill("worker2")
+    finish(run)
+    found = result(out)
+    restarts = found["details"]["restarts"]
+    print(f"\ntraining with a lost node: {time.monotonic() - began:.0f} s, {restarts}")
+    assert [row["epoch"] for row in found["details"]["history"]] == [1, 2, 3, 4]
+    assert restarts["lost_workers"]
+    assert found["counts"]["ok"] == 1024

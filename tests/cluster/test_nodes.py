@@ -1,0 +1,55 @@
+"""Nodes that are not alike: who decodes, who extracts; and nodes without room to spare."""
+
+from collections import Counter
+
+from cluster_runs import EXTRACT, result, same_features
+from ray_nodes import ray_nodes
+
+from visao_ray.storage import locate
+
+_MIB = 1024**2
+
+
+def named(nodes, word):
+    """Node names by node id, told by what each one offers."""
+    listed = nodes.get("/api/v0/nodes?limit=100&detail=1")["data"]["result"]["result"]
+    return {row["node_id"] for row in listed if word in row["resources_total"]}
+
+
+def ran_on(nodes, word):
+    """How many finished tasks with a word in their name each node had."""
+    listed = nodes.get("/api/v0/tasks?limit=10000&detail=1")["data"]["result"]["result"]
+    return Counter(row["node_id"] for row in listed if word in row["name"] and row["node_id"])
+
+
+def test_cpu_nodes_decode_and_gpu_nodes_extract(s3, manifest):
+    """A node that declares a GPU (there is none: TensorFlow computes on its CPU)."""
+    out = locate(f"{s3.uri}/nodes/gpu")
+    with ray_nodes([("--num-cpus=4",), ("--num-cpus=4", "--num-gpus=1")]) as nodes:
+        run = nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+        assert run.returncode == 0, run.stdout
+        assert "on 1 GPU actor" in run.stdout
+        gpu = named(nodes, "GPU")
+        assert len(gpu) == 1
+        loads, extractions = ran_on(nodes, "load"), ran_on(nodes, "Extractor")
+    assert set(extractions) == gpu
+    on_gpu_nodes = sum(loads[node] for node in gpu)
+    print(f"\n{on_gpu_nodes} of {loads.total()} blocks decoded on the GPU node")
+    assert loads.total() >= 64
+    assert on_gpu_nodes <= 0.1 * loads.total()
+    assert result(out)["counts"]["ok"] == 1024
+
+
+def test_nothing_needs_the_disk(s3, site, manifest):
+    """Little memory for objects, and a disk that Ray takes for full: blocks wait, none spills."""
+    out = locate(f"{s3.uri}/nodes/full-disk")
+    full = {"RAY_local_fs_capacity_threshold": "0.01"}
+    small = f"--object-store-memory={80 * _MIB}"
+    with ray_nodes([("--num-cpus=1", small)] * 2, environment=full) as nodes:
+        command = [f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT]
+        run = nodes.submit("extract", *command)
+        assert run.returncode == 0, run.stdout
+    calm = site.place("nodes/calm")
+    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={calm.uri}", *EXTRACT)
+    assert run.returncode == 0, run.stdout
+    same_features(out, calm)

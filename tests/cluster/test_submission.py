@@ -1,0 +1,219 @@
+"""Jobs handed in to a cluster: they run unchanged, end as they should, and can be stopped."""
+
+import json
+import subprocess
+import zipfile
+
+import pyarrow.parquet as pq
+import pytest
+from cluster_runs import EXTRACT, committed, finish, result, same_features, wait_for
+from job_runs import ROOT
+from ray_nodes import RAY
+from s3_server import SECRET
+
+BLOCKS = 64
+
+
+@pytest.fixture(scope="module")
+def extracted(site, manifest):
+    """An extraction from first to last."""
+    out = site.place("submission/extract")
+    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.rstrip().endswith("SUCCEEDED")
+    return out
+
+
+def rows(place):
+    return pq.read_table(place.path, filesystem=place.filesystem)
+
+
+def test_extraction(extracted):
+    counts = result(extracted)["counts"]
+    assert counts["images"] == counts["ok"] == counts["rows"] == 1024
+    assert counts["errors"] == 0
+    assert rows(extracted.join("features")).num_rows == 1024
+
+
+def test_a_sweep(site, extracted):
+    out = site.place("submission/sweep")
+    options = ("--trials=4", "--epochs=4", "--finalists=2")
+    features = extracted.join("features").uri
+    run = site.nodes.submit("sweep", f"--features={features}", f"--out={out.uri}", *options)
+    assert run.returncode == 0, run.stdout
+    found = result(out)
+    assert found["status"] == "finished"
+    assert rows(out.join("trials")).num_rows == 4
+    auc = found["metrics"]["val"]["roc_auc"]
+    assert 0.5 < auc["low"] <= auc["value"] <= auc["high"] <= 1
+    assert out.join("head.keras").exists()
+
+
+def test_training(site, manifest):
+    out = site.place("submission/train")
+    options = ("--image-size=80", "--epochs=2", "--batch-size=32", "--workers=2")
+    source = f"--manifest={manifest.uri}"
+    run = site.nodes.submit("train", "--family=simple_cnn", source, f"--out={out.uri}", *options)
+    assert run.returncode == 0, run.stdout
+    found = result(out)
+    assert [row["epoch"] for row in found["details"]["history"]] == [1, 2]
+    assert found["counts"]["ok"] == 1024
+    assert max(found["details"]["export"]["differences"].values()) <= 1e-5
+    judged = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
+    assert rows(out.join("predictions")).num_rows == judged
+
+
+def test_a_pipeline(site, images):
+    out = site.place("submission/pipeline")
+    run = site.nodes.submit(
+        "pipeline",
+        "--base=vazios",
+        f"--data={images.uri}",
+        f"--out={out.uri}",
+        "--limit=200",
+        "--trials=2",
+        "--epochs=2",
+        *EXTRACT,
+    )
+    assert run.returncode == 0, run.stdout
+    found = result(out)
+    assert found["counts"]["images"] == found["counts"]["ok"] == 200
+    for split in ("val", "test"):
+        accuracy = found["metrics"][split]["accuracy"]
+        assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert b"vazios" in out.join("report.html").read_bytes()
+
+
+def test_stopped_half_way_and_handed_in_again(site, manifest, extracted):
+    out = site.place("submission/stopped")
+    command = (f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    run = site.nodes.begin("extract", *command)
+    wait_for(lambda: committed(out) >= BLOCKS // 3, run)
+    assert run.stdout is not None
+    name = next(line for line in run.stdout if "[submit]" in line).split()[1]
+    stop = [RAY, "job", "stop", "--address", site.nodes.address, name]
+    subprocess.run(stop, env=site.nodes.environment, check=True, timeout=60, capture_output=True)
+    told, _ = run.communicate(timeout=60)
+    assert run.returncode == 143, told
+    assert "stopped; the same command goes on from here" in told
+    assert not out.join("result.json").exists()
+    before = committed(out)
+    assert 0 < before < BLOCKS
+
+    told = finish(site.nodes.begin("extract", *command))
+    assert "going on with the run" in told
+    same_features(out, extracted)
+    told = finish(site.nodes.begin("extract", *command))
+    assert "already finished" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--gpus-per-worker=1", ("--gpus-per-worker 1", "0 GPUs", "leave it out")),
+        ("--memory-per-worker=900", ("--memory-per-worker 900", "GiB")),
+        ("--worker-resources=a100=1", ("--worker-resources a100=1", "ray start --resources")),
+    ],
+)
+def test_more_than_any_node_has(site, images, flags, says):
+    """Told within a minute, in one line, before a base of any size is listed."""
+    out = site.place(f"submission/{flags.strip('-').split('=')[0]}")
+    run = site.nodes.submit(
+        "extract", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}", flags, timeout=60
+    )
+    assert run.returncode == 2, run.stdout
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
+    assert all(words in line for words in says), line
+    assert "Traceback" not in run.stdout
+    train = site.nodes.submit(
+        "train",
+        "--family=simple_cnn",
+        "--base=vazios",
+        f"--data={images.uri}",
+        f"--out={out.uri}-train",
+        flags,
+        timeout=60,
+    )
+    assert train.returncode == 2, train.stdout
+    assert any(line.startswith("error: ") for line in train.stdout.splitlines())
+
+
+def test_wrong_settings_do_not_travel(site):
+    run = site.nodes.submit("extract", "--base=lungs", "--data=x", "--out=y", timeout=30)
+    assert run.returncode == 2
+    assert run.stdout.startswith("error: --base lungs")
+
+
+def test_what_travels_is_small(site, extracted):
+    """The package that Ray keeps for the nodes: code alone, no data, no tests, no history."""
+    packages = list(site.nodes.folder.glob("*/session_2*/runtime_resources/working_dir_files/*"))
+    folders = [path for path in packages if path.is_dir()]
+    assert folders
+    for folder in folders:
+        assert (folder / "jobs/extract.py").exists()
+        assert not {".git", "tests", "docs", "out"} & {path.name for path in folder.iterdir()}
+        size = sum(path.stat().st_size for path in folder.rglob("*.py"))
+        assert size < 1_000_000
+
+
+def test_ray_job_submit_itself(site, extracted):
+    """The same without our wrapper: finished already, so it only says so."""
+    told = json.loads(extracted.join("run.json").read_bytes())
+    flags = [f"--manifest={told['settings']['manifest']}", f"--out={extracted.uri}", *EXTRACT]
+    where = ["--address", site.nodes.address, "--working-dir", "."]
+    where += ["--runtime-env", "cluster/runtime_env.yaml"]
+    run = subprocess.run(
+        [RAY, "job", "submit", *where, "--", "python", "jobs/extract.py", *flags],
+        cwd=ROOT,
+        env=site.nodes.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "already finished" in run.stdout
+
+
+def test_no_stranger_gets_in(site):
+    """Without the token, neither the dashboard nor a job."""
+    bare = {k: v for k, v in site.nodes.environment.items() if not k.startswith("RAY_AUTH")}
+    run = subprocess.run(
+        [RAY, "job", "list", "--address", site.nodes.address],
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode != 0
+    assert "auth" in (run.stdout + run.stderr).lower()
+
+
+def test_no_secret_anywhere(site, extracted):
+    """Not in what jobs wrote, nor in Ray's logs, nor in what the dashboard tells, nor in `ps`."""
+    token = (site.nodes.folder / "token").read_text()
+    for secret in (SECRET, token):
+        for path in site.nodes.folder.rglob("*"):
+            if path.name == "token" or not path.is_file():
+                continue
+            if path.suffix == ".zip":
+                with zipfile.ZipFile(path) as package:
+                    names = package.namelist()
+                    content = b"".join(package.read(name) for name in names)
+            else:
+                content = path.read_bytes()
+            assert secret.encode() not in content, path
+        for file in site.place("submission").files():
+            assert secret.encode() not in file.read_bytes(), file.uri
+        for payload in (
+            "/api/jobs/",
+            "/nodes?view=summary",
+            "/api/cluster_status",
+            "/api/v0/tasks?limit=1000&detail=1",
+            "/api/v0/actors?limit=1000&detail=1",
+            "/api/v0/workers?limit=1000&detail=1",
+            "/api/v0/runtime_envs?limit=1000&detail=1",
+            "/logical/actors",
+        ):
+            assert secret.encode() not in site.nodes.read(payload), payload
+        shown = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, check=True)
+        assert secret.encode() not in shown.stdout

@@ -1,0 +1,108 @@
+"""Runs on a cluster that are disturbed in the middle, and what they leave."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from ray_nodes import RayNodes
+
+from visao_ray.storage import Location
+
+DEADLINE_S = 240
+#: What makes an extraction long enough to be disturbed, and short enough for a test.
+EXTRACT = (
+    "--backbone=mobilenetv2",
+    "--weights=random",
+    "--image-size=96",
+    "--rows-per-block=16",
+    "--batch-size=16",
+)
+
+
+def wait_for(what: Callable[[], bool], run: "subprocess.Popen[str]") -> None:
+    """Until something holds, while the run goes on."""
+    end = time.monotonic() + DEADLINE_S
+    while not what():
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < end, "stuck"
+        time.sleep(0.05)
+
+
+def finish(run: "subprocess.Popen[str]") -> str:
+    """What a run told until its end, which must be a good one."""
+    try:
+        told, _ = run.communicate(timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        told, _ = run.communicate()
+        raise AssertionError(f"does not end:\n{told}") from None
+    assert run.returncode == 0, told
+    return told
+
+
+def committed(out: Location) -> int:
+    """Blocks of an extraction that are safe."""
+    names = [entry.name for entry in out.join("work", "committed").children()]
+    return sum(
+        name.endswith(".parquet") and not name.endswith(".pending.parquet") for name in names
+    )
+
+
+def result(out: Location) -> dict[str, Any]:
+    """result.json of a finished run."""
+    found: dict[str, Any] = json.loads(out.join("result.json").read_bytes())
+    return found
+
+
+def features(out: Location) -> dict[str, np.ndarray]:
+    """The features table by key: each key once."""
+    place = out.join("features")
+    table = pq.read_table(place.path, filesystem=place.filesystem).sort_by("key")
+    keys = table["key"].to_pylist()
+    assert len(keys) == len(set(keys)) > 0
+    width = table.schema.field("avg").type.list_size
+    vectors = [table[pool].combine_chunks().flatten().to_numpy() for pool in ("avg", "max")]
+    return {
+        "key": np.array(keys),
+        "label": np.array(table["label"].to_pylist()),
+        "split": np.array(table["split"].to_pylist()),
+        "vectors": np.concatenate([flat.reshape(-1, width) for flat in vectors], axis=1),
+    }
+
+
+def same_features(out: Location, calm: Location) -> None:
+    """Nothing lost, nothing doubled, the same numbers; the counts say so too."""
+    found, expected = features(out), features(calm)
+    for name in ("key", "label", "split"):
+        assert (found[name] == expected[name]).all()
+    assert np.abs(found["vectors"] - expected["vectors"]).max() <= 1e-5
+    assert result(out)["counts"] == result(calm)["counts"]
+    assert not list(out.join("work").files())
+
+
+def extracted(nodes: RayNodes) -> tuple[int, float]:
+    """Images that went through the network on any node so far, and the seconds that took."""
+    lines = []
+    for log in nodes.folder.glob("*/session_2*/logs/worker-*.err"):
+        lines += re.findall(r'^\{"extracted".*\}$', log.read_text(errors="replace"), re.MULTILINE)
+    told = [json.loads(line) for line in lines]
+    return sum(line["extracted"] for line in told), sum(line["seconds"] for line in told)
+
+
+def processes(node_processes: list[int], name: str) -> list[int]:
+    """Those of a node's processes whose title has a word in it."""
+    found = []
+    for process in node_processes:
+        try:
+            title = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+        except OSError:  # it has ended
+            continue
+        if title.startswith("ray::") and name in title:
+            found.append(process)
+    return sorted(found)

@@ -1,0 +1,191 @@
+"""A real Ray cluster of several nodes on this machine, as operators start one: with `ray start`.
+
+Every node has folders of its own, as on machines of its own, token authentication is on, and the
+head takes no work.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from job_runs import ROOT
+from s3_server import free_ports
+
+RAY = str(Path(sys.executable).parent / "ray")
+_START_S = 90
+
+
+@dataclass
+class Node:
+    """One node: `ray start --block`, in a process group of its own."""
+
+    name: str
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+
+    def kill(self) -> None:
+        """As when a machine loses power: every process of the node at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        # Ray's daemons and workers have groups of their own; what they have in common is the
+        # folder of the node, in their environment.
+        for process in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+    def processes(self) -> list[int]:
+        """All that run for this node."""
+        marker = f"VISAO_RAY_NODE={self.folder}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if marker in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+
+@dataclass
+class RayNodes:
+    """A running cluster.
+
+    Attributes:
+        folder: of everything that its nodes write.
+        environment: of its nodes, and of those who talk to it.
+        port, dashboard: of the head.
+        nodes: by name; `head` is one of them.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    port: int
+    dashboard: int
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where jobs are submitted."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self, name: str, *flags: str) -> Node:
+        """Start a node; the first is the head."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        if name == "head":
+            role = ["--head", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
+            role += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", "--num-cpus=0"]
+        else:
+            role = [f"--address=127.0.0.1:{self.port}"]
+        command = [RAY, "start", *role, *flags, "--block", "--disable-usage-stats"]
+        command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        command += [f"--object-store-memory={256 * 1024**2}"]
+        with open(folder / "start.log", "ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment | {"VISAO_RAY_NODE": str(folder)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.nodes[name] = Node(name, folder, process)
+        return self.nodes[name]
+
+    def kill(self, name: str) -> None:
+        """Lose a node."""
+        self.nodes.pop(name).kill()
+
+    def wait(self, count: int | None = None) -> None:
+        """Until the head knows of as many nodes as were started."""
+        wanted = len(self.nodes) if count is None else count
+        end = time.monotonic() + _START_S
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                if self.alive() == wanted:
+                    return
+            for node in self.nodes.values():
+                if node.process.poll() is not None:
+                    raise RuntimeError((node.folder / "start.log").read_text()[-3000:])
+            if time.monotonic() > end:
+                raise RuntimeError(f"not {wanted} nodes within {_START_S} s")
+            time.sleep(0.5)
+
+    def alive(self) -> int:
+        """Nodes that the head takes for alive."""
+        listed = self.get("/api/v0/nodes?limit=100&detail=1")
+        rows = listed["data"]["result"]["result"]
+        return sum(row["state"] == "ALIVE" for row in rows)
+
+    def get(self, path: str) -> dict:
+        """What the dashboard says."""
+        return json.loads(self.read(path))
+
+    def read(self, path: str) -> bytes:
+        """What the dashboard sends."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+        request = urllib.request.Request(
+            self.address + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read()
+
+    def submit(
+        self, verb: str, *arguments: str, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        """`python jobs/submit.py`, to the end."""
+        process = self.begin(verb, *arguments)
+        try:
+            told, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            told, _ = process.communicate()
+            raise RuntimeError(f"{verb} did not end within {timeout} s:\n{told}") from None
+        return subprocess.CompletedProcess(process.args, process.returncode, told, "")
+
+    def begin(self, verb: str, *arguments: str) -> "subprocess.Popen[str]":
+        """`python jobs/submit.py`, begun."""
+        return subprocess.Popen(
+            [sys.executable, "jobs/submit.py", "--address", self.address, verb, *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@contextlib.contextmanager
+def ray_nodes(
+    workers: Sequence[Sequence[str]] = (("--num-cpus=1",), ("--num-cpus=1",)),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RayNodes]:
+    """A head and workers, each started with its flags; all gone at the end."""
+    # Short: sockets below it may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="vr-", dir="/tmp"))
+    token = folder / "token"
+    token.write_text(os.urandom(32).hex())
+    token.chmod(0o600)
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **(environment or {})}
+    port, dashboard = free_ports(2)
+    nodes = RayNodes(folder, own, port, dashboard)
+    try:
+        nodes.start("head")
+        nodes.wait()
+        for number, flags in enumerate(workers, 1):
+            nodes.start(f"worker{number}", *flags)
+        nodes.wait()
+        yield nodes
+    finally:
+        for name in list(nodes.nodes):
+            nodes.kill(name)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,173 @@
+"""Jobs on a cluster: hand one in, show its lines, and end as it ends.
+
+What `ray job submit` does, and three things it does not: settings are checked here before anything
+travels, a lost connection is taken up again, and the exit status is the job's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from visao_ray import settings as all_settings
+from visao_ray.errors import InputError
+from visao_ray.settings import JobSettings, parse
+from visao_ray.storage import reason
+
+_ROOT = Path(__file__).resolve().parents[1]
+_LOOK_S = 1.0
+_TRIES = 30  # to reach a dashboard that answered before
+_STOPPED = 143  # as a process that ended on SIGTERM
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Submit from a command line and exit: with the job's status, or 2 for what is wrong here."""
+    told = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(submit(told.verb, told.flags, told.address, told.id, wait=not told.no_wait))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def submit(
+    verb: str,
+    flags: Sequence[str],
+    address: str | None = None,
+    name: str | None = None,
+    wait: bool = True,
+) -> int:
+    """Run `python jobs/VERB.py FLAGS` on a cluster; its driver runs on the head.
+
+    Args:
+        verb: of the job.
+        flags: of its command line.
+        address: of the dashboard; $RAY_API_SERVER_ADDRESS or this machine's if None.
+        name: the submission id; made of verb and time if None.
+        wait: show the job's lines until it ends.
+
+    Returns:
+        The job's exit status; 143 if it was stopped; 0 at once without `wait`.
+
+    Raises:
+        InputError: no such verb, settings that do not fit, or no dashboard there.
+    """
+    _check(verb, flags)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import yaml
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every ignore file, three times
+
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    try:
+        client = JobSubmissionClient(address)
+        submitted = _hand_in(
+            client,
+            entrypoint=shlex.join(["python", f"jobs/{verb}.py", *flags]),
+            submission_id=name or f"{verb}-{stamp}-{secrets.token_hex(2)}",
+            runtime_env={**environment, "working_dir": str(_ROOT)},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: {reason(error)}") from error
+    print(f"[submit] {submitted} at {address}", flush=True)
+    print(f"[submit] ray job stop --address {address} {submitted}   ends it", flush=True)
+    return _follow(client, submitted) if wait else 0
+
+
+def _hand_in(client: Any, **job: Any) -> str:
+    """Submit, also to a head whose dashboard answers before it can take jobs."""
+    for _ in range(_TRIES):
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+        time.sleep(_LOOK_S)
+    return str(client.submit_job(**job))
+
+
+def _follow(client: Any, submitted: str) -> int:
+    """Show the job's lines from first to last, over lost connections; returns its status."""
+    from ray.job_submission import JobStatus
+
+    shown, failures = 0, 0
+    while True:
+        try:
+            shown = asyncio.run(_tail(client, submitted, shown))
+            info = client.get_job_info(submitted)
+            failures = 0
+        except (ConnectionError, RuntimeError, OSError) as error:
+            failures += 1
+            if failures == _TRIES:
+                print(f"error: {submitted}: no answer: {reason(error)}", file=sys.stderr)
+                return 1
+            time.sleep(_LOOK_S)
+            continue
+        if info.status.is_terminal():
+            break
+        time.sleep(_LOOK_S)
+    print(f"[submit] {submitted} {info.status}", flush=True)
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    if info.status == JobStatus.STOPPED:
+        print("[submit] the same command goes on from here", flush=True)
+        return _STOPPED
+    if info.driver_exit_code is None:  # the driver never ran, or its node was lost
+        print(f"error: {submitted}: {info.message}", file=sys.stderr)
+    return int(info.driver_exit_code or 1)
+
+
+async def _tail(client: Any, submitted: str, shown: int) -> int:
+    """Print the lines after the first `shown` characters; returns how many there are by now."""
+    seen = 0
+    async for lines in client.tail_job_logs(submitted):
+        fresh = lines[max(0, shown - seen) :]
+        seen += len(lines)
+        print(fresh, end="", flush=True)
+    return max(seen, shown)
+
+
+def _check(verb: str, flags: Sequence[str]) -> None:
+    """What the job would say of its settings, before it travels."""
+    kinds = {
+        kind.job: kind
+        for kind in vars(all_settings).values()
+        if isinstance(kind, type) and issubclass(kind, JobSettings) and hasattr(kind, "job")
+    }
+    if verb not in kinds:
+        raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
+    parse(kinds[verb], flags)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="submit.py",
+        description="Submit a job to a Ray cluster, show its lines, and exit as it does.",
+        epilog="python jobs/submit.py extract --base vazios --data s3://bucket/vazios --out "
+        "s3://bucket/runs/1\n\nThe cluster's nodes have their credentials from their role or "
+        "environment: none are taken from here. The driver runs on the head.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--address",
+        help="of the cluster's dashboard (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265); "
+        "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH are read",
+    )
+    parser.add_argument("--id", help="to call the submission by (made of the verb and the time)")
+    parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    parser.add_argument("verb", help="which job: extract, train, sweep, pipeline, …")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="the job's own flags")
+    return parser
