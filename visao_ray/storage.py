@@ -7,6 +7,7 @@ at S3-compatible servers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
@@ -140,10 +141,12 @@ class Location:
     def delete(self) -> None:
         """Remove the file or the folder with all that is in it; nothing happens if it is absent."""
         kind = self._info().type
-        if kind == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
-        elif kind != pafs.FileType.NotFound:
-            self.filesystem.delete_file(self.path)
+        # An object store may tell of a folder for a while after its last object went.
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind != pafs.FileType.NotFound:
+                self.filesystem.delete_file(self.path)
 
     def move(self, to: Location) -> None:
         """Move a file or folder to another place on the same file system."""

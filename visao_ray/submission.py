@@ -67,7 +67,8 @@ def submit(
     import yaml
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every ignore file, three times
+    for name in ("dashboard", "_private"):  # they tell of every ignore file, three times
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}

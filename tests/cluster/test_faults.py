@@ -23,7 +23,14 @@ from visao_ray.storage import Location
 IMAGES, BLOCK = 1024, 16
 BLOCKS = IMAGES // BLOCK
 SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
-TRAIN = ("--family=simple_cnn", "--image-size=80", "--epochs=4", "--batch-size=32", "--workers=2")
+TRAIN = (
+    "--base=vazios",
+    "--family=simple_cnn",
+    "--image-size=80",
+    "--epochs=4",
+    "--batch-size=32",
+    "--workers=2",
+)
 
 
 @pytest.fixture(scope="module")
