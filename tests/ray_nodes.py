@@ -88,6 +88,8 @@ class RayNodes:
             role = [f"--address=127.0.0.1:{self.port}"]
         command = [RAY, "start", *role, *flags, "--block", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
+        # Otherwise all nodes of a machine want the same one, and a head without it takes no jobs.
+        command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         command += [f"--object-store-memory={256 * 1024**2}"]
         with open(folder / "start.log", "ab") as log:
             process = subprocess.Popen(

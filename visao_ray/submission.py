@@ -26,7 +26,7 @@ from visao_ray.storage import reason
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LOOK_S = 1.0
-_TRIES = 30  # to reach a dashboard that answered before
+_PATIENCE_S = 45.0
 _STOPPED = 143  # as a process that ended on SIGTERM
 
 
@@ -67,8 +67,8 @@ def submit(
     import yaml
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard", "_private"):  # they tell of every ignore file, three times
-        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
+    for part in ("dashboard", "_private"):  # they tell of every ignore file, three times
+        logging.getLogger(f"ray.{part}").setLevel(logging.ERROR)
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}
@@ -90,29 +90,28 @@ def submit(
 
 def _hand_in(client: Any, **job: Any) -> str:
     """Submit, also to a head whose dashboard answers before it can take jobs."""
-    for _ in range(_TRIES):
+    end = time.monotonic() + _PATIENCE_S
+    while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
-            if "No available agent" not in str(error):
+            if "No available agent" not in str(error) or time.monotonic() > end:
                 raise
         time.sleep(_LOOK_S)
-    return str(client.submit_job(**job))
 
 
 def _follow(client: Any, submitted: str) -> int:
     """Show the job's lines from first to last, over lost connections; returns its status."""
     from ray.job_submission import JobStatus
 
-    shown, failures = 0, 0
+    shown, answered = 0, time.monotonic()
     while True:
         try:
             shown = asyncio.run(_tail(client, submitted, shown))
             info = client.get_job_info(submitted)
-            failures = 0
+            answered = time.monotonic()
         except (ConnectionError, RuntimeError, OSError) as error:
-            failures += 1
-            if failures == _TRIES:
+            if time.monotonic() > answered + _PATIENCE_S:
                 print(f"error: {submitted}: no answer: {reason(error)}", file=sys.stderr)
                 return 1
             time.sleep(_LOOK_S)
