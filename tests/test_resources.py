@@ -15,7 +15,7 @@ def test_one_machine_without_gpus():
     pool = fit_actors(None, Worker(), Cluster((Node({"CPU": 2.0, "memory": 8 * GIB}),)))
     assert (pool.size, pool.gpus) == (1, 0.0)
     assert pool.actor == {"num_cpus": 0.0, "num_gpus": 0.0} | {"num_cpus": 0}
-    assert "scheduling_strategy" not in pool.loader
+    assert pool.loader == {"num_cpus": 0.7}
     assert str(pool) == "1 CPU actor"
 
 
@@ -24,10 +24,12 @@ def test_an_actor_a_node_without_gpus():
 
 
 def test_actors_on_gpus_and_loaders_beside_them():
-    pool = fit_actors(None, Worker(), Cluster((HEAD, CPU, GPU, GPU)))
+    pool = fit_actors(None, Worker(), Cluster((HEAD, CPU, GPU, GPU), gpu_ids=("a", "b")))
     assert (pool.size, pool.gpus) == (4, 1.0)
     assert pool.actor["num_gpus"] == 1.0
-    assert pool.loader["scheduling_strategy"] == "DEFAULT"  # leaves GPU nodes alone
+    assert pool.loader["label_selector"] == {"ray.io/node-id": "!in(a,b)"}
+    only_gpus = fit_actors(None, Worker(), Cluster((HEAD, GPU, GPU), gpu_ids=("a", "b")))
+    assert "label_selector" not in only_gpus.loader
     assert fit_actors(None, Worker(gpus=0.5), Cluster((HEAD, CPU, GPU))).size == 4
     assert fit_actors(None, Worker(gpus=0), Cluster((HEAD, CPU, GPU))).size == 2
 

@@ -37,6 +37,7 @@ class Cluster:
     nodes: tuple[Node, ...]
     limits: tuple[Node, ...] = ()
     idle_head: str | None = None  # id of a head that takes no work
+    gpu_ids: tuple[str, ...] = ()  # of the nodes with GPUs
 
     @property
     def light(self) -> dict[str, Any]:
@@ -73,10 +74,17 @@ class Cluster:
         )
 
     @property
-    def mixed(self) -> bool:
-        """Whether there are nodes with GPUs and nodes with CPUs alone."""
-        kinds = [node for node in (*self.nodes, *self.limits) if node.offers.get("CPU")]
-        return 0 < sum(bool(node.offers.get("GPU")) for node in kinds) < len(kinds)
+    def beside_gpus(self) -> dict[str, Any]:
+        """Of tasks that need no GPU: options that leave nodes with GPUs to those who do.
+
+        Empty where there are no others.
+        """
+        working = sum(bool(node.offers.get("CPU")) for node in self.nodes)
+        if not 0 < len(self.gpu_ids) < working:
+            return {}
+        others = {"ray.io/node-id": f"!in({','.join(self.gpu_ids)})"}
+        # Rather on a GPU's node than not at all.
+        return {"label_selector": others, "fallback_strategy": [{"label_selector": {}}]}
 
     def __str__(self) -> str:
         plural = "" if self.working == 1 else "s"
@@ -145,7 +153,10 @@ def look() -> Cluster:
         if "node:__internal_head__" in node["Resources"] and not node["Resources"].get("CPU")
     ]
     found = Cluster(
-        tuple(Node(node["Resources"]) for node in nodes), _limits(), next(iter(idle_heads), None)
+        tuple(Node(node["Resources"]) for node in nodes),
+        _limits(),
+        next(iter(idle_heads), None),
+        tuple(node["NodeID"] for node in nodes if node["Resources"].get("GPU")),
     )
     if not found.total("CPU"):
         raise InputError(
@@ -194,10 +205,7 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
     # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
     # every image.
     roomy = cluster.total("CPU") >= 2 * workers + 2
-    loader: dict[str, Any] = {"num_cpus": 1.0 if roomy else 0.7}
-    if cluster.mixed:
-        # Ray Data would spread them; Ray's own policy leaves GPU nodes to those who need one.
-        loader["scheduling_strategy"] = "DEFAULT"
+    loader = {"num_cpus": 1.0 if roomy else 0.7, **(cluster.beside_gpus if worker.gpus else {})}
     return ActorPool(
         size=workers,
         gpus=worker.gpus or 0.0,

@@ -104,14 +104,25 @@ def _follow(client: Any, submitted: str) -> int:
     """Show the job's lines from first to last, over lost connections; returns its status."""
     from ray.job_submission import JobStatus
 
-    shown, answered = 0, time.monotonic()
+    shown = 0
+    silent_since: float | None = None
+
+    async def tail() -> None:
+        nonlocal shown, silent_since
+        seen = 0
+        async for lines in client.tail_job_logs(submitted):  # from the first, every time
+            print(lines[max(0, shown - seen) :], end="", flush=True)
+            seen += len(lines)
+            shown, silent_since = max(seen, shown), None
+
     while True:
         try:
-            shown = asyncio.run(_tail(client, submitted, shown))
+            asyncio.run(tail())
             info = client.get_job_info(submitted)
-            answered = time.monotonic()
+            silent_since = None
         except (ConnectionError, RuntimeError, OSError) as error:
-            if time.monotonic() > answered + _PATIENCE_S:
+            silent_since = silent_since or time.monotonic()
+            if time.monotonic() > silent_since + _PATIENCE_S:
                 print(f"error: {submitted}: no answer: {reason(error)}", file=sys.stderr)
                 return 1
             time.sleep(_LOOK_S)
@@ -128,16 +139,6 @@ def _follow(client: Any, submitted: str) -> int:
     if info.driver_exit_code is None:  # the driver never ran, or its node was lost
         print(f"error: {submitted}: {info.message}", file=sys.stderr)
     return int(info.driver_exit_code or 1)
-
-
-async def _tail(client: Any, submitted: str, shown: int) -> int:
-    """Print the lines after the first `shown` characters; returns how many there are by now."""
-    seen = 0
-    async for lines in client.tail_job_logs(submitted):
-        fresh = lines[max(0, shown - seen) :]
-        seen += len(lines)
-        print(fresh, end="", flush=True)
-    return max(seen, shown)
 
 
 def _check(verb: str, flags: Sequence[str]) -> None:

@@ -112,7 +112,7 @@ def predict(
         loaded.map_batches(
             Predictor,
             fn_constructor_args=(model, batch_size, labels),
-            batch_size=None,
+            batch_size=block if pool.gpus else None,  # with GPUs, Ray Data wants it as a number
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.size),
             **{**pool.actor, **options},

@@ -34,6 +34,7 @@ from visao_ray.settings import ExtractSettings, ManifestSettings
 from visao_ray.stages import SPENT, Stages
 from visao_ray.storage import Location, is_outage, locate, reason
 
+_BLOCK_BYTES = 120 * 1024**2  # Ray Data parts what is larger than 128 MiB
 _LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 _READERS = 8  # images read and decoded at once in one task
 
@@ -74,6 +75,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         "views": settings.augmented_views,
     }
     schema = tables.features(backbone.width, about)
+    _check_block(settings, backbone.image_size)
     _check_same(run.out.join("features"), about)
     total = tables.rows(manifest)
     done_before = tables.rows(run.out.join("features")) + tables.rows(run.out.join("errors"))
@@ -115,7 +117,8 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
             ).map_batches(
                 Extractor,
                 fn_constructor_args=(weights, settings.batch_size, labels),
-                batch_size=None,
+                # A whole block; with GPUs, Ray Data wants it as a number.
+                batch_size=block * (1 + settings.augmented_views) if pool.gpus else None,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=pool.size),
                 **pool.actor,
@@ -135,6 +138,21 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     run.inputs["manifest"] = manifest.uri
     run.details |= {"about": about, "width": backbone.width, "workers": pool.size}
     check_errors(run, settings.max_errors)
+
+
+def _check_block(settings: ExtractSettings, side: int) -> None:
+    """Views of an image are committed together, so their pixels must fit in one block of Ray Data.
+
+    Raises:
+        InputError: they would be parted.
+    """
+    each = (1 + settings.augmented_views) * side**2 * 3
+    most = _BLOCK_BYTES // each
+    if settings.augmented_views and settings.rows_per_block > most:
+        raise InputError(
+            f"--rows-per-block {settings.rows_per_block}: with {settings.augmented_views} views of "
+            f"{side}² a block holds {most} images at most"
+        )
 
 
 def _check_same(features: Location, about: Mapping[str, Any]) -> None:
