@@ -238,17 +238,8 @@ def start_ray() -> None:
     if not ray.is_initialized():
         # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        # A Ray started here would end idle processes beyond one a core and start them again later,
-        # a second or two of work each time: readers, actors and writers are more than cores.
-        # And it would warn of more than four starting at once a core: Ray Train starts eight.
-        processes = str(2 * (os.cpu_count() or 1) + 6)
-        os.environ.setdefault("RAY_num_workers_soft_limit", processes)
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
-        # A task that asks for no GPU must not find one, beside an actor that has it all to itself.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-        # What every process would tell that dashboard, every second.
-        os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            _tune_own_ray()
         with muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver. The
             # dashboard, whose address nobody is told, takes 5 % of the speed of two cores.
@@ -269,6 +260,21 @@ def start_ray() -> None:
     # What Ray Data logs of a failure, it raises too, and the job tells it once.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+
+def _tune_own_ray() -> None:
+    """Settings of a Ray that is started for one job, on this machine; a cluster has its own."""
+    # It would end idle processes beyond one a core and start them again later, a second or two of
+    # work each time: readers, actors and writers are more than cores. And it would warn of more
+    # than four starting at once a core: Ray Train starts eight.
+    processes = str(2 * (os.cpu_count() or 1) + 6)
+    os.environ.setdefault("RAY_num_workers_soft_limit", processes)
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
+    # A task that asks for no GPU must not find one, beside an actor that has it all to itself.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # What every process would tell a dashboard that is not there, every second.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 
 @contextlib.contextmanager

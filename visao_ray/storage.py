@@ -8,6 +8,7 @@ at S3-compatible servers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import uuid
@@ -201,6 +202,11 @@ def passed_over(name: str, ignore: Collection[str]) -> bool:
 def _s3() -> pafs.S3FileSystem:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3_at(endpoint, region)
+
+
+@functools.cache  # one keeps its connections open: a new one for each image would connect anew
+def _s3_at(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
     options: dict[str, object] = {
         # The standard strategy gives up early when many requests fail at once, as in an outage.
         "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),

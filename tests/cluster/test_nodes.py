@@ -16,10 +16,16 @@ def named(nodes, word):
     return {row["node_id"] for row in listed if word in row["resources_total"]}
 
 
-def ran_on(nodes, word):
-    """How many finished tasks with a word in their name each node had."""
+def tasks(nodes, word):
+    """How many tasks with a word in their name each node had."""
     listed = nodes.get("/api/v0/tasks?limit=10000&detail=1")["data"]["result"]["result"]
     return Counter(row["node_id"] for row in listed if word in row["name"] and row["node_id"])
+
+
+def actors(nodes, word):
+    """How many actors with a word in their class each node had."""
+    listed = nodes.get("/api/v0/actors?limit=1000&detail=1")["data"]["result"]["result"]
+    return Counter(row["node_id"] for row in listed if word in row["class_name"])
 
 
 def test_cpu_nodes_decode_and_gpu_nodes_extract(s3, manifest):
@@ -31,8 +37,8 @@ def test_cpu_nodes_decode_and_gpu_nodes_extract(s3, manifest):
         assert "on 1 GPU actor" in run.stdout
         gpu = named(nodes, "GPU")
         assert len(gpu) == 1
-        loads, extractions = ran_on(nodes, "load"), ran_on(nodes, "Extractor")
-    assert set(extractions) == gpu
+        loads, extractors = tasks(nodes, "MapBatches(load)"), actors(nodes, "Extractor")
+    assert set(extractors) == gpu
     on_gpu_nodes = sum(loads[node] for node in gpu)
     print(f"\n{on_gpu_nodes} of {loads.total()} blocks decoded on the GPU node")
     assert loads.total() >= 64
