@@ -62,6 +62,18 @@ def one_line(stderr: str, *says: str) -> None:
         ("scanner", "--base ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
         ("sweep", "--base vazios --features {tmp}/none --out {out}", ("{tmp}/none", "features")),
         ("evaluate", "--base vazios --features {data} --model x --out {out}", ("features table",)),
+        ("submit", "extrac --base vazios", ("'extrac'", "extract")),
+        ("submit", "extract --base vazios --dat {data} --out {out}", ("--dat", "--data")),
+        (
+            "submit",
+            "--address http://127.0.0.1:9 extract --base vazios --data {data} --out {out}",
+            ("--address http://127.0.0.1:9",),
+        ),
+        (
+            "extract",
+            "--base vazios --data {data} --out {out} --gpus-per-worker 64",
+            ("--gpus-per-worker 64", "leave it out"),
+        ),
     ],
     ids=lambda value: "" if isinstance(value, tuple) else value,
 )
