@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from visao_ray import tables
@@ -50,6 +52,24 @@ def test_every_image_once(extracted, rows, scans, tiny_backbone):
     assert schema.field("avg").type.list_size == 8
     assert not (extracted / "work").exists()
     assert result["throughput"]["images_per_second"] > 0
+
+
+def test_keys_are_names_and_never_places(extracted, tiny_backbone, tmp_path, ray_cluster):
+    """Whatever stands in a manifest that somebody gives us, nothing is written beside `--out`."""
+    listed = pads.dataset(extracted / "listing" / "manifest").to_table()
+    keys = [f"../../../{number}/<b>.jpg" for number in range(listed.num_rows - 1)] + ["/etc/x.jpg"]
+    strange = listed.set_column(listed.schema.get_field_index("key"), "key", pa.array(keys))
+    (tmp_path / "manifest").mkdir()
+    pq.write_table(strange.cast(listed.schema), tmp_path / "manifest" / "0.parquet")
+    out = tmp_path / "deep" / "er" / "out"
+    settings = ExtractSettings(
+        manifest=str(tmp_path / "manifest"), weights=tiny_backbone, out=str(out)
+    )
+    execute(settings, extract_features)
+    assert {key for key, _ in rows_of(out)} == set(keys)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    elsewhere = [path for path in written if out not in path.parents]
+    assert elsewhere == [tmp_path / "manifest" / "0.parquet"]
 
 
 def test_the_numbers_of_a_plain_loop(rows, scans, tiny_backbone):

@@ -135,7 +135,8 @@ class ImageRows:
         ]
         options = ray.data.DataContext.get_current().execution_options
         options.preserve_order = True  # a step's rows are told by their place
-        loaded = ray.data.from_arrow(blocks).map_batches(
+        # Not from_arrow: it asks for a whole CPU, which the workers may have between them.
+        loaded = ray.data.from_blocks(blocks).map_batches(
             _load_block,
             batch_size=None,
             batch_format="numpy",
