@@ -14,7 +14,7 @@ from ray_nodes import RayNodes
 
 from visao_ray.storage import Location
 
-DEADLINE_S = 240
+DEADLINE_S = 300
 #: What makes an extraction long enough to be disturbed, and short enough for a test.
 EXTRACT = (
     "--backbone=mobilenetv2",
