@@ -207,7 +207,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     started, clock = _now(), time.perf_counter()
     work(settings, run)
     run.timings["total"] = time.perf_counter() - clock
-    content = {
+    content: dict[str, Any] = {
         "job": settings.job,
         "run": run.id,
         "status": "finished",
@@ -223,6 +223,7 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
         "started": started,
         "finished": _now(),
     }
+    content = _plain(content)  # as the file holds it, so without infinities
     result.write_bytes(to_json(content))
     run.work.delete()
     run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
