@@ -165,7 +165,12 @@ def test_a_lost_node_in_training(site, manifest):
     began = time.monotonic()
     run = site.nodes.begin("train", f"--manifest={manifest.uri}", f"--out={out.uri}", *TRAIN)
     wait_for(lambda: out.join("work", "epochs", "0002.json").exists(), run)
-    site.nodes.kill("worker2")
+    hosts = [
+        name
+        for name, node in site.nodes.nodes.items()
+        if processes(node.processes(), "RayTrainWorker")
+    ]
+    site.nodes.kill(hosts[0])
     finish(run)
     found = result(out)
     restarts = found["details"]["restarts"]
