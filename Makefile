@@ -38,7 +38,7 @@ test: $(VENV)/.dev
 
 # One at a time: a test that breaks things must not wait for another that computes.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults $(FLAGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
