@@ -70,3 +70,12 @@ def manifest(site: Site, images: Location) -> Location:
     run = site.nodes.submit("manifest", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}")
     assert run.returncode == 0, run.stdout
     return out.join("manifest")
+
+
+@pytest.fixture(autouse=True)
+def whole(site: Site) -> None:
+    """Two workers before every test, whatever the one before did to them."""
+    for name in ("worker1", "worker2"):
+        if name not in site.nodes.nodes:
+            site.nodes.start(name, "--num-cpus=1")
+    site.nodes.wait()

@@ -43,15 +43,6 @@ def calm(site, manifest) -> Location:
     return out
 
 
-@pytest.fixture(autouse=True)
-def whole(site) -> None:
-    """Two workers before every test, whatever the one before did to them."""
-    for name in ("worker1", "worker2"):
-        if name not in site.nodes.nodes:
-            site.nodes.start(name, "--num-cpus=1")
-    site.nodes.wait()
-
-
 class Extraction:
     """A run of the extract job, and what it cost beyond an undisturbed one."""
 
