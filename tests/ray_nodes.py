@@ -106,9 +106,9 @@ class RayNodes:
         """Lose a node."""
         self.nodes.pop(name).kill()
 
-    def wait(self, count: int | None = None) -> None:
+    def wait(self) -> None:
         """Until the head knows of as many nodes as were started."""
-        wanted = len(self.nodes) if count is None else count
+        wanted = len(self.nodes)
         end = time.monotonic() + _START_S
         while True:
             with contextlib.suppress(OSError, ValueError):

@@ -197,7 +197,6 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
     """
     if worker.gpus is None:
         worker = Worker(float(cluster.total("GPU") >= 1), worker.memory, worker.resources)
-    _check_one(worker, cluster)
     if workers is None:
         room = cluster.holds(worker.request())
         workers = room if worker.gpus else max(1, min(cluster.working, room))
