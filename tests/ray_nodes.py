@@ -21,7 +21,8 @@ from pathlib import Path
 from job_runs import ROOT
 from s3_server import free_ports
 
-RAY = str(Path(sys.executable).parent / "ray")
+_BIN = Path(sys.executable).parent
+RAY = str(_BIN / "ray")
 _START_S = 90
 
 
@@ -177,6 +178,8 @@ def ray_nodes(
     token.write_text(os.urandom(32).hex())
     token.chmod(0o600)
     own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A job's `python` is the first on the head's PATH, which need not be that of these tests.
+    own["PATH"] = f"{_BIN}{os.pathsep}{own['PATH']}"
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **(environment or {})}
     port, dashboard = free_ports(2)
     nodes = RayNodes(folder, own, port, dashboard)
