@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from ray_nodes import RayNodes
+from ray_nodes import RAY, RayNodes
 
 from visao_ray.storage import Location
 
@@ -43,6 +43,17 @@ def finish(run: "subprocess.Popen[str]") -> str:
         told, _ = run.communicate()
         raise AssertionError(f"does not end:\n{told}") from None
     assert run.returncode == 0, told
+    return told
+
+
+def stop(nodes: RayNodes, run: "subprocess.Popen[str]") -> str:
+    """`ray job stop` a run that was begun: what it told until its end."""
+    assert run.stdout is not None
+    name = next(line for line in run.stdout if "[submit]" in line).split()[1]
+    command = [RAY, "job", "stop", "--address", nodes.address, name]
+    subprocess.run(command, env=nodes.environment, check=True, timeout=60, capture_output=True)
+    told, _ = run.communicate(timeout=60)
+    assert run.returncode == 143, told
     return told
 
 

@@ -15,6 +15,7 @@ from visao_ray.errors import InputError
 
 _GIB = 1024**3
 _UNLIMITED = 10_000  # nodes of a group without a limit
+_READS = 2  # files of rows read at once: hardly any work beside that of their images
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Cluster:
         if self.idle_head is None:
             return {"num_cpus": 0}
         return {"num_cpus": 0, "label_selector": {"ray.io/node-id": f"!{self.idle_head}"}}
+
+    @property
+    def reader(self) -> dict[str, Any]:
+        """Of a resumable read of rows: options of `ray.data.read_*`.
+
+        No CPU: the filter of rows that are done holds a whole one from the start of a run that goes
+        on, and where there is no other the two would wait for each other.
+        """
+        return {"concurrency": _READS, **self.light}
 
     def holds(self, request: Mapping[str, float]) -> int:
         """How many requests fit on the cluster when nothing else runs, grown to its limits."""
@@ -130,6 +140,7 @@ class ActorPool:
     size: int
     gpus: float
     actor: Mapping[str, Any]
+    reader: Mapping[str, Any]
     loader: Mapping[str, Any]
     writer: Mapping[str, Any]
     writers: int
@@ -209,6 +220,7 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
         size=workers,
         gpus=worker.gpus or 0.0,
         actor=worker.options(0.9) if roomy else {**worker.options(0.0), **cluster.light},
+        reader=cluster.reader,
         loader=loader,
         # Nothing to wait for: what is extracted but not committed is lost in a kill.
         writer=cluster.light,

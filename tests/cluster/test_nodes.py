@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from cluster_runs import EXTRACT, result, same_features
+from cluster_runs import EXTRACT, committed, finish, result, same_features, stop, wait_for
 from ray_nodes import ray_nodes
 
 from visao_ray.storage import locate
@@ -60,3 +60,15 @@ def test_nothing_needs_the_disk(s3, site, manifest):
     run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={calm.uri}", *EXTRACT)
     assert run.returncode == 0, run.stdout
     same_features(out, calm)
+
+
+def test_one_cpu_is_enough_to_go_on(s3, manifest):
+    """The filter of images that are done holds a CPU, and must not wait for those it filters."""
+    out = locate(f"{s3.uri}/nodes/one-cpu")
+    command = ("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    with ray_nodes([("--num-cpus=1",)]) as nodes:
+        run = nodes.begin(*command)
+        wait_for(lambda: committed(out) >= 8, run)
+        stop(nodes, run)
+        assert "going on with the run" in finish(nodes.begin(*command))
+    assert result(out)["counts"]["ok"] == 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cluster_runs import EXTRACT, committed, finish, result, same_features, wait_for
+from cluster_runs import EXTRACT, committed, finish, result, same_features, stop, wait_for
 from job_runs import ROOT
 from ray_nodes import RAY
 from s3_server import SECRET
@@ -91,12 +91,7 @@ def test_stopped_half_way_and_handed_in_again(site, manifest, extracted):
     command = (f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
     run = site.nodes.begin("extract", *command)
     wait_for(lambda: committed(out) >= BLOCKS // 3, run)
-    assert run.stdout is not None
-    name = next(line for line in run.stdout if "[submit]" in line).split()[1]
-    stop = [RAY, "job", "stop", "--address", site.nodes.address, name]
-    subprocess.run(stop, env=site.nodes.environment, check=True, timeout=60, capture_output=True)
-    told, _ = run.communicate(timeout=60)
-    assert run.returncode == 143, told
+    told = stop(site.nodes, run)
     assert "stopped; the same command goes on from here" in told
     assert not out.join("result.json").exists()
     before = committed(out)

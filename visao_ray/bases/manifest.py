@@ -25,6 +25,7 @@ from visao_ray.bases.splits import Ties, carve
 from visao_ray.checkpoint import checkpointed
 from visao_ray.errors import InputError
 from visao_ray.images.decode import DecodeError, read_header
+from visao_ray.resources import look
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import ManifestSettings
 from visao_ray.storage import Location, is_outage, locate, passed_over, reason, require_folder
@@ -144,9 +145,9 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     def inspect() -> None:
         committed = work.join("committed")
         with checkpointed(committed, "key"), run.progress(committed, _BLOCK, images):
-            ray.data.read_parquet(listing.path, filesystem=listing.filesystem).repartition(
-                target_num_rows_per_block=_BLOCK
-            ).map_batches(
+            ray.data.read_parquet(
+                listing.path, filesystem=listing.filesystem, **look().reader
+            ).repartition(target_num_rows_per_block=_BLOCK).map_batches(
                 _inspect, batch_size=None, batch_format="pyarrow", fn_kwargs={"base": base.name}
             ).write_parquet(inspected.path, filesystem=inspected.filesystem)
 

@@ -35,7 +35,6 @@ from visao_ray.tables import TABLE, Vectors
 logger = logging.getLogger(__name__)
 
 _BLOCK = 64  # images read, shown and committed together, at least
-_LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def predict(
         committed = run.work.join("predicted")
         with checkpointed(committed, "key"), run.progress(committed, block, total):
             loaded = (
-                rows(num_cpus=_LIGHT)
+                rows(**pool.reader)
                 .repartition(target_num_rows_per_block=block, strict=True)
                 .map_batches(
                     load,

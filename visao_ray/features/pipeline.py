@@ -35,7 +35,6 @@ from visao_ray.stages import SPENT, Stages
 from visao_ray.storage import Location, is_outage, locate, reason
 
 _BLOCK_BYTES = 120 * 1024**2  # Ray Data parts what is larger than 128 MiB
-_LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 _READERS = 8  # images read and decoded at once in one task
 
 
@@ -103,9 +102,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         block = settings.rows_per_block
         with checkpointed(committed, "key"), run.progress(committed, block, total):
             images = ray.data.read_parquet(
-                manifest.path,
-                filesystem=manifest.filesystem,
-                num_cpus=_LIGHT,
+                manifest.path, filesystem=manifest.filesystem, **pool.reader
             )
             images.set_name(run.name("extract", base))
             images.repartition(target_num_rows_per_block=block, strict=True).map_batches(

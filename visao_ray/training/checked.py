@@ -18,7 +18,6 @@ from visao_ray.storage import Location
 from visao_ray.tables import TABLE
 
 _BLOCK = 64  # images
-_LIGHT = 0.2  # CPUs asked for by tasks that hardly compute
 #: JPEG is decoded at an eighth of its size then, but all of its data are gone through.
 _LOADING = Loading(image_size=32, resize="stretch", recipe="none", views=0, seed=0)
 
@@ -47,7 +46,7 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
         committed = run.work.join("checked")
         with checkpointed(committed, "key"), run.progress(committed, _BLOCK, total):
             images = ray.data.read_parquet(
-                manifest.path, filesystem=manifest.filesystem, num_cpus=_LIGHT
+                manifest.path, filesystem=manifest.filesystem, **pool.reader
             )
             images.set_name(run.name("check", base))
             images.repartition(target_num_rows_per_block=_BLOCK, strict=True).map_batches(
