@@ -245,6 +245,9 @@ def start_ray() -> None:
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver. The
             # dashboard, whose address nobody is told, takes 5 % of the speed of two cores.
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with contextlib.suppress(ValueError):  # not in the main thread
+            # Set anew: Ray's C++ core has put itself in front of it, with a dump of its stack.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     import ray.data
 
     context = ray.data.DataContext.get_current()
