@@ -77,7 +77,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
             what += ", halved" if told["ended"] == "halving" else ""
         else:
             what = f"failed: {told['error']}"
-        self._say(f"trial {told['number']}: {what} ({told['seconds']:.1f} s)")
+        self._say(trial, f"{what} ({told['seconds']:.1f} s)")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process was lost too often."""
@@ -88,21 +88,26 @@ class Progress(tune.Callback):  # type: ignore[misc]
         lost = Outcome(config["number"], trial.trial_id, config["head"], "error", error=told)
         self._outcomes.write(lost)
         self._told[lost.number] = {**vars(lost), "done": True}
-        self._say(f"trial {lost.number}: failed: {told}")
+        self._say(trial, f"failed: {told}")
 
     def _keep(self, trial: Any, result: dict[str, Any]) -> None:
         self._told[result["number"]] = {**result, "head": trial.config["head"]}
         if self._live is not None:
             self._live.update(self._table())
 
-    def _say(self, what: str) -> None:
-        ended = sum(bool(told["done"]) for told in self._told.values())
-        best = math.nan
-        for number, told in self._told.items():
-            searched = number < self._trials and told["done"] and told["status"] == "ok"
-            if searched and self._criterion.better(told["objective"], best):
-                best = told["objective"]
-        line = f"{self._start}{ended}/{max(self._trials, ended)} {what}; best so far {best:.4f}"
+    def _say(self, trial: Any, what: str) -> None:
+        number, searched = trial.config["number"], range(self._trials)
+        if number in searched:
+            ended = [told for one, told in self._told.items() if one in searched and told["done"]]
+            best = math.nan
+            for told in ended:
+                if told["status"] == "ok" and self._criterion.better(told["objective"], best):
+                    best = told["objective"]
+            place = f"{len(ended)}/{self._trials} trial {number}"
+            what += f"; best so far {best:.4f}"
+        else:  # one that a finalist asks for
+            place = f"trial {number}, a variant of {trial.config['like']}"
+        line = f"{self._start}{place}: {what}"
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False)
         else:
