@@ -29,12 +29,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from verdict import CORES, MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
 REPOSITORY = Path(__file__).parents[2]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
-CORES = len(os.sched_getaffinity(0))
 
 # The job in its own process; afterwards that process tells its peak memory and Ray's spilling.
 _JOB = """
@@ -235,14 +235,9 @@ def main() -> int:
         rows.append(("spilled to disk", "; ".join(spilled) or "0 bytes"))
         bars.append(("nothing spilled", not spilled))
 
-    print(f"\n{CORES} cores, Python {sys.version.split()[0]}")
-    for what, value in rows:
-        print(f"{what:<58} {value}")
-    for told, holds in bars:
-        print(f"{'holds' if holds else 'FAILS':<6} {told}")
-    held = all(holds for _, holds in bars)
-    print("all bars hold" if held else "a bar does not hold")
-    return 0 if held else 1
+    print(f"\n{MACHINE}")
+    show(rows)
+    return judge(bars)
 
 
 if __name__ == "__main__":

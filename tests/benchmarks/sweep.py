@@ -40,6 +40,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from verdict import MACHINE, judge
 
 from visao_ray import tables
 from visao_ray.features.vectors import load_features
@@ -48,7 +49,6 @@ from visao_ray.storage import locate
 REPOSITORY = Path(__file__).parents[2]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_224"
 LITE0 = REPOSITORY.parent / "shared" / "weights" / "efficientnet_lite0_imagenet.keras"
-CORES = len(os.sched_getaffinity(0))
 BASE, CLASSES = "chest_xray", ("NORMAL", "PNEUMONIA")
 BATCH = 32
 
@@ -395,7 +395,7 @@ def main() -> int:
         check_sameness(load, place / "0" / "out", sweeps[job][0].auc, width)
 
     print(
-        f"\n{CORES} cores, Python {sys.version.split()[0]}; {kind}: {train:,} × {width:,} train, "
+        f"\n{MACHINE}; {kind}: {train:,} × {width:,} train, "
         f"{val:,} val; {len(load.heads)} heads, {load.epochs} epochs, batches of {BATCH}\n"
         f"{'':<26}{'trials/minute':>14} {'search alone':>14} {'best val AUC':>14}   "
         "seconds of each process"
@@ -420,16 +420,7 @@ def main() -> int:
         ),
         (f"best val AUCs {apart:.4f} apart (bar: at most 0.003)", apart <= 0.003),
     ]
-    if options.quick:
-        for told, _ in bars:
-            print(f"       {told}")
-        print("quick: it works; too little was measured to judge")
-        return 0
-    for told, holds in bars:
-        print(f"{'holds' if holds else 'FAILS':<6} {told}")
-    held = all(holds for _, holds in bars)
-    print("all bars hold" if held else "a bar does not hold")
-    return 0 if held else 1
+    return judge(bars, options.quick)
 
 
 def speed(runs: list[Sweep], of: str) -> float:

@@ -33,11 +33,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from verdict import MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
 REPOSITORY = Path(__file__).parents[2]
-CORES = len(os.sched_getaffinity(0))
 CLASSES = ("nvazio", "vazio")
 RATE = 1e-3
 
@@ -281,23 +281,16 @@ def main() -> int:
         ("two workers / one worker", f"{two.steps / one.steps:.2f}"),
     ]
     ratio = one.steps / mean(files)
-    holds = ratio >= 0.95
 
     print(
-        f"\n{CORES} cores, Python {sys.version.split()[0]}; CNN-A2, {one.parameters:,} parameters, "
+        f"\n{MACHINE}; CNN-A2, {one.parameters:,} parameters, "
         f"{load.images:,} scans of {load.side}², {load.batch} rows a step and worker\n"
         f"images/s of training steps in the median of {load.epochs - 1} epochs "
         "(whole: validation and checkpoint too)"
     )
-    for what, value in rows:
-        print(f"{what:<58} {value}")
+    show(rows)
     told = f"one worker / plain fit on the same files {ratio:.2f} (bar: at least 0.95)"
-    if options.quick:
-        print(f"       {told}\nquick: it works; too little was measured to judge")
-        return 0
-    print(f"{'holds' if holds else 'FAILS':<6} {told}")
-    print("all bars hold" if holds else "a bar does not hold")
-    return 0 if holds else 1
+    return judge([(told, ratio >= 0.95)], options.quick)
 
 
 def mean(pair: list[Speed]) -> float:
