@@ -147,7 +147,7 @@ def test_a_lost_node_in_a_sweep(site, calm):
     print(f"\nsweep with a lost node: {time.monotonic() - began:.0f} s")
     told = {"trial_id"}  # drawn anew by each run
     keep = [name for name in undisturbed.column_names if name not in told]
-    assert found["error"].to_pylist() == [""] * 8
+    assert found["error"].to_pylist() == [None] * 8
     assert found.select(keep).to_pylist() == undisturbed.select(keep).to_pylist()
 
 
