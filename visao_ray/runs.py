@@ -261,9 +261,9 @@ def start_ray() -> None:
     context.max_map_retries = 3
     # A limit on writers is meant for large bases; on small ones Ray Data warns that it is not met.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
-    # What Ray Data logs of a failure, it raises too, and the job tells it once.
+    # What they log of a failure, with traces, they raise or tell callbacks too: jobs tell it once.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _tune_own_ray() -> None:

@@ -76,12 +76,18 @@ def test_trials_with_an_outcome_are_not_handed_out(tmp_path):
     assert again == {number: first[number] for number in gone}
 
 
-def test_a_trial_whose_process_was_lost_ends_too(tmp_path):
-    order, _ = in_order(tmp_path, at_once=1)
-    assert order.suggest("a")["number"] == 0
+def test_a_trial_whose_process_is_lost_begins_anew_and_ends_at_last(tmp_path):
+    order, outcomes = in_order(tmp_path, at_once=1)
+    first = order.suggest("a")
+    assert first["number"] == 0
     assert order.suggest("b") is None
-    order.on_trial_complete("a", error=True)
-    assert order.suggest("b")["number"] == 1
+    for lost in "abc":
+        order.on_trial_complete(lost, error=True)
+        assert outcomes.read(0) is None or lost == "c"
+        again = order.suggest(chr(ord(lost) + 1))
+        assert again == first if lost < "c" else again["number"] == 1
+    assert outcomes.read(0).error == "its process was lost 3 times"
+    assert outcomes.read(0).head == first["head"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ Imported where Ray Tune runs; it imports Ray.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,11 +21,16 @@ from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.outcomes import Outcome, Outcomes
 from visao_ray.tuning.samplers import Sampler
 
+LOSSES = 3  # of the process of a trial, that it is tried
+
 
 class InOrder(Searcher):  # type: ignore[misc]
     """Hands Tune the trials of a sweep, then those that its finalists ask for.
 
-    Trials that have an outcome already, from a run that was killed, are not handed out again.
+    Trials that have an outcome already, from a run that was killed, are not handed out again. One
+    whose process is lost (killed, node gone) is, under its number, until that happens the
+    `LOSSES`th time. Tune's own retries are of no use there: where a process is lost between two
+    trials that it serves, Tune hears of it twice and gives the second one up at once.
 
     Attributes:
         ended: outcomes by trial number.
@@ -47,7 +53,9 @@ class InOrder(Searcher):  # type: ignore[misc]
         self._halving, self._epochs, self._criterion = halving, epochs, criterion
         self._sampler, self._more, self._outcomes = sampler, more, outcomes
         self.ended: dict[int, Outcome] = outcomes.read_all()
-        self._running: dict[str, int] = {}
+        self._running: dict[str, dict[str, Any]] = {}
+        self._lost: list[dict[str, Any]] = []
+        self._losses: Counter[int] = Counter()
         self._next = 0
         self._further: list[dict[str, Any]] | None = None
 
@@ -61,22 +69,34 @@ class InOrder(Searcher):  # type: ignore[misc]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next configuration; None while it must wait for others."""
+        if self._lost:
+            self._running[trial_id] = self._lost.pop(0)
+            return self._running[trial_id]
         while True:
             config = self._config(self._next)
             if not isinstance(config, dict):
                 return config
             self._next += 1
             if config["number"] not in self.ended:
-                self._running[trial_id] = config["number"]
+                self._running[trial_id] = config
                 return config
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """A trial has ended; one whose process was lost too often leaves no outcome."""
-        number = self._running.pop(trial_id)
+        """A trial has ended, by itself or because its process was lost."""
+        config = self._running.pop(trial_id)
+        number = config["number"]
         found = self._outcomes.read(number)
-        self.ended[number] = found or Outcome(number, trial_id, {}, "error")
+        if found is None:
+            self._losses[number] += 1
+            if self._losses[number] < LOSSES:
+                self._lost.append(config)
+                return
+            told = f"its process was lost {LOSSES} times"
+            found = Outcome(number, trial_id, config["head"], "error", error=told)
+            self._outcomes.write(found)
+        self.ended[number] = found
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: outcomes tell all there is to know."""
@@ -99,7 +119,8 @@ class InOrder(Searcher):  # type: ignore[misc]
             self._further = list(self._more(found))
         if number - self._trials < len(self._further):
             return {"number": number, "bars": {}, **self._further[number - self._trials]}
-        return str(Searcher.FINISHED)
+        # One that runs may be lost yet.
+        return None if self._running else str(Searcher.FINISHED)
 
 
 def rungs(

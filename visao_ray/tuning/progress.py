@@ -5,15 +5,16 @@ Imported where Ray Tune runs; it imports Ray.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from visao_ray.reports.sweep import in_words
-from visao_ray.storage import reason
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.outcomes import Outcome, Outcomes
 
@@ -21,7 +22,7 @@ _SHOWN = 10
 
 
 class Progress(tune.Callback):  # type: ignore[misc]
-    """Tells how each trial ended and how far the sweep is; records trials whose process was lost.
+    """Tells how each trial ended and how far the sweep is.
 
     On a terminal, a table of the best trials and of those that run is kept up to date below the
     lines; where output goes to a file, lines are all there is.
@@ -80,15 +81,15 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._say(trial, f"{what} ({told['seconds']:.1f} s)")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process was lost too often."""
-        config = trial.config
-        error = trial.get_error()
-        told = f"its process was lost: {type(error).__name__}"
-        told += f": {reason(error)}" if error is not None else ""
-        lost = Outcome(config["number"], trial.trial_id, config["head"], "error", error=told)
-        self._outcomes.write(lost)
-        self._told[lost.number] = {**vars(lost), "done": True}
-        self._say(trial, f"failed: {told}")
+        """A trial's process was lost; the search has decided whether it begins anew."""
+        number = trial.config["number"]
+        ended = self._outcomes.read(number)
+        if ended is not None:
+            self._told[number] = {**vars(ended), "done": True}
+        else:
+            self._told.pop(number, None)
+        what = "begins anew" if ended is None else "is given up"
+        self._say(trial, f"{what}, its process was lost: {_loss(trial)}")
 
     def _keep(self, trial: Any, result: dict[str, Any]) -> None:
         self._told[result["number"]] = {**result, "head": trial.config["head"]}
@@ -137,3 +138,11 @@ class Progress(tune.Callback):  # type: ignore[misc]
                 in_words(told["head"]),
             )
         return table
+
+
+def _loss(trial: Any) -> str:
+    """Why a trial's process ended, as Tune wrote it on this machine."""
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = [line.strip() for line in Path(trial.error_file).read_text().splitlines()]
+    return next((line[:300] for line in reversed(lines) if line), "nobody knows why")

@@ -44,7 +44,6 @@ from visao_ray.tuning.outcomes import (
 from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
 from visao_ray.tuning.space import propose, read_space
 
-_RETRIES = 2  # of a trial whose process was lost
 _TRIALS_A_GPU = 8
 _TOP = 5
 _LEVERS = 3  # finalists whose levers are shown
@@ -261,7 +260,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     from ray import tune
     from ray.tune.execution import class_cache
 
-    from visao_ray.tuning.order import InOrder
+    from visao_ray.tuning.order import LOSSES, InOrder
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
@@ -308,7 +307,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=order,
-            num_samples=trials + _MORE,
+            num_samples=LOSSES * (trials + _MORE),  # at most; `order` ends it
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -319,7 +318,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
             storage_filesystem=folder.filesystem,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # `order` hands out what was lost
             callbacks=[progress],
         ),
     )

@@ -82,7 +82,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     seed is its own.
 
     A head that raises, diverges or lacks memory ends its trial with a reason, and the actor goes on
-    with the next one; only a lost actor (killed, node gone) is a failure for Tune to retry.
+    with the next one; only a lost actor (killed, node gone) is a failure for Tune.
     """
 
     _settings: HeadSettings
