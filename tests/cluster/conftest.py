@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster_runs import EXTRACT
 from ray_nodes import RayNodes, ray_nodes
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
@@ -70,6 +71,16 @@ def manifest(site: Site, images: Location) -> Location:
     run = site.nodes.submit("manifest", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}")
     assert run.returncode == 0, run.stdout
     return out.join("manifest")
+
+
+@pytest.fixture(scope="session")
+def calm(site: Site, manifest: Location) -> Location:
+    """An extraction from first to last that nobody disturbs."""
+    out = site.place("cluster/calm")
+    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.rstrip().endswith("SUCCEEDED")
+    return out
 
 
 @pytest.fixture(autouse=True)

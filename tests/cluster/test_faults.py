@@ -5,20 +5,16 @@ import signal
 import time
 
 import pyarrow.parquet as pq
-import pytest
 from cluster_runs import (
     EXTRACT,
     committed,
     extracted,
-    features,
     finish,
     processes,
     result,
     same_features,
     wait_for,
 )
-
-from visao_ray.storage import Location
 
 IMAGES, BLOCK = 1024, 16
 BLOCKS = IMAGES // BLOCK
@@ -31,16 +27,6 @@ TRAIN = (
     "--batch-size=32",
     "--workers=2",
 )
-
-
-@pytest.fixture(scope="module")
-def calm(site, manifest) -> Location:
-    """An extraction that nobody disturbs."""
-    out = site.place("cluster/calm")
-    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
-    assert run.returncode == 0, run.stdout
-    assert len(features(out)["key"]) == 1024
-    return out
 
 
 class Extraction:

@@ -16,31 +16,21 @@ from s3_server import SECRET
 BLOCKS = 64
 
 
-@pytest.fixture(scope="module")
-def extracted(site, manifest):
-    """An extraction from first to last."""
-    out = site.place("submission/extract")
-    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
-    assert run.returncode == 0, run.stdout
-    assert run.stdout.rstrip().endswith("SUCCEEDED")
-    return out
-
-
 def rows(place):
     return pq.read_table(place.path, filesystem=place.filesystem)
 
 
-def test_extraction(extracted):
-    counts = result(extracted)["counts"]
+def test_extraction(calm):
+    counts = result(calm)["counts"]
     assert counts["images"] == counts["ok"] == counts["rows"] == 1024
     assert counts["errors"] == 0
-    assert rows(extracted.join("features")).num_rows == 1024
+    assert rows(calm.join("features")).num_rows == 1024
 
 
-def test_a_sweep(site, extracted):
+def test_a_sweep(site, calm):
     out = site.place("submission/sweep")
     options = ("--trials=4", "--epochs=4", "--finalists=2")
-    features = extracted.join("features").uri
+    features = calm.join("features").uri
     run = site.nodes.submit("sweep", f"--features={features}", f"--out={out.uri}", *options)
     assert run.returncode == 0, run.stdout
     found = result(out)
@@ -86,7 +76,7 @@ def test_a_pipeline(site, images):
     assert b"vazios" in out.join("report.html").read_bytes()
 
 
-def test_stopped_half_way_and_handed_in_again(site, manifest, extracted):
+def test_stopped_half_way_and_handed_in_again(site, manifest, calm):
     out = site.place("submission/stopped")
     command = (f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
     run = site.nodes.begin("extract", *command)
@@ -100,7 +90,7 @@ def test_stopped_half_way_and_handed_in_again(site, manifest, extracted):
 
     told = finish(site.nodes.begin("extract", *command))
     assert "going on with the run" in told
-    same_features(out, extracted)
+    same_features(out, calm)
     told = finish(site.nodes.begin("extract", *command))
     assert "already finished" in told
 
@@ -142,7 +132,7 @@ def test_wrong_settings_do_not_travel(site):
     assert run.stdout.startswith("error: --base lungs")
 
 
-def test_what_travels_is_small(site, extracted):
+def test_what_travels_is_small(site, calm):
     """The package that Ray keeps for the nodes: code alone, no data, no tests, no history."""
     packages = list(site.nodes.folder.glob("*/session_2*/runtime_resources/working_dir_files/*"))
     folders = [path for path in packages if path.is_dir()]
@@ -154,10 +144,10 @@ def test_what_travels_is_small(site, extracted):
         assert size < 1_000_000
 
 
-def test_ray_job_submit_itself(site, extracted):
+def test_ray_job_submit_itself(site, calm):
     """The same without our wrapper: finished already, so it only says so."""
-    told = json.loads(extracted.join("run.json").read_bytes())
-    flags = [f"--manifest={told['settings']['manifest']}", f"--out={extracted.uri}", *EXTRACT]
+    told = json.loads(calm.join("run.json").read_bytes())
+    flags = [f"--manifest={told['settings']['manifest']}", f"--out={calm.uri}", *EXTRACT]
     where = ["--address", site.nodes.address, "--working-dir", "."]
     where += ["--runtime-env", "cluster/runtime_env.yaml"]
     run = subprocess.run(
@@ -186,7 +176,7 @@ def test_no_stranger_gets_in(site):
     assert "auth" in (run.stdout + run.stderr).lower()
 
 
-def test_no_secret_anywhere(site, extracted):
+def test_no_secret_anywhere(site, calm):
     """Not in what jobs wrote, nor in Ray's logs, nor in what the dashboard tells, nor in `ps`."""
     token = (site.nodes.folder / "token").read_text()
     for secret in (SECRET, token):
@@ -200,8 +190,9 @@ def test_no_secret_anywhere(site, extracted):
             else:
                 content = path.read_bytes()
             assert secret.encode() not in content, path
-        for file in site.place("submission").files():
-            assert secret.encode() not in file.read_bytes(), file.uri
+        for place in (site.place("submission"), calm):
+            for file in place.files():
+                assert secret.encode() not in file.read_bytes(), file.uri
         for payload in (
             "/api/jobs/",
             "/nodes?view=summary",
