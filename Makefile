@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 help:
 	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
-	@echo "make test       run the tests (about 15 minutes on two cores)"
-	@echo "make test-faults break things in the middle, on a cluster of three nodes (15 minutes)"
+	@echo "make test       run the tests (17 minutes on two cores)"
+	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
 	@echo "make check      lint, types and the rooms' order"
 	@echo "make audit      look for known holes in the packages"
 	@echo "make format     put the code into shape"
