@@ -42,8 +42,8 @@ def test_cpu_nodes_decode_and_gpu_nodes_extract(s3, manifest):
     on_gpu_nodes = sum(loads[node] for node in gpu)
     print(f"\n{on_gpu_nodes} of {loads.total()} blocks decoded on the GPU node")
     assert loads.total() >= 32  # of 64; Ray forgets some
-    # Only what found no place beside it. Of seven at once (a CPU is the actor's) that is three where
-    # loading is what all wait for, hardly any where extraction is; spread evenly, it would be half.
+    # Only what found no place beside it: of seven at once (the actor has a CPU) three where loading
+    # is what all wait for, hardly any where extraction is. Spread evenly, it would be half.
     assert on_gpu_nodes <= 0.46 * loads.total()
     assert result(out)["counts"]["ok"] == 1024
 
