@@ -21,7 +21,7 @@ from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.outcomes import Outcome, Outcomes
 from visao_ray.tuning.samplers import Sampler
 
-LOSSES = 3  # of the process of a trial, that it is tried
+LOSSES = 3  # of its process, after which a trial is given up
 
 
 class InOrder(Searcher):  # type: ignore[misc]
