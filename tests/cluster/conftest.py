@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_runs import EXTRACT
+from cluster_runs import EXTRACT, features
 from ray_nodes import RayNodes, ray_nodes
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
@@ -80,6 +80,7 @@ def calm(site: Site, manifest: Location) -> Location:
     run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
     assert run.returncode == 0, run.stdout
     assert run.stdout.rstrip().endswith("SUCCEEDED")
+    assert len(features(out)["key"]) == 1024
     return out
 
 

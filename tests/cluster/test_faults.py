@@ -135,6 +135,7 @@ def test_a_lost_node_in_a_sweep(site, calm):
     keep = [name for name in undisturbed.column_names if name not in told]
     assert found["error"].to_pylist() == [None] * 8
     assert found.select(keep).to_pylist() == undisturbed.select(keep).to_pylist()
+    assert set(found["status"].to_pylist()) == {"ok"}
 
 
 def test_a_lost_node_in_training(site, manifest):
