@@ -12,12 +12,13 @@ import functools
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
+import tenacity
 
 from visao_ray.errors import InputError
 
@@ -34,6 +35,10 @@ OUTAGES = (
 _ATTEMPTS = 11  # of one S3 request before it counts as failed: 26 s, each wait twice the one before
 _CONNECT_S = 5.0
 _SILENCE_S = 20.0  # of a server in the middle of an answer
+#: A store's refusal that was longer than the bytes asked for: pyarrow loses it, and does not retry.
+_LOST_REFUSAL = "Failed to flush response stream"
+
+T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -122,8 +127,12 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises OSError with the file system's reason."""
-        with self.filesystem.open_input_stream(self.path) as stream:
-            return bytes(stream.read())
+
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self.path) as stream:
+                return bytes(stream.read())
+
+        return insisted(read)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file at once: a reader sees the old content or the new, never half."""
@@ -230,6 +239,25 @@ def _s3_at(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
 def is_outage(error: BaseException) -> bool:
     """Whether the object store failed, so that the same file may be readable a minute later."""
     return any(re.search(words, str(error)) for words in OUTAGES)
+
+
+def insisted(read: Callable[[], T]) -> T:
+    """What a read returns, tried again as other S3 requests are when a busy store refuses it.
+
+    pyarrow itself retries a 503, unless fewer bytes were asked for than the refusal has: its text
+    then overflows the buffer (a column of a few short words is read so).
+    """
+
+    def lost(error: BaseException) -> bool:
+        return isinstance(error, OSError) and _LOST_REFUSAL in str(error)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lost),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=0.025),  # as the other retries: 26 s in all
+        reraise=True,
+    )
+    return retrying(read)
 
 
 def reason(error: BaseException) -> str:

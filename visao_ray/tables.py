@@ -7,9 +7,12 @@ features made in different ways never mix.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +21,17 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from visao_ray.errors import InputError
-from visao_ray.storage import Location, reason
+from visao_ray.storage import Location, insisted, reason
 
+T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
 VERSION = "1"
 _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
 
 SPLITS = ("train", "val", "test")
+
+_AHEAD = 4  # files read at once
 
 #: Column of a block that names the table of each row, where one write makes several tables.
 TABLE = "table"
@@ -132,8 +138,59 @@ def about(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads((schema.metadata or {}).get(_ABOUT, b"{}")))
 
 
-def open_table(location: Location, name: str) -> pads.Dataset:
-    """A table as a lazy dataset: nothing but the list of files and one schema is read.
+@dataclass(frozen=True)
+class Table:
+    """A table in its files: nothing of them is read before its rows are asked for.
+
+    Rows are chosen by `filter` and columns by `columns`, as pyarrow's datasets do. Reads raise
+    OSError when the store fails for good.
+    """
+
+    dataset: pads.Dataset
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.dataset.schema
+
+    def count_rows(self, filter: pads.Expression | None = None) -> int:
+        """Rows there are; from the footers alone where all are counted."""
+        return sum(self._each(lambda file: file.count_rows(filter=filter)))
+
+    def head(self, rows: int, columns: Sequence[str]) -> pa.Table:
+        """The first rows."""
+        return insisted(lambda: self.dataset.head(rows, columns=columns))
+
+    def to_table(
+        self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
+    ) -> pa.Table:
+        """The rows in memory."""
+        return pa.concat_tables(self._read(columns, filter))
+
+    def to_batches(
+        self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream the rows; memory stays at a few files."""
+        for table in self._read(columns, filter):
+            yield from table.to_batches()
+
+    def _read(
+        self, columns: Sequence[str] | None, filter: pads.Expression | None
+    ) -> Iterator[pa.Table]:
+        schema = self.dataset.schema
+        yield from self._each(
+            lambda file: file.to_table(schema=schema, columns=columns, filter=filter)
+        )
+
+    def _each(self, read: Callable[[pads.Fragment], T]) -> Iterator[T]:
+        """Of each file in turn; insisted on one by one, for hundreds in a row may not succeed."""
+        fragments = self.dataset.get_fragments()
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            while some := list(itertools.islice(fragments, _AHEAD)):
+                yield from pool.map(lambda file: insisted(lambda: read(file)), some)
+
+
+def open_table(location: Location, name: str) -> Table:
+    """A table, of which nothing but the list of files and one schema is read.
 
     Raises:
         InputError: no such table there, it is another table or version, or no Parquet file.
@@ -146,7 +203,7 @@ def open_table(location: Location, name: str) -> pads.Dataset:
     except pa.ArrowInvalid as error:
         raise InputError(f"{files[0]}: not a Parquet file: {reason(error)}") from error
     validate(schema, name, location.uri)
-    return pads.dataset(files, schema=schema, filesystem=location.filesystem)
+    return Table(pads.dataset(files, schema=schema, filesystem=location.filesystem))
 
 
 def _parquet_files(location: Location) -> list[str]:
@@ -176,12 +233,12 @@ def rows(location: Location) -> int:
     files = _parquet_files(location)
     if not files:
         return 0
-    return int(pads.dataset(files, filesystem=location.filesystem).count_rows())
+    return Table(pads.dataset(files, filesystem=location.filesystem)).count_rows()
 
 
 def batches(location: Location, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of a table; memory stays at a few batches."""
-    yield from open_table(location, name).to_batches(columns=list(columns))
+    """Stream some columns of a table; memory stays at a few files."""
+    yield from open_table(location, name).to_batches(columns)
 
 
 def matrix(column: pa.ChunkedArray) -> Vectors:

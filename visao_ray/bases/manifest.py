@@ -327,7 +327,7 @@ def _check_groups(inspected: Location, given: Mapping[str, str], run: Run[Any]) 
     Raises:
         InputError: it names no image at all, so its keys are written in another way.
     """
-    found = pads.dataset(inspected.path, filesystem=inspected.filesystem)
+    found = tables.Table(pads.dataset(inspected.path, filesystem=inspected.filesystem))
     images = named = 0
     example = ""
     for batch in found.to_batches(columns=["key"]):

@@ -107,15 +107,15 @@ def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[S
             without train rows (bases with fixed classes), vectors that are not finite, an image
             that stands there twice.
     """
-    dataset = tables.open_table(locate(uri), "features")
-    train, train_table = _read(dataset, "train", views, uri)
-    val, val_table = _read(dataset, "val", 0, uri)
+    table = tables.open_table(locate(uri), "features")
+    train, train_table = _read(table, "train", views, uri)
+    val, val_table = _read(table, "val", 0, uri)
     train_names, val_names = (table["label"].to_numpy() for table in (train_table, val_table))
     classes = find_classes(BASES[base_name], train_names, val_names, uri)
     summary = Summary(
         classes=classes,
         width=train["avg"].shape[1],
-        about=tables.about(dataset.schema),
+        about=tables.about(table.schema),
         images=len(np.union1d(train_table["key"].to_numpy(), val_table["key"].to_numpy())),
         rows={"train": train_table.num_rows, "val": val_table.num_rows},
         views=int(pc.max(train_table["view"]).as_py()),
@@ -130,22 +130,22 @@ def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[S
 
 
 def _read(
-    dataset: pads.Dataset, split: str, last_view: int | None, uri: str
+    features: tables.Table, split: str, last_view: int | None, uri: str
 ) -> tuple[dict[str, Vectors], pa.Table]:
     """Vectors by pool, and key, label and group, of one split in order of key and view."""
     rows = pads.field("split") == split
     if last_view is not None:
         rows &= pads.field("view") <= last_view
-    count = dataset.count_rows(filter=rows)
+    count = features.count_rows(filter=rows)
     if not count:
         raise InputError(f"{uri}: no {split} rows; training needs the splits train and val")
     vectors = {
-        pool: np.empty((count, dataset.schema.field(pool).type.list_size), np.float32)
+        pool: np.empty((count, features.schema.field(pool).type.list_size), np.float32)
         for pool in _POOLS
     }
     parts = []
     start = 0
-    for batch in dataset.to_batches(columns=[*_TOLD, *_POOLS], filter=rows):
+    for batch in features.to_batches(columns=[*_TOLD, *_POOLS], filter=rows):
         stop = start + batch.num_rows
         for pool in _POOLS:
             flat = batch[pool].flatten().to_numpy(zero_copy_only=False)

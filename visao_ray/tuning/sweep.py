@@ -177,10 +177,10 @@ def told_base(uri: str) -> str:
     Raises:
         InputError: no such table, or its labels are those of no base.
     """
-    dataset = tables.open_table(locate(uri), "features")
+    table = tables.open_table(locate(uri), "features")
     labels = set()
     seen = pads.field("split").isin(["train", "val"])
-    for batch in dataset.to_batches(columns=["label"], filter=seen):
+    for batch in table.to_batches(columns=["label"], filter=seen):
         labels |= set(batch["label"].unique().to_pylist())
     for base in BASES.values():
         if labels and all(base.has_class(label) for label in labels):

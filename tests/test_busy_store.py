@@ -1,0 +1,64 @@
+"""Reads of a store that refuses many requests: the small ones too, which pyarrow gives up."""
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+from s3_proxy import Faults, proxy
+from s3_server import free_ports
+
+from visao_ray import storage, tables
+from visao_ray.storage import locate
+
+READS = 30
+
+
+@pytest.fixture
+def faults(s3, tmp_path, monkeypatch) -> Faults:
+    (port,) = free_ports(1)
+    with proxy(port, s3.port, tmp_path) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        yield found
+
+
+def test_a_few_bytes(s3, faults):
+    place = locate(f"{s3.uri}/busy/few")
+    place.write_bytes(b"few")
+    with faults.met(slow_down=0.4):
+        assert [place.read_bytes() for _ in range(READS)] == [b"few"] * READS
+    assert faults.count()["slow_down"] >= READS / 2
+
+
+def test_a_short_column(s3, faults):
+    place = locate(f"{s3.uri}/busy/table")
+    rows = [{"key": f"{n}", "label": "vazio", "status": "ok"} for n in range(9)]
+    for part in range(9):
+        table = pa.Table.from_pylist(rows[part : part + 1], schema=tables.MANIFEST)
+        tables.write(place.join(str(part)), table, tables.MANIFEST)
+    opened = tables.open_table(place, "manifest")
+    ok = pads.field("status") == "ok"
+    with faults.met(slow_down=0.4):
+        # What this is for: pyarrow's own reads of the same column do not come through.
+        with pytest.raises(OSError, match="Failed to flush response stream"):
+            [opened.dataset.to_table(columns=["label"]) for _ in range(READS)]
+        for _ in range(READS // 9):
+            assert opened.to_table(columns=["label"])["label"].to_pylist() == ["vazio"] * 9
+            assert opened.count_rows(filter=ok) == 9
+            assert opened.head(1, columns=["label"]).num_rows == 1
+            keys = [key.as_py() for batch in opened.to_batches(["key"], ok) for key in batch["key"]]
+            assert keys == [f"{n}" for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("message", "attempts"), [("Failed to flush response stream", 3), ("Path does not exist", 1)]
+)
+def test_it_ends(monkeypatch, message, attempts):
+    monkeypatch.setattr(storage, "_ATTEMPTS", 3)
+    tried = []
+
+    def read() -> bytes:
+        tried.append(1)
+        raise OSError(f"AWS Error INTERNAL_FAILURE during GetObject operation: {message}")
+
+    with pytest.raises(OSError, match=message):
+        storage.insisted(read)
+    assert len(tried) == attempts
