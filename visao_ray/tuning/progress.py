@@ -70,26 +70,30 @@ class Progress(tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended by itself, well or with a reason."""
-        told = trial.last_result
-        self._keep(trial, told)
+        self._keep(trial, trial.last_result)
+        self._say(trial, self._end(trial.last_result))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process was lost; the search has decided whether it begins anew."""
+        number = trial.config["number"]
+        ended = self._outcomes.read(number)
+        if ended is None:
+            self._told.pop(number, None)
+            what = "begins anew"
+        else:  # it was given up, or had recorded its end before
+            self._told[number] = {**vars(ended), "done": True}
+            what = self._end(vars(ended))
+        self._say(trial, f"{what}; its process was lost: {_loss(trial)}")
+
+    def _end(self, told: Mapping[str, Any]) -> str:
+        """How a trial ended, in words."""
         if told["status"] == "ok":
             value = f"{told['objective']:.4f} at epoch {told['epoch']} of {told['epochs']}"
             what = f"{self._criterion.name} {value}"
             what += ", halved" if told["ended"] == "halving" else ""
         else:
             what = f"failed: {told['error']}"
-        self._say(trial, f"{what} ({told['seconds']:.1f} s)")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process was lost; the search has decided whether it begins anew."""
-        number = trial.config["number"]
-        ended = self._outcomes.read(number)
-        if ended is not None:
-            self._told[number] = {**vars(ended), "done": True}
-        else:
-            self._told.pop(number, None)
-        what = "begins anew" if ended is None else "is given up"
-        self._say(trial, f"{what}, its process was lost: {_loss(trial)}")
+        return f"{what} ({told['seconds']:.1f} s)"
 
     def _keep(self, trial: Any, result: dict[str, Any]) -> None:
         self._told[result["number"]] = {**result, "head": trial.config["head"]}
@@ -105,7 +109,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
                 if told["status"] == "ok" and self._criterion.better(told["objective"], best):
                     best = told["objective"]
             place = f"{len(ended)}/{self._trials} trial {number}"
-            what += f"; best so far {best:.4f}"
+            what += "" if math.isnan(best) else f"; best so far {best:.4f}"
         else:  # one that a finalist asks for
             place = f"trial {number}, a variant of {trial.config['like']}"
         line = f"{self._start}{place}: {what}"

@@ -1,0 +1,37 @@
+"""What a sweep says of a trial whose process was lost, by what became of it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from visao_ray.models.head import HeadSettings
+from visao_ray.storage import locate
+from visao_ray.tuning.objective import Criterion
+from visao_ray.tuning.outcomes import Outcome, Outcomes
+from visao_ray.tuning.progress import Progress
+
+HEAD = HeadSettings().model_dump(mode="json")
+OK = Outcome(0, "a", HEAD, "ok", "epochs", epoch=2, epochs=3, seconds=1.5, objective=0.75)
+GIVEN_UP = Outcome(0, "a", HEAD, "error", error="its process was lost 3 times")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "says"),
+    [
+        (None, "0/4 trial 0: begins anew; {lost}"),
+        (OK, "1/4 trial 0: roc_auc 0.7500 at epoch 2 of 3 (1.5 s); {lost}; best so far 0.7500"),
+        (GIVEN_UP, "1/4 trial 0: failed: its process was lost 3 times (0.0 s); {lost}"),
+    ],
+)
+def test_a_lost_process(tmp_path, capsys, outcome, says):
+    outcomes = Outcomes(locate(f"{tmp_path}/trials"))
+    if outcome is not None:
+        outcomes.write(outcome)
+    (tmp_path / "error.txt").write_text("Traceback:\n  node gone\n\n")
+    trial = SimpleNamespace(
+        config={"number": 0, "head": HEAD}, error_file=f"{tmp_path}/error.txt", last_result={}
+    )
+    progress = Progress("[sweep] ", Criterion("roc_auc", 1), 4, outcomes, {})
+    progress.on_trial_error(0, [], trial)
+    says = says.format(lost="its process was lost: node gone")
+    assert capsys.readouterr().out == f"[sweep] {says}\n"
