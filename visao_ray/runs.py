@@ -158,7 +158,7 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
             return 2
         if isinstance(cause, OSError) and is_outage(cause):
             print(
-                f"error: the object store failed for minutes: {reason(cause)}; the same command "
+                f"error: the object store keeps failing: {reason(cause)}; the same command "
                 "goes on from here",
                 file=sys.stderr,
             )
