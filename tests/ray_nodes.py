@@ -177,7 +177,9 @@ def ray_nodes(
     token = folder / "token"
     token.write_text(os.urandom(32).hex())
     token.chmod(0o600)
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # A node that declares a GPU does not start where its user has hidden all of them.
+    hidden = ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")
+    own = {name: value for name, value in os.environ.items() if name not in hidden}
     # A job's `python` is the first on the head's PATH, which need not be that of these tests.
     own["PATH"] = f"{_BIN}{os.pathsep}{own['PATH']}"
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **(environment or {})}

@@ -11,16 +11,29 @@ from visao_ray.storage import Location, reason
 
 
 class LostWorkers(UserCallback):  # type: ignore[misc]
-    """Writes a small file each time that Ray Train sees workers fail."""
+    """Writes a small file each time that workers failed and training went on.
+
+    Not before they report again: of a driver that is killed Ray Train sees the workers fail too.
+    """
 
     def __init__(self, folder: Location) -> None:
         self._folder = folder
+        self._failed: list[dict[str, str]] = []
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called where Ray Train's controller runs."""
+        self._failed.append(
+            {
+                str(rank): f"{type(error).__name__}: {reason(error)}"
+                for rank, error in worker_exceptions.items()
+            }
+        )
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """As above, when every worker has reported an epoch."""
         number = len(self._folder.children())
-        told = {
-            str(rank): f"{type(error).__name__}: {reason(error)}"
-            for rank, error in worker_exceptions.items()
-        }
-        self._folder.join(f"{number:04d}.json").write_bytes(to_json(told))
+        for place, told in enumerate(self._failed, number):
+            self._folder.join(f"{place:04d}.json").write_bytes(to_json(told))
+        self._failed.clear()
