@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 .PHONY: help demo test test-faults check audit format benchmark clean
 
 help:
-	@echo "make demo       render a base, extract, sweep, judge; ends with a report (about 5 minutes)"
+	@echo "make demo       render a dataset, extract, sweep, judge; ends with a report (about 5 minutes)"
 	@echo "make test       run the tests (17 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
 	@echo "make check      lint, types and the rooms' order"
@@ -30,7 +30,7 @@ $(VENV)/.dev: $(VENV)/.run
 	@touch $@
 
 demo: $(VENV)/.run
-	$(BIN)/python jobs/pipeline.py --base vazios --images 1200 --difficult 0.3 --wrong-labels 0.01 \
+	$(BIN)/python jobs/pipeline.py --dataset vazios --images 1200 --difficult 0.3 --wrong-labels 0.01 \
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out out/demo
 
 test: $(VENV)/.dev

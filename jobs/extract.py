@@ -1,4 +1,4 @@
-"""Run every image of a base once through a network and keep its feature vectors."""
+"""Run every image of a dataset once through a network and keep its feature vectors."""
 
 from visao_ray.features.pipeline import extract_features
 from visao_ray.runs import main

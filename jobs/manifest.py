@@ -1,4 +1,4 @@
-"""List a base: one row an image, with its label, size, sha256, group and split."""
+"""List a dataset: one row an image, with its label, size, sha256, group and split."""
 
 from visao_ray.bases.manifest import make_manifest
 from visao_ray.runs import main

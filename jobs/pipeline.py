@@ -6,6 +6,7 @@ Each stage is a job of its own with its own folder below --out, and each goes on
 from typing import Any
 
 from visao_ray.bases.scanner.job import render_scans
+from visao_ray.datasets.registry import find_dataset
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.pipeline import extract_features
 from visao_ray.reports.pipeline import pipeline_report
@@ -23,6 +24,7 @@ from visao_ray.tuning.several import sweep_all
 
 def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     """Chain the stages; each one's result.json is its record, this run's sums them up."""
+    find_dataset(settings.dataset)  # before Ray: it is often mistyped
     out = run.out
     stages: dict[str, dict[str, Any]] = {}
     data = settings.data
@@ -47,7 +49,6 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
         ),
         "evaluate": (
             EvaluateSettings(
-                base=settings.base,
                 out=out.join("evaluate").uri,
                 features=features,
                 model=model,

@@ -1,4 +1,4 @@
-"""What tests share: one Ray, one S3 server, one small base, one tiny network."""
+"""What tests share: one Ray, one S3 server, one small dataset, one tiny network."""
 
 import logging
 import subprocess
@@ -69,7 +69,7 @@ def ray_cluster(_ray_at_end: None) -> None:
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendered vazios base: nvazio/… and vazio/…, 40 scans."""
+    """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
     from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
     root = tmp_path_factory.mktemp("scans")
@@ -113,7 +113,7 @@ def extracted(
     join_ray()
     out = tmp_path_factory.mktemp("extracted") / "out"
     settings = ExtractSettings(
-        base="vazios",
+        dataset="vazios",
         data=str(scans),
         out=str(out),
         seed=SEED,
@@ -145,7 +145,7 @@ def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun
     weights = locate(f"{s3.uri}/pipeline/tiny.keras")
     weights.write_bytes(Path(tiny_backbone).read_bytes())
     out = f"{s3.uri}/pipeline/out"
-    options = {"base": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
+    options = {"dataset": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
     options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     # Short: sockets below it may have 107 characters.

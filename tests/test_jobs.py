@@ -53,25 +53,48 @@ def one_line(stderr: str, *says: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "arguments", "says"),
     [
-        ("extract", "--base lungs --data {data} --out {out}", ("--base lungs", "vazios")),
-        ("manifest", "--base vazios --data {data} --uot {out}", ("--uot", "--out")),
-        ("manifest", "--base vazios --data {tmp}/none --out {out}", ("--data {tmp}/none", "exist")),
-        ("pipeline", "--base vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
-        ("manifest", "--base vazios --data s3://no-such-bucket/x --out {out}", ("no-such-bucket",)),
-        ("extract", "--base vazios --data {data} --out s3://no-such-bucket/x", ("no-such-bucket",)),
-        ("scanner", "--base ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
-        ("sweep", "--base vazios --features {tmp}/none --out {out}", ("{tmp}/none", "features")),
-        ("evaluate", "--base vazios --features {data} --model x --out {out}", ("features table",)),
-        ("submit", "extrac --base vazios", ("'extrac'", "extract")),
-        ("submit", "extract --base vazios --dat {data} --out {out}", ("--dat", "--data")),
+        ("extract", "--dataset lungs --data {data} --out {out}", ("--dataset lungs", "vazios")),
+        (
+            "train",
+            "--family simple_cnn --dataset ncm --monitor auc --data {data} --out {out}",
+            ("--monitor auc", "two classes", "ncm"),
+        ),
+        ("pipeline", "--dataset lungs.toml --out {out}", ("lungs.toml", "rendered", "--data")),
+        ("submit", "extract --dataset lungs --data {data} --out {out}", ("--dataset lungs",)),
+        ("manifest", "--dataset vazios --data {data} --uot {out}", ("--uot", "--out")),
+        (
+            "manifest",
+            "--dataset vazios --data {tmp}/none --out {out}",
+            ("--data {tmp}/none", "exist"),
+        ),
+        ("pipeline", "--dataset vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
+        (
+            "manifest",
+            "--dataset vazios --data s3://no-such-bucket/x --out {out}",
+            ("no-such-bucket",),
+        ),
+        (
+            "extract",
+            "--dataset vazios --data {data} --out s3://no-such-bucket/x",
+            ("no-such-bucket",),
+        ),
+        ("scanner", "--dataset ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
+        ("sweep", "--dataset vazios --features {tmp}/none --out {out}", ("{tmp}/none", "features")),
+        (
+            "evaluate",
+            "--features {data} --model x --out {out}",
+            ("features table",),
+        ),
+        ("submit", "extrac --dataset vazios", ("'extrac'", "extract")),
+        ("submit", "extract --dataset vazios --dat {data} --out {out}", ("--dat", "--data")),
         (
             "submit",
-            "--address http://127.0.0.1:9 extract --base vazios --data {data} --out {out}",
+            "--address http://127.0.0.1:9 extract --dataset vazios --data {data} --out {out}",
             ("--address http://127.0.0.1:9",),
         ),
         (
             "extract",
-            "--base vazios --data {data} --out {out} --gpus-per-worker 64",
+            "--dataset vazios --data {data} --out {out} --gpus-per-worker 64",
             ("--gpus-per-worker 64", "leave it out"),
         ),
     ],
@@ -87,10 +110,10 @@ def test_wrong_settings(verb, arguments, says, tmp_path, s3):
     assert "hush" not in run.stdout + run.stderr
 
 
-def test_a_base_without_images(tmp_path, capsys, ray_cluster):
+def test_a_dataset_without_images(tmp_path, capsys, ray_cluster):
     for label in ("vazio", "nvazio"):
         (tmp_path / "data" / label).mkdir(parents=True)
-    told = ["--base", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    told = ["--dataset", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     capsys.readouterr()
     assert _main(ManifestSettings, make_manifest, told) == 2
     one_line(capsys.readouterr().err, "no images", str(tmp_path / "data"))

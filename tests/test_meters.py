@@ -65,7 +65,7 @@ def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
     folder = tmp_path_factory.mktemp("metered")
     shutil.copytree(scans, folder / "scans")
     (folder / "scans" / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
-    settings = {"base": "vazios", "data": str(folder / "scans"), "out": str(folder / "out")}
+    settings = {"dataset": "vazios", "data": str(folder / "scans"), "out": str(folder / "out")}
     settings |= {"weights": tiny_backbone, "batch_size": 7, "rows_per_block": 9}
     port = str(free_ports(1)[0])
     found = folder / "metrics.txt"
@@ -96,10 +96,10 @@ def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
 def sums(samples: dict[str, list], counter: str, label: str) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for sample in samples[exported(counter)]:
-        assert {name: sample.labels[name] for name in ("verb", "step", "base")} == {
+        assert {name: sample.labels[name] for name in ("verb", "step", "dataset")} == {
             "verb": "extract",
             "step": "extract",
-            "base": "vazios",
+            "dataset": "vazios",
         }
         found[sample.labels.get(label, "")] += sample.value
     return dict(found)
@@ -123,7 +123,12 @@ def test_the_log_tells_every_block_and_the_run(run):
     assert len(run.lines) == told["blocks"]
     assert sum(line["seconds"] for line in run.lines) == pytest.approx(told["extract"], abs=0.01)
     for line in run.lines:
-        names = {"run": run.result["run"], "verb": "extract", "step": "extract", "base": "vazios"}
+        names = {
+            "run": run.result["run"],
+            "verb": "extract",
+            "step": "extract",
+            "dataset": "vazios",
+        }
         assert {name: line[name] for name in names} == names
 
 

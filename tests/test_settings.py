@@ -23,7 +23,7 @@ JOBS = (
     ScannerSettings,
     PipelineSettings,
 )
-MANIFEST = ("--base", "vazios", "--data", "in", "--out", "o")
+MANIFEST = ("--dataset", "vazios", "--data", "in", "--out", "o")
 
 
 def refusal(kind, *arguments: str) -> str:
@@ -39,7 +39,7 @@ def test_flags():
     how = ["--batch-size=4", "--augment", "G3", "--views", "2", "--fresh", "--val-share", "0.25"]
     ignored = ["--ignore", "tmp", "--ignore", "old"]
     settings = parse(ExtractSettings, [*MANIFEST, *how, *ignored])
-    assert (settings.base, settings.data, settings.out) == ("vazios", "in", "o")
+    assert (settings.dataset, settings.data, settings.out) == ("vazios", "in", "o")
     assert (settings.batch_size, settings.augmented_views) == (4, 2)
     assert settings.ignore == ["tmp", "old"]
     assert settings.val_share == 0.25
@@ -53,11 +53,11 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", "elsewhere")
     file = tmp_path / "job.toml"
     file.write_text(
-        'base = "ncm"\ndata = "in"\nout = "o"\nseed = 5\nval-share = 0.2\ntest_share = 0.3\n'
+        'dataset = "ncm"\ndata = "in"\nout = "o"\nseed = 5\nval-share = 0.2\ntest_share = 0.3\n'
     )
-    told = parse(ManifestSettings, ["--settings", str(file), "--seed", "7", "--base=vazios"])
-    assert (told.base, told.seed, told.val_share, told.test_share) == ("vazios", 7, 0.2, 0.3)
-    same = parse(ManifestSettings, ["--seed=7", f"--settings={file}", "--base", "vazios"])
+    told = parse(ManifestSettings, ["--settings", str(file), "--seed", "7", "--dataset=vazios"])
+    assert (told.dataset, told.seed, told.val_share, told.test_share) == ("vazios", 7, 0.2, 0.3)
+    same = parse(ManifestSettings, ["--seed=7", f"--settings={file}", "--dataset", "vazios"])
     assert same == told
 
 
@@ -94,7 +94,6 @@ def test_a_missing_file_of_settings(tmp_path):
         (("--batch-size", "many"), ("--batch-size many", "integer")),
         (("--batch-size", "0"), ("--batch-size 0", "1")),
         (("--augment", "G9"), ("--augment G9", "G1", "G5")),
-        (("--base", "lungs"), ("--base lungs", "chest_xray", "vazios", "ncm")),
         (("--val-share", "1.5"), ("--val-share 1.5",)),
         (("--seed", "-3"), ("--seed -3",)),
         (("--views", "2"), ("--views", "--augment")),
@@ -124,7 +123,6 @@ def test_a_wrong_flag(arguments, says):
         (("--head", "h.keras"), ("--head", "transfer", "simple_cnn")),
         (("--fine-tune-from", "block5"), ("--fine-tune-from", "--family transfer")),
         (("--monitor", "auc", "--family", "autoencoder"), ("--monitor auc", "autoencoder")),
-        (("--monitor", "auc", "--base", "ncm"), ("--monitor auc", "two classes")),
         (("--learning-rate", "0"), ("--learning-rate 0",)),
     ],
     ids=lambda value: " ".join(value) if value and str(value[0]).startswith("--") else "",
@@ -135,7 +133,7 @@ def test_a_wrong_flag_of_training(arguments, says):
 
 
 def test_sources_of_training():
-    rest = ("--base", "vazios", "--out", "o", "--family")
+    rest = ("--dataset", "vazios", "--out", "o", "--family")
     assert parse(TrainSettings, [*rest, "head", "--features", "f"]).features == "f"
     assert parse(TrainSettings, [*rest, "svm", "--features", "f"]).data is None
     for family in ("simple_cnn", "transfer", "autoencoder"):
@@ -147,19 +145,19 @@ def test_sources_of_training():
 
 
 def test_missing_and_contradicting_settings():
-    message = refusal(ManifestSettings, "--base", "vazios")
+    message = refusal(ManifestSettings, "--dataset", "vazios")
     assert "--data is missing" in message
     assert "--out is missing" in message
     assert "--manifest" in refusal(ExtractSettings, "--out", "o")
-    assert "--base" in refusal(ExtractSettings, "--out", "o", "--data", "in")
-    assert parse(ExtractSettings, ["--out", "o", "--manifest", "m"]).base is None
+    assert "--dataset" in refusal(ExtractSettings, "--out", "o", "--data", "in")
+    assert parse(ExtractSettings, ["--out", "o", "--manifest", "m"]).dataset is None
 
 
 def test_identity_is_what_decides_the_result():
     plain = parse(ExtractSettings, MANIFEST)
     how = ["--fresh", "--batch-size", "3", "--rows-per-block", "5", "--workers", "2"]
     how += ["--gpus-per-worker", "0.5", "--max-errors", "0.9"]
-    other_place = ["--base", "vazios", "--data", "in", "--out", "elsewhere"]
+    other_place = ["--dataset", "vazios", "--data", "in", "--out", "elsewhere"]
     assert parse(ExtractSettings, other_place + how).identity() == plain.identity()
     for what in (["--seed", "1"], ["--limit", "9"], ["--resize", "letterbox"], ["--groups", "g"]):
         assert parse(ExtractSettings, [*MANIFEST, *what]).identity() != plain.identity()
@@ -202,5 +200,5 @@ class_weight = ["none", { nvazio = 3, vazio = 1 }]
     assert told.space["class_weight"][1] == {"nvazio": 3, "vazio": 1}
     flags = ["--features", "a", "--features", "b", "--out", "x", "--space", '{"units": [64]}']
     assert parse(SweepSettings, flags).space == {"units": [64]}
-    with pytest.raises(InputError, match="--base is for one --features"):
-        parse(SweepSettings, [*flags, "--base", "ncm"])
+    with pytest.raises(InputError, match="--dataset is for one --features"):
+        parse(SweepSettings, [*flags, "--dataset", "ncm"])

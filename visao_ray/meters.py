@@ -14,7 +14,7 @@ from typing import Any
 from visao_ray.stages import Stages
 
 #: Not `job`: that name is Prometheus's own.
-_OF_ALL = ("verb", "step", "base")
+_OF_ALL = ("verb", "step", "dataset")
 
 #: Name: what it counts, and what it is told apart by.
 COUNTERS = {

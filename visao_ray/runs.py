@@ -68,13 +68,13 @@ class Run(Generic[S]):
         """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
         return self.out.join("work")
 
-    def labels(self, step: str, base: str) -> dict[str, str]:
+    def labels(self, step: str, dataset: str) -> dict[str, str]:
         """What logs and metrics tell a step of this run by."""
-        return {"run": self.id, "verb": self.settings.job, "step": step, "base": base}
+        return {"run": self.id, "verb": self.settings.job, "step": step, "dataset": dataset}
 
-    def name(self, step: str, base: str) -> str:
+    def name(self, step: str, dataset: str) -> str:
         """What Ray's dashboard calls a step of this run."""
-        return f"{step}-{base}-{self.id}"
+        return f"{step}-{dataset}-{self.id}"
 
     def say(self, message: str) -> None:
         """One line of progress on the terminal."""
@@ -259,7 +259,7 @@ def start_ray() -> None:
     # Object storage hiccups; a file that fails for good is caught and becomes an error row.
     context.retried_map_errors = [*OUTAGES]
     context.max_map_retries = 3
-    # A limit on writers is meant for large bases; on small ones Ray Data warns that it is not met.
+    # A limit on writers is meant for large datasets; on small ones Ray Data warns of it.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     # What they log of a failure, with traces, they raise or tell callbacks too: jobs tell it once.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -30,7 +30,8 @@ S = TypeVar("S", bound="JobSettings")
 #: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
 _HOW: dict[str, Any] = {"operational": True}
 
-BaseName = Literal["chest_xray", "vazios", "ncm"]
+#: Datasets whose scans can be rendered.
+Synthetic = Literal["chest_xray", "vazios", "ncm"]
 ObjectiveName = Literal[
     "roc_auc",
     "average_precision",
@@ -43,6 +44,7 @@ ObjectiveName = Literal[
     "recall_at_precision",
 ]
 Activation = Literal["relu", "gelu", "tanh"]
+_DATASET = "chest_xray, vazios, ncm, or FILE.toml that describes another dataset"
 ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
 
 
@@ -110,20 +112,20 @@ class JobSettings(BaseSettings):
 
 
 class ManifestSettings(JobSettings):
-    """List a base: one row an image, with its label, size, sha256, group and split."""
+    """List a dataset: one row an image, with its label, size, sha256, group and split."""
 
     job: ClassVar[str] = "manifest"
-    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/listing"
+    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --out out/listing"
     writes: ClassVar[tuple[str, ...]] = ("manifest", "errors")
 
-    base: BaseName = Field(description="which base the images belong to")
+    dataset: str = Field(description=_DATASET)
     data: str = Field(
         description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…"
     )
     groups: str | None = Field(
         None,
         description="CSV with the columns key,group (container, bill of lading, patient) that "
-        "replaces the base's own group rule; a group never stands in two splits",
+        "replaces the dataset's own group rule; a group never stands in two splits",
     )
     val_share: float = Field(0.1, gt=0, lt=1, description="share carved for val if no val/ folder")
     test_share: float = Field(
@@ -256,13 +258,15 @@ class ExtractOptions(BackboneOptions, ActorOptions):
 
 
 class ExtractSettings(ExtractOptions, ManifestSettings):
-    """Run every image of a base once through a network and keep its feature vectors."""
+    """Run every image of a dataset once through a network and keep its feature vectors."""
 
     job: ClassVar[str] = "extract"
-    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/extract"
+    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --out out/extract"
     writes: ClassVar[tuple[str, ...]] = ("features", "errors", "listing")
 
-    base: BaseName | None = Field(None, description="which base; needed with --data")  # type: ignore[assignment]
+    dataset: str | None = Field(  # type: ignore[assignment]
+        None, description=f"{_DATASET}; needed with --data"
+    )
     data: str | None = Field(  # type: ignore[assignment]
         None, description="images to list first; or give --manifest"
     )
@@ -271,9 +275,9 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
     @model_validator(mode="after")
     def _source(self) -> ExtractSettings:
         if (self.data is None) == (self.manifest is None):
-            raise ValueError("give either --data (with --base) or --manifest")
-        if self.data is not None and self.base is None:
-            raise ValueError("--data needs --base chest_xray, vazios or ncm")
+            raise ValueError("give either --data (with --dataset) or --manifest")
+        if self.data is not None and self.dataset is None:
+            raise ValueError("--data needs --dataset: chest_xray, vazios, ncm or FILE.toml")
         if self.data is None:
             _refuse_listing(self)
         return self
@@ -289,7 +293,7 @@ class SweepOptions(BaseSettings):
         None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
     )
     objective_class: str | None = Field(
-        None, description="class that f2 and recall_at_precision are about (the base's positive)"
+        None, description="class that f2 and recall_at_precision are about (the dataset's positive)"
     )
     precision_floor: float = Field(
         0.9, gt=0, le=1, description="precision that recall_at_precision must keep"
@@ -336,20 +340,24 @@ class SweepSettings(SweepOptions, JobSettings):
         "report.html",
         "tensorboard",
         "tune",
-        *get_args(BaseName),
+        *get_args(Synthetic),
     )
 
-    base: BaseName | None = Field(None, description="which base it is (its labels tell)")
+    dataset: str | None = Field(
+        None, description=f"{_DATASET} (of the built-in ones its labels tell which)"
+    )
     features: list[str] = Field(
         min_length=1,
-        description="features table made by jobs/extract.py; give several for several bases, side "
-        "by side under one report",
+        description="features table made by jobs/extract.py; give several for several datasets, "
+        "side by side under one report",
     )
 
     @model_validator(mode="after")
-    def _one_base(self) -> SweepSettings:
-        if self.base is not None and len(self.features) > 1:
-            raise ValueError("--base is for one --features; several tell their bases by labels")
+    def _one_dataset(self) -> SweepSettings:
+        if self.dataset is not None and len(self.features) > 1:
+            raise ValueError(
+                "--dataset is for one --features; several tell their datasets by labels"
+            )
         return self
 
 
@@ -373,8 +381,7 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
 
     job: ClassVar[str] = "evaluate"
     example: ClassVar[str] = (
-        "--base vazios --features out/extract/features --model out/sweep/head.keras "
-        "--out out/evaluate"
+        "--features out/extract/features --model out/sweep/head.keras --out out/evaluate"
     )
     writes: ClassVar[tuple[str, ...]] = (
         "predictions",
@@ -384,6 +391,9 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
         "listing",
     )
 
+    dataset: str | None = Field(  # type: ignore[assignment]
+        None, description=f"{_DATASET} (the model's own)"
+    )
     model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
     features: str | None = Field(None, description="features table made by jobs/extract.py")
     data: str | None = Field(  # type: ignore[assignment]
@@ -497,7 +507,7 @@ class TrainSettings(TrainOptions, ManifestSettings):
 
     job: ClassVar[str] = "train"
     example: ClassVar[str] = (
-        "--family simple_cnn --base vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
+        "--family simple_cnn --dataset vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
     )
     writes: ClassVar[tuple[str, ...]] = (
         "model.keras",
@@ -546,13 +556,11 @@ class TrainSettings(TrainOptions, ManifestSettings):
             raise ValueError("--xla cannot compile the join of several workers; leave it out")
         if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
             raise ValueError(f"--monitor {self.monitor}: {self.family} has a loss only")
-        if self.monitor == "auc" and self.base == "ncm":
-            raise ValueError("--monitor auc is for bases of two classes")
         return self
 
 
 class ScannerOptions(BaseSettings):
-    """What a rendered base is like."""
+    """What a rendered dataset is like."""
 
     images: int = Field(1200, ge=4, description="images to render")
     classes: int = Field(868, ge=2, le=868, description="cargo headings (ncm only)")
@@ -565,13 +573,13 @@ class ScannerOptions(BaseSettings):
 
 
 class ScannerSettings(ScannerOptions, JobSettings):
-    """Render a synthetic base: X-ray scans that look real, with the truth written beside them."""
+    """Render synthetic scans: X-ray images that look real, with the truth written beside them."""
 
     job: ClassVar[str] = "scanner"
-    example: ClassVar[str] = "--base ncm --images 5000 --classes 100 --out out/scans"
+    example: ClassVar[str] = "--dataset ncm --images 5000 --classes 100 --out out/scans"
     writes: ClassVar[tuple[str, ...]] = ("images", "truth")
 
-    base: BaseName = Field(description="which base to render")
+    dataset: Synthetic = Field(description="which dataset to render")
 
 
 class PipelineSettings(
@@ -579,11 +587,11 @@ class PipelineSettings(
 ):
     """From a bucket of images to a judged classifier: list, extract, sweep, evaluate, report.
 
-    Without --data the base is rendered first (synthetic scans), so that it runs anywhere.
+    Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
     """
 
     job: ClassVar[str] = "pipeline"
-    example: ClassVar[str] = "--base chest_xray --data chest_xray --out out/chest"
+    example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
     writes: ClassVar[tuple[str, ...]] = (
         "scanner",
         "extract",
@@ -597,6 +605,15 @@ class PipelineSettings(
         description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…; "
         "rendered when not given",
     )
+
+    @model_validator(mode="after")
+    def _source(self) -> PipelineSettings:
+        if self.data is None and self.dataset not in get_args(Synthetic):
+            raise ValueError(
+                f"--dataset {self.dataset}: scans are rendered for "
+                f"{', '.join(get_args(Synthetic))} alone; give --data"
+            )
+        return self
 
 
 def parse(kind: type[S], arguments: Sequence[str]) -> S:

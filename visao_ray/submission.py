@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from visao_ray import settings as all_settings
+from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
 from visao_ray.settings import JobSettings, parse
 from visao_ray.storage import reason
@@ -150,14 +151,16 @@ def _check(verb: str, flags: Sequence[str]) -> None:
     }
     if verb not in kinds:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
-    parse(kinds[verb], flags)
+    dataset = getattr(parse(kinds[verb], flags), "dataset", None)
+    if dataset is not None and "://" not in dataset:  # a bucket may be open to the cluster alone
+        find_dataset(dataset)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="submit.py",
         description="Submit a job to a Ray cluster, show its lines, and exit as it does.",
-        epilog="python jobs/submit.py extract --base vazios --data s3://bucket/vazios --out "
+        epilog="python jobs/submit.py extract --dataset vazios --data s3://bucket/vazios --out "
         "s3://bucket/runs/1\n\nThe cluster's nodes have their credentials from their role or "
         "environment: none are taken from here. The driver runs on the head.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

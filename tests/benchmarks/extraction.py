@@ -99,12 +99,12 @@ def python(code: str, *arguments: str) -> str:
 
 
 def extract(data: Path, out: Path, images: int, *options: str) -> Extraction:
-    """List (not measured) and extract `images` of a base."""
+    """List (not measured) and extract `images` of a dataset."""
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     listed = out / "listed"
     subprocess.run(
         [
-            *(sys.executable, "jobs/manifest.py", "--base", "vazios", "--data", str(data)),
+            *(sys.executable, "jobs/manifest.py", "--dataset", "vazios", "--data", str(data)),
             *("--limit", str(images), "--out", str(listed)),
         ],
         cwd=REPOSITORY,

@@ -134,7 +134,7 @@ def job(verb: str, **options: object) -> tuple[dict[str, Any], float]:
     """A job in its own process with a Ray of its own: its result, and its driver's peak in MB."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     run = subprocess.run(
-        [sys.executable, "-c", _JOB, f"jobs/{verb}.py", "--base=vazios", *flags],
+        [sys.executable, "-c", _JOB, f"jobs/{verb}.py", "--dataset=vazios", *flags],
         cwd=REPOSITORY,
         env={**os.environ, "RAY_ADDRESS": "local"},
         stdout=subprocess.PIPE,

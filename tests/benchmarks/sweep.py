@@ -43,6 +43,7 @@ import pyarrow.parquet as pq
 from verdict import MACHINE, judge
 
 from visao_ray import tables
+from visao_ray.datasets.registry import find_dataset
 from visao_ray.features.vectors import load_features
 from visao_ray.storage import locate
 
@@ -246,7 +247,7 @@ def ours(load: Load, place: Path) -> tuple[float, list[float]]:
         for head in load.heads
     ]
     settings = SweepSettings(
-        base=BASE,
+        dataset=BASE,
         features=[load.features],
         trials=len(heads),
         epochs=load.epochs,
@@ -292,7 +293,7 @@ def contend(name: str, load: Load, place: Path) -> Sweep:
 def extract(out: Path) -> str:
     """The table of the real chest films."""
     print("extracting the features of the chest films", file=sys.stderr, flush=True)
-    flags = [f"--base={BASE}", f"--data={FILMS}", f"--weights={LITE0}", f"--out={out}"]
+    flags = [f"--dataset={BASE}", f"--data={FILMS}", f"--weights={LITE0}", f"--out={out}"]
     subprocess.run(
         [sys.executable, "jobs/extract.py", *flags],
         cwd=REPOSITORY,
@@ -329,7 +330,7 @@ def gauss(out: Path, train: int, val: int, width: int = 1280) -> str:
 
 def spread(features: str, file: Path) -> tuple[int, int, int]:
     """Lay out the table's rows for the rivals; how many train and val rows, and of what width."""
-    summary, data = load_features(features, BASE)
+    summary, data = load_features(features, find_dataset(BASE))
     moments = data.moments["avg"]
     x, val_x = ((rows.avg - moments.mean) / moments.deviation for rows in (data.train, data.val))
     np.savez(file, x=x, y=data.train.labels, val_x=val_x, val_y=data.val.labels)
@@ -350,7 +351,7 @@ def check_sameness(load: Load, place: Path, auc: list[float], width: int) -> Non
 def main() -> int:
     """Measure, print the table, and say whether the bars hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", help="table of a two-class base (the chest films)")
+    parser.add_argument("--features", help="table of a two-class dataset (the chest films)")
     parser.add_argument("--heads", type=int, default=16, help="to train")
     parser.add_argument("--epochs", type=int, default=10, help="of each head")
     parser.add_argument(

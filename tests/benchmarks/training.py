@@ -171,7 +171,7 @@ def job(verb: str, **options: object) -> None:
     """A job in its own process with a Ray of its own; its lines go to stderr."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     subprocess.run(
-        [sys.executable, f"jobs/{verb}.py", "--base=vazios", *flags],
+        [sys.executable, f"jobs/{verb}.py", "--dataset=vazios", *flags],
         cwd=REPOSITORY,
         env={**os.environ, "RAY_ADDRESS": "local"},
         stdout=sys.stderr,

@@ -1,4 +1,4 @@
-"""A model of images, or of features, over a whole base: every image once, with a plain loop's
+"""A model of images, or of features, over a whole dataset: every image once, with a plain loop's
 numbers."""
 
 import json
@@ -12,6 +12,7 @@ from conftest import SEED, join_ray
 
 from visao_ray import tables
 from visao_ray.backend import import_keras
+from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.images.decode import decode
@@ -26,9 +27,9 @@ CLASSES = ("nvazio", "vazio")
 
 
 @pytest.fixture(scope="module")
-def base(scans, tmp_path_factory):
+def dataset(scans, tmp_path_factory):
     """The scans, and one more file that is no image."""
-    root = tmp_path_factory.mktemp("base") / "scans"
+    root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     (root / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
     return root
@@ -57,16 +58,14 @@ def models(tmp_path_factory):
     uris = {}
     for name, output in kinds.items():
         classes = () if name == "embedding" else CLASSES
-        about = ModelAbout(
-            "vazios", "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4
-        )
+        about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
         uris[name] = str(folder / f"{name}.keras")
         locate(uris[name]).write_bytes(saved.pack(keras.Model(pixels, output), about))
     return uris
 
 
 def settings(out, model, **source):
-    how = {"base": "vazios", "seed": SEED, "replicates": 100, "batch_size": 7}
+    how = {"dataset": "vazios", "seed": SEED, "replicates": 100, "batch_size": 7}
     return EvaluateSettings(out=str(out), model=model, **how, **source)
 
 
@@ -87,13 +86,13 @@ def plain(model, root, keys):
 
 
 @pytest.fixture(scope="module")
-def classified(base, models, tmp_path_factory, _ray_at_end):
+def classified(dataset, models, tmp_path_factory, _ray_at_end):
     join_ray()
     out = tmp_path_factory.mktemp("classified") / "out"
-    return out, execute(settings(out, models["both"], data=str(base)), evaluate_model)
+    return out, execute(settings(out, models["both"], data=str(dataset)), evaluate_model)
 
 
-def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, base, models):
+def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, models):
     out, result = classified
     counts = result["counts"]
     assert (counts["images"], counts["ok"], counts["errors"]) == (41, 40, 1)
@@ -108,7 +107,7 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, base, mod
     assert 0 < len(judged) < 40
 
     keys = sorted(embeddings)
-    expected = plain(models["both"], base, keys)
+    expected = plain(models["both"], dataset, keys)
     made = np.array([embeddings[key]["embedding"] for key in keys])
     np.testing.assert_allclose(made, expected["embedding"], atol=1e-5, rtol=1e-5)
     for key, probability in zip(keys, expected["probability"], strict=True):
@@ -191,7 +190,7 @@ def test_a_model_of_features_that_embeds(extracted, tmp_path, ray_cluster):
     probability = keras.layers.Dense(2, "softmax", kernel_initializer=start)(embedding)
     model = keras.Model(inputs, {"embedding": embedding, "probability": probability})
     made = tables.about(schema)
-    about = ModelAbout("vazios", "siamese", CLASSES, "features", {}, width=8, features=made)
+    about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
     uri = str(tmp_path / "model.keras")
     locate(uri).write_bytes(saved.pack(model, about))
     features = str(extracted / "features")
@@ -219,16 +218,16 @@ def test_a_model_of_features_that_embeds(extracted, tmp_path, ray_cluster):
         execute(wrong, evaluate_model)
 
 
-def test_sources_that_do_not_fit(base, classified, extracted, models, tmp_path):
+def test_sources_that_do_not_fit(dataset, classified, extracted, models, tmp_path):
     features = str(extracted / "features")
     chosen = settings(tmp_path / "a", models["both"], features=features)
     with pytest.raises(InputError, match="takes images; give --data or --manifest"):
         execute(chosen, evaluate_model)
     manifest = str(classified[0] / "listing" / "manifest")
     chosen = settings(tmp_path / "b", models["both"], manifest=manifest)
-    with pytest.raises(InputError, match="lists base vazios, not chest_xray"):
-        execute(chosen.model_copy(update={"base": "chest_xray"}), evaluate_model)
-    for source in ({}, {"features": features, "data": str(base)}):
+    with pytest.raises(InputError, match="for dataset vazios, not chest_xray"):
+        execute(chosen.model_copy(update={"dataset": "chest_xray"}), evaluate_model)
+    for source in ({}, {"features": features, "data": str(dataset)}):
         with pytest.raises(ValueError, match="give one of --features, --data and --manifest"):
             settings(tmp_path / "c", models["both"], **source)
     with pytest.raises(ValueError, match="--limit belongs to the listing of --data"):

@@ -15,7 +15,7 @@ SMALL = {"backbone": "MobileNetV2", "weights": "random", "image_size": 32}
 
 
 def options(**told) -> ExtractSettings:
-    return ExtractSettings(base="vazios", data="in", out="out", **told)
+    return ExtractSettings(dataset="vazios", data="in", out="out", **told)
 
 
 def found(seed: int = 0, **told) -> Backbone:

@@ -45,7 +45,7 @@ def test_every_image_once(extracted, rows, scans, tiny_backbone):
             assert made[name] == row[name]
     schema = tables.open_table(locate(f"{extracted}/features"), "features").schema
     backbone, _ = resolve(
-        ExtractSettings(base="vazios", data="in", out="out", weights=tiny_backbone), 0
+        ExtractSettings(dataset="vazios", data="in", out="out", weights=tiny_backbone), 0
     )
     told = backbone.about() | {"resize": "stretch", "augment": "none", "views": 0}
     assert tables.about(schema) == told == result["details"]["about"]

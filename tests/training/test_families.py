@@ -1,4 +1,4 @@
-"""Every family of models trains on a rendered base, on one worker and on two."""
+"""Every family of models trains on a rendered dataset, on one worker and on two."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from visao_ray.settings import TrainSettings
 from visao_ray.training.train import train_model
 
 BROKEN = "vazio/broken.jpg"
-LISTS = "simple_cnn-1"  # the case that lists the base; others take its manifest
+LISTS = "simple_cnn-1"  # the case that lists the dataset; others take its manifest
 
 #: Family and workers: what it takes, whether it gives probabilities, embeddings; its settings.
 #: simple_cnn on two workers: test_resume.py.
@@ -36,9 +36,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def base(scans, tmp_path_factory):
+def dataset(scans, tmp_path_factory):
     """The scans, and one that was cut off."""
-    root = tmp_path_factory.mktemp("base") / "scans"
+    root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     whole = min((root / "vazio").iterdir()).read_bytes()
     (root / BROKEN).write_bytes(whole[: len(whole) * 2 // 3])
@@ -46,12 +46,12 @@ def base(scans, tmp_path_factory):
 
 
 def settings(out, family, workers, **how):
-    usual = {"base": "vazios", "epochs": 1, "batch_size": 12, "seed": SEED, "replicates": 100}
+    usual = {"dataset": "vazios", "epochs": 1, "batch_size": 12, "seed": SEED, "replicates": 100}
     return TrainSettings(out=str(out), family=family, workers=workers, **{**usual, **how})
 
 
 @pytest.fixture(scope="module")
-def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
+def trained(dataset, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
     """Trains a case once: its output and its result."""
     join_ray()
     done = {}
@@ -63,7 +63,7 @@ def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
             if takes == "features":
                 source = {"features": extracted / "features"}
             elif case == LISTS:
-                source = {"data": base}
+                source = {"data": dataset}
             else:
                 source = {"manifest": train(LISTS)[0] / "listing" / "manifest"}
             if family == "transfer":

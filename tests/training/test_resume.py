@@ -24,7 +24,7 @@ from visao_ray.training.train import train_model
 SCANS, EPOCHS = 100, 4
 DEADLINE_S = 300
 HOW = {
-    "base": "vazios",
+    "dataset": "vazios",
     "family": "simple_cnn",
     "image_size": 80,
     "epochs": EPOCHS,
@@ -36,9 +36,9 @@ HOW = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A rendered base whose files are half as wide and high."""
-    root = tmp_path_factory.mktemp("base")
+def dataset(tmp_path_factory):
+    """A rendered dataset whose files are half as wide and high."""
+    root = tmp_path_factory.mktemp("dataset")
     for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
         scan = render("vazios", image.true_label, image.index, 3, image.difficulty)
         path = root / image.key
@@ -47,8 +47,8 @@ def base(tmp_path_factory):
     return root
 
 
-def train(out, base):
-    return execute(TrainSettings(out=str(out), data=str(base), **HOW), train_model)
+def train(out, dataset):
+    return execute(TrainSettings(out=str(out), data=str(dataset), **HOW), train_model)
 
 
 def weights_of(out):
@@ -65,10 +65,10 @@ def probabilities(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base, tmp_path_factory, _ray_at_end):
+def undisturbed(dataset, tmp_path_factory, _ray_at_end):
     join_ray()
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    result = train(out, base)
+    result = train(out, dataset)
     assert len(result["details"]["history"]) == EPOCHS
     assert result["details"]["restarts"] == {"from_epochs": [], "lost_workers": []}
     assert max(result["details"]["export"]["differences"].values()) <= 1e-5
@@ -135,7 +135,7 @@ def train_workers():
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
-def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
+def test_a_killed_worker(dataset, undisturbed, tmp_path, ray_cluster):
     out = tmp_path / "out"
     killed, ended = [], threading.Event()
 
@@ -148,7 +148,7 @@ def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        result = train(out, base)
+        result = train(out, dataset)
     finally:
         ended.set()
         killer.join()
@@ -162,9 +162,9 @@ def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
 
 
 @pytest.mark.faults
-def test_a_killed_driver(base, undisturbed, tmp_path):
+def test_a_killed_driver(dataset, undisturbed, tmp_path):
     out = tmp_path / "out"
-    options = {"data": base, "out": out, **HOW}
+    options = {"data": dataset, "out": out, **HOW}
     command = [sys.executable, "jobs/train.py"]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

@@ -19,6 +19,9 @@ import ray
 from sklearn.metrics import f1_score, roc_auc_score
 
 from visao_ray import tables
+from visao_ray.datasets.chest_xray import CHEST_XRAY
+from visao_ray.datasets.ncm import NCM
+from visao_ray.datasets.registry import DATASETS
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import load_features
 from visao_ray.models import saved
@@ -42,7 +45,9 @@ def cluster():
     ray.shutdown()
 
 
-def features(folder, base="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change):
+def features(
+    folder, dataset="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change
+):
     """Gaussian features, two views of train and val; test rows are poisoned: NaN, absurd labels."""
     rng = np.random.default_rng(5)
     centres = rng.normal(0, 0.6, size=(len(classes), WIDTH))
@@ -81,7 +86,7 @@ def chest(tmp_path_factory):
 
 
 def settings(chest, out, **options):
-    few = {"base": "chest_xray", "trials": 4, "epochs": 4, "patience": 2, "finalists": 0}
+    few = {"dataset": "chest_xray", "trials": 4, "epochs": 4, "patience": 2, "finalists": 0}
     options = few | options
     return SweepSettings(features=[chest], out=str(out), **options)
 
@@ -114,7 +119,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert about.features == {"backbone": "gauss", "weights_digest": "1"}
     assert about.settings == winner["settings"]
     assert (about.trial, about.epoch) == (winner["trial"], winner["epoch"])
-    _, data = load_features(chest, "chest_xray")
+    _, data = load_features(chest, CHEST_XRAY)
     probability = model.predict(data.val.vectors, verbose=0)
     assert roc_auc_score(data.val.labels, probability[:, 1]) == best["metric.roc_auc"]
 
@@ -136,7 +141,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
 
 
 def test_test_rows_are_never_loaded(chest, tmp_path):
-    summary, data = load_features(chest, "chest_xray")
+    summary, data = load_features(chest, CHEST_XRAY)
     assert summary.classes == ("NORMAL", "PNEUMONIA")  # no zebra
     for rows in (data.train, data.val):
         assert np.isfinite(rows.avg).all()
@@ -144,7 +149,7 @@ def test_test_rows_are_never_loaded(chest, tmp_path):
     without = features(
         tmp_path / "f", rows=lambda rows: [row for row in rows if row["split"] != "test"]
     )
-    _, other = load_features(without, "chest_xray")
+    _, other = load_features(without, CHEST_XRAY)
     np.testing.assert_array_equal(other.train.avg, data.train.avg)
     np.testing.assert_array_equal(other.val.labels, data.val.labels)
 
@@ -188,30 +193,30 @@ def test_many_classes_with_gaps(tmp_path):
     table = features(tmp_path / "f", "ncm", classes, per_class=5, rows=tail)
     out = tmp_path / "out"
     heads = [HeadSettings(class_weight="balanced"), HeadSettings(layers=0, standardise=False)]
-    result = run_of(out, base="ncm", epochs=2)(table, heads)
+    result = run_of(out, dataset="ncm", epochs=2)(table, heads)
     assert result["details"]["objective"]["name"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
     model, about = saved.load(locate(f"{out}/head.keras"))
     assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
-    _, data = load_features(table, "ncm")
+    _, data = load_features(table, NCM)
     predicted = model.predict(data.val.vectors, verbose=0).argmax(axis=1)
     expected = f1_score(data.val.labels, predicted, average="macro")
     assert result["metrics"]["val"]["macro_f1"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("change", "base", "message"),
+    ("change", "dataset", "message"),
     [
         (lambda row: row["split"] != "val", "chest_xray", "no val rows"),
         (lambda row: row["split"] == "val", "chest_xray", "no train rows"),
         (lambda row: row["label"] == "NORMAL", "chest_xray", "no train rows of class PNEUMONIA"),
-        (lambda row: True, "vazios", "label 'NORMAL' is no class of base vazios"),
+        (lambda row: True, "vazios", "label 'NORMAL' is no class of dataset vazios"),
     ],
 )
-def test_features_that_do_not_fit(tmp_path, change, base, message):
+def test_features_that_do_not_fit(tmp_path, change, dataset, message):
     table = features(tmp_path, rows=lambda rows: [row for row in rows if change(row)])
     with pytest.raises(InputError, match=message):
-        load_features(table, base)
+        load_features(table, DATASETS[dataset])
 
 
 def test_vectors_that_are_not_finite_are_named(tmp_path):
@@ -220,7 +225,7 @@ def test_vectors_that_are_not_finite_are_named(tmp_path):
         return rows
 
     with pytest.raises(InputError, match=r"the max vector of '0000\.jpeg'"):
-        load_features(features(tmp_path, rows=spoil), "chest_xray")
+        load_features(features(tmp_path, rows=spoil), CHEST_XRAY)
 
 
 def test_a_missing_table_ends_the_job_in_one_line(tmp_path):
@@ -258,7 +263,7 @@ def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
 def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
     """SIGKILL of the driver once four trials are done; the same command ends as if undisturbed."""
     out = tmp_path / "out"
-    command = [sys.executable, str(JOB), "--base", "chest_xray", "--features", chest]
+    command = [sys.executable, str(JOB), "--dataset", "chest_xray", "--features", chest]
     command += ["--out", str(out), "--patience", "2", "--finalists", "0"]
     command += ["--space", json.dumps(SPACE)]
     for name, value in LEARNING.items():
@@ -306,7 +311,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     rows = trials_of(out)
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert [row["ended"] for row in rows[2:]] == ["fitted"] * 2
-    _, data = load_features(chest, "chest_xray")
+    _, data = load_features(chest, CHEST_XRAY)
     for row in rows:
         model, _ = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
         probability = model.predict(data.val.vectors, verbose=0)
@@ -343,7 +348,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     boards = sorted(path.parent.name for path in (out / "tensorboard").rglob("events.*"))
     assert boards[:4] == ["00000", "00001", "00002", "00003"]
     again = parse(TrainSettings, ["--settings", f"{out}/head.toml", "--out", str(tmp_path / "t")])
-    assert (again.base, again.features) == ("chest_xray", chest)
+    assert (again.dataset, again.features) == ("chest_xray", chest)
     winner = details["winner"]["settings"]
     assert again.pool == winner["pool"]
     assert again.family == ("svm" if winner["kind"] == "svm" else "head")
@@ -351,7 +356,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
 
 def test_grouped_folds(chest, tmp_path):
     """No patient on both sides, each image judged once, and the winner is fitted on train again."""
-    _, data = load_features(chest, "chest_xray")
+    _, data = load_features(chest, CHEST_XRAY)
     folds = Folds(data, 3, seed=0)
     parts = folds.parts(None, holdout=False)
     judged = np.concatenate([fold.val for fold in parts])
@@ -422,8 +427,8 @@ execute(settings, lambda chosen, run: search(chosen, run, heads))
     assert re.search(r"OOM|memory|process was lost", rows[1]["error"]), rows[1]["error"]
 
 
-def test_several_bases_side_by_side(chest, tmp_path):
-    """One command, one cluster, one report; each base is as it would be alone."""
+def test_several_datasets_side_by_side(chest, tmp_path):
+    """One command, one cluster, one report; each dataset is as it would be alone."""
     scans = features(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
     cargo = features(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)
     command = [sys.executable, str(JOB), "--out", str(tmp_path / "out"), "--epochs", "2"]
@@ -436,9 +441,9 @@ def test_several_bases_side_by_side(chest, tmp_path):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["counts"]["trials"] == 9
     page = (tmp_path / "out" / "report.html").read_text()
-    for base in ("chest_xray", "vazios", "ncm"):
-        assert (tmp_path / "out" / base / "head.keras").exists()
-        assert base in page
+    for dataset in ("chest_xray", "vazios", "ncm"):
+        assert (tmp_path / "out" / dataset / "head.keras").exists()
+        assert dataset in page
     val = result["metrics"]["ncm"]["val"]
     assert val["chapter_accuracy"]["value"] == 1  # all of chapter 22
     assert val["chapter_accuracy"]["n"] == 32
@@ -454,7 +459,7 @@ def test_several_bases_side_by_side(chest, tmp_path):
         if weight["settings"]["class_weight"] == one["class_weight"]:
             assert one["objective"]["value"] == values[one["trial"]]
 
-    alone = settings(scans, tmp_path / "alone", base="vazios", trials=3, epochs=2, patience=6)
+    alone = settings(scans, tmp_path / "alone", dataset="vazios", trials=3, epochs=2, patience=6)
     alone = alone.model_copy(update={"space": {"units": [8, 16]}})
     execute(alone, make_sweep)
     assert trials_of(tmp_path / "alone") == trials_of(tmp_path / "out" / "vazios")
@@ -467,4 +472,4 @@ def test_several_bases_side_by_side(chest, tmp_path):
         check=False,
     )
     assert twice.returncode == 2
-    assert "other settings" in twice.stderr or "both of base vazios" in twice.stderr
+    assert "other settings" in twice.stderr or "both of dataset vazios" in twice.stderr

@@ -20,9 +20,10 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES, Base
-from visao_ray.bases.splits import Ties, carve
 from visao_ray.checkpoint import checkpointed
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import Dataset
+from visao_ray.datasets.splits import UnionFind, assign_split
 from visao_ray.errors import InputError
 from visao_ray.images.decode import DecodeError, read_header
 from visao_ray.resources import look
@@ -46,7 +47,7 @@ _LISTING = pa.schema(
 )
 
 _INSPECTED = pa.schema(
-    [field for field in tables.MANIFEST if field.name not in ("base", "split")]
+    [field for field in tables.MANIFEST if field.name not in ("dataset", "split")]
     + [field for field in tables.ERRORS if field.name not in ("key", "uri")]
     + [_LISTING.field("folder")]
 )
@@ -54,7 +55,7 @@ _INSPECTED = pa.schema(
 
 @dataclass(frozen=True)
 class Layout:
-    """How a base lies in storage: its class folders, stray files and the splits it has."""
+    """How a dataset lies in storage: its class folders, stray files and the splits it has."""
 
     classes: tuple[str, ...]
     folders: tuple[tuple[str, str, str], ...]  # (key prefix, label, split folder or "")
@@ -66,11 +67,11 @@ class Layout:
         return (0.0 if "val" in self.splits else val, 0.0 if "test" in self.splits else test)
 
 
-def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
-    """Look at the top folders of a base.
+def find_layout(data: Location, dataset: Dataset, ignore: list[str]) -> Layout:
+    """Look at the top folders of a dataset.
 
     Raises:
-        InputError: nothing there, or the folders do not fit the base.
+        InputError: nothing there, or the folders do not fit the dataset.
     """
     require_folder(data, "--data")
 
@@ -87,7 +88,7 @@ def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
     strays = list(files)
     splits = [name for name in top if name in tables.SPLITS]
     if not splits:
-        classes = base.check_classes(top, data.uri)
+        classes = dataset.check_classes(top, data.uri)
         rows = [(name, name, "") for name in top]
         return Layout(classes, tuple(rows), tuple(strays), frozenset())
     other = [name for name in top if name not in tables.SPLITS]
@@ -103,8 +104,8 @@ def find_layout(data: Location, base: Base, ignore: list[str]) -> Layout:
         labels, files = folders_and_files(data.join(split))
         rows += [(f"{split}/{label}", label, split) for label in labels]
         strays += [f"{split}/{name}" for name in files]
-    classes = base.check_classes(sorted({label for _, label, _ in rows}), data.uri)
-    # A lone train folder is a bare base: all three splits are carved from it.
+    classes = dataset.check_classes(sorted({label for _, label, _ in rows}), data.uri)
+    # A lone train folder is a bare dataset: all three splits are carved from it.
     return Layout(classes, tuple(rows), tuple(strays), frozenset(splits))
 
 
@@ -112,14 +113,22 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     """The manifest job: list, hash, tie, split, write `manifest` and `errors`.
 
     Raises:
-        InputError: nothing to list, folders that do not fit the base, no readable image, or more
+        InputError: as `list_dataset`; no such dataset.
+    """
+    list_dataset(find_dataset(settings.dataset), settings, run)
+
+
+def list_dataset(dataset: Dataset, settings: ManifestSettings, run: Run[Any]) -> None:
+    """What `make_manifest` does, of a dataset at hand.
+
+    Raises:
+        InputError: nothing to list, folders that do not fit the dataset, no readable image, or more
             unreadable ones than `max_errors` allows (after writing them).
     """
     import ray
 
-    base = BASES[settings.base]
     data = locate(settings.data)
-    layout = find_layout(data, base, settings.ignore)
+    layout = find_layout(data, dataset, settings.ignore)
     given = _read_groups(settings.groups)
     start_ray()
     work = run.work
@@ -148,7 +157,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
             ray.data.read_parquet(
                 listing.path, filesystem=listing.filesystem, **look().reader
             ).repartition(target_num_rows_per_block=_BLOCK).map_batches(
-                _inspect, batch_size=None, batch_format="pyarrow", fn_kwargs={"base": base.name}
+                _inspect, batch_size=None, batch_format="pyarrow", fn_kwargs={"dataset": dataset}
             ).write_parquet(inspected.path, filesystem=inspected.filesystem)
 
     def split() -> None:
@@ -162,7 +171,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={
-                "base": base.name,
+                "dataset": dataset.name,
                 "seed": settings.seed,
                 "shares": layout.shares(settings.val_share, settings.test_share),
                 "given": given,
@@ -186,7 +195,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
         raise RuntimeError(f"{images} files listed, {run.counts['images']} in the manifest")
     for split, labels in run.counts["by_split"].items():
         absent = [label for label in layout.classes if label not in labels]
-        if absent and (base.classes or not labels):
+        if absent and (dataset.classes or not labels):
             run.warn(
                 f"no {split} image of {', '.join(absent[:5])}: a head can't be chosen or judged"
             )
@@ -257,19 +266,19 @@ def _list_folders(
             yield _LISTING.empty_table()
 
 
-def _inspect(block: pa.Table, base: str) -> pa.Table:
+def _inspect(block: pa.Table, dataset: Dataset) -> pa.Table:
     with ThreadPoolExecutor(_READERS) as pool:
-        rows = list(pool.map(lambda row: _inspect_one(row, BASES[base]), block.to_pylist()))
+        rows = list(pool.map(lambda row: _inspect_one(row, dataset), block.to_pylist()))
     return pa.Table.from_pylist(rows, schema=_INSPECTED)
 
 
-def _inspect_one(row: Mapping[str, Any], base: Base) -> dict[str, Any]:
+def _inspect_one(row: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {
         "key": row["key"],
         "uri": row["uri"],
         "label": row["label"],
         "folder": row["folder"],
-        "group": base.group(row["key"]),
+        "group": dataset.group_of(row["key"]),
         "status": "error",
     }
 
@@ -350,7 +359,7 @@ def _tied_groups(inspected: Location, given: Mapping[str, str], images: int) -> 
     """
     import ray
 
-    ties = Ties()
+    ties = UnionFind()
     shared = (
         ray.data.read_parquet(inspected.path, filesystem=inspected.filesystem)
         .map_batches(
@@ -361,8 +370,8 @@ def _tied_groups(inspected: Location, given: Mapping[str, str], images: int) -> 
     )
     for batch in shared.iter_batches(batch_format="pyarrow"):
         for groups in batch["groups"].to_pylist():
-            ties.tie(groups)
-    return ties.leaders()
+            ties.union(groups)
+    return ties.roots()
 
 
 def _partitions(rows: int) -> int:
@@ -413,7 +422,7 @@ def _several_splits(rows: pa.Table) -> pa.Table:
 
 def _assign(
     block: pa.Table,
-    base: str,
+    dataset: str,
     seed: int,
     shares: tuple[float, float],
     given: Mapping[str, str],
@@ -422,14 +431,14 @@ def _assign(
     own = _groups(block, given).to_pylist()
     groups = [ties.get(group, group) for group in own]
     splits = [
-        folder if folder in ("val", "test") else carve(group, seed, *shares)
+        folder if folder in ("val", "test") else assign_split(group, seed, *shares)
         for folder, group in zip(block["folder"].to_pylist(), groups, strict=True)
     ]
     columns = {name: block[name] for name in block.column_names}
     columns |= {
         "group": pa.array(groups, pa.string()),
         "split": pa.array(splits, pa.string()),
-        "base": pa.array([base] * block.num_rows, pa.string()),
+        "dataset": pa.array([dataset] * block.num_rows, pa.string()),
     }
     rows = pa.table(columns)
     broken = rows.filter(pc.equal(rows["status"], "error"))

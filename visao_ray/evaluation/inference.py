@@ -1,4 +1,4 @@
-"""A trained model meets a whole base: rows → predictions, embeddings, errors, on Ray Data actors.
+"""A trained model on a whole dataset: rows → predictions, embeddings, errors, on Ray Data actors.
 
 Images go the way of the extraction (read and decode in tasks, the network in actors) and an
 interrupted run goes on where it was; features are so quick that an interrupted run begins anew.
@@ -56,7 +56,7 @@ def predict(
     total: int | None = None,
     batch_size: int = 32,
 ) -> Coverage:
-    """Show a model the rows of a base and write what it says below `run.out`.
+    """Show a model the rows of a dataset and write what it says below `run.out`.
 
     `predictions` has the val and test images, where the model gives probabilities; `embeddings`
     those of all splits, where it embeds (train is read only then); `errors` the images that cannot
@@ -87,14 +87,14 @@ def predict(
         return Coverage(0, 0, {})
     block = batch_size * math.ceil(_BLOCK / batch_size)
     run.say(f"{total:,} images through {about.name} on {pool}")
-    labels = run.labels("predict", about.base)
+    labels = run.labels("predict", about.dataset.name)
 
     def rows(**options: Any) -> Any:
         import ray
         from ray.data.expressions import col, lit
 
         chosen = ray.data.read_parquet(source.path, filesystem=source.filesystem, **options)
-        chosen.set_name(run.name("predict", about.base))
+        chosen.set_name(run.name("predict", about.dataset.name))
         if "embedding" not in outputs:
             chosen = chosen.filter(expr=col("split") != lit("train"))
         if about.takes == "features":

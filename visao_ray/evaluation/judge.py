@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES
 from visao_ray.bases.manifest import check_errors
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import predict
 from visao_ray.evaluation.predictions import evaluate_predictions
@@ -35,7 +36,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
     The threshold comes from val alone.
 
     Raises:
-        InputError: no such table, base or model, or the two do not fit; too many unreadable images.
+        InputError: no such table, dataset or model, or they do not fit; too many unreadable images.
     """
     about = _check(settings)
     start_ray()
@@ -48,10 +49,10 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         }
     else:
         _warn_of_other_splits(settings, about, run)
-        source = list_images(settings, settings.manifest, run)
+        source = list_images(settings, about.dataset, settings.manifest, run)
         run.inputs["manifest"] = source.uri
     model = locate(settings.model)
-    run.inputs["model"] = model.uri
+    run.inputs |= {"model": model.uri, "dataset": about.dataset.to_json()}
     covered = predict(
         run,
         source,
@@ -73,7 +74,6 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         run.throughput["images_per_second"] = covered.ok / run.timings["predict"]
     evaluation = judge_run(
         run,
-        settings.base,
         about,
         target=settings.target_recall,
         seed=settings.seed,
@@ -87,15 +87,16 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
 def _check(settings: EvaluateSettings) -> ModelAbout:
     """Look at the source and the model, and whether they fit, before Ray starts."""
     where = f"--model {settings.model}"
+    dataset = find_dataset(settings.dataset) if settings.dataset else None
     if settings.features is not None:
         schema = tables.open_table(locate(settings.features), "features").schema
         about = saved.read_about(saved.read(locate(settings.model)), where)
         width = schema.field("avg").type.list_size
-        about.check_features(settings.base, width, tables.about(schema), where)
+        about.check_features(dataset, width, tables.about(schema), where)
     else:
-        check_source(settings, settings.manifest)
         about = saved.read_about(saved.read(locate(settings.model)), where)
-        about.check_images(settings.base, where)
+        about.check_images(dataset, where)
+        check_source(settings, about.dataset, settings.manifest)
     return about
 
 
@@ -114,7 +115,7 @@ def _warn_of_other_splits(settings: EvaluateSettings, about: ModelAbout, run: Ru
 
 
 def judge_run(
-    run: Run[Any], base: str, about: ModelAbout, *, target: float, seed: int, replicates: int
+    run: Run[Any], about: ModelAbout, *, target: float, seed: int, replicates: int
 ) -> dict[str, Any]:
     """Judge what `predict` left below `run.out`: `evaluation.json`, metrics, warnings, summary.
 
@@ -129,7 +130,7 @@ def judge_run(
     with run.timed("judge"):
         if about.classes:
             judged = ray.remote(judge).remote(
-                run.out.join("predictions"), base, about.classes, target, seed, replicates
+                run.out.join("predictions"), about.dataset, about.classes, target, seed, replicates
             )
             evaluation: dict[str, Any] = ray.get(judged)
         else:
@@ -150,7 +151,7 @@ def judge_run(
 
 def judge(
     predictions: Location,
-    base: str,
+    dataset: Dataset,
     classes: Sequence[str],
     target: float,
     seed: int,
@@ -162,11 +163,11 @@ def judge(
     evaluation = evaluate_predictions(
         _widened(table, len(unknown)),
         (*classes, *unknown),
-        BASES[base].positive,
+        dataset.positive_among(classes),
         target_recall=target,
         seed=seed,
         replicates=replicates,
-        chapter_digits=BASES[base].chapter_digits,
+        chapter_digits=dataset.chapter_digits,
     ).to_json()
     if unknown:
         told = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"

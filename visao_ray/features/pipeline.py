@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray import stages, tables
-from visao_ray.bases.base import BASES
-from visao_ray.bases.manifest import check_errors, find_layout, make_manifest
+from visao_ray.bases.manifest import check_errors, find_layout, list_dataset
 from visao_ray.checkpoint import checkpointed
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.features.backbones import Backbone, resolve
 from visao_ray.features.extractor import LOADED, Extractor
@@ -58,7 +60,8 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
     """
     import ray
 
-    check_source(settings, settings.manifest)
+    dataset = find_dataset(settings.dataset) if settings.dataset else None
+    check_source(settings, dataset, settings.manifest)
     start_ray()
     pool = fit_actors(settings.workers, settings.worker(), look())
     weights = run.work.join("backbone.npz")
@@ -66,7 +69,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         backbone, warning = _resolve_remotely(settings, weights)
     if warning:
         run.warn(warning)
-    manifest = list_images(settings, settings.manifest, run)
+    manifest = list_images(settings, dataset, settings.manifest, run)
     about = {
         **backbone.about(),
         "resize": settings.resize,
@@ -83,8 +86,8 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         f"{backbone.image_size}², {backbone.width} numbers twice) on {pool}"
     )
 
-    base = _base_of(manifest)
-    labels = run.labels("extract", base)
+    name = _dataset_of(manifest)
+    labels = run.labels("extract", name)
 
     def extract() -> None:
         from visao_ray.sink import TablesSink
@@ -104,7 +107,7 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
             images = ray.data.read_parquet(
                 manifest.path, filesystem=manifest.filesystem, **pool.reader
             )
-            images.set_name(run.name("extract", base))
+            images.set_name(run.name("extract", name))
             images.repartition(target_num_rows_per_block=block, strict=True).map_batches(
                 load,
                 batch_size=None,
@@ -133,6 +136,8 @@ def extract_features(settings: ExtractSettings, run: Run[Any]) -> None:
         rows = run.counts["rows"] + run.counts["errors"] - done_before
         run.throughput["images_per_second"] = max(rows, 0) / run.timings["extract"]
     run.inputs["manifest"] = manifest.uri
+    if dataset is not None:
+        run.inputs["dataset"] = dataset.to_json()
     run.details |= {"about": about, "width": backbone.width, "workers": pool.size}
     check_errors(run, settings.max_errors)
 
@@ -169,32 +174,42 @@ def _check_same(features: Location, about: Mapping[str, Any]) -> None:
             )
 
 
-def check_source(settings: ManifestSettings, manifest: str | None) -> None:
+def check_source(settings: ManifestSettings, dataset: Dataset | None, manifest: str | None) -> None:
     """Look at the manifest, or else at the folders of `--data`, before anything that takes long.
 
     Raises:
-        InputError: no manifest there, or one of another base; folders that do not fit the base.
+        InputError: no manifest there, or one of another dataset; folders that do not fit it.
     """
     if manifest is None:
-        find_layout(locate(settings.data), BASES[settings.base], settings.ignore)
+        assert dataset is not None  # the settings see to it
+        find_layout(locate(settings.data), dataset, settings.ignore)
         return
-    found = _base_of(locate(manifest))
-    if settings.base is not None and found and found != settings.base:
-        raise InputError(f"--manifest {manifest}: lists base {found}, not {settings.base}")
+    found = _dataset_of(locate(manifest))
+    if dataset is not None and found and found != dataset.name:
+        raise InputError(f"--manifest {manifest}: lists dataset {found}, not {dataset.name}")
 
 
-def _base_of(manifest: Location) -> str:
-    """The base of its first row; empty where it has none."""
-    first = tables.open_table(manifest, "manifest").head(1, columns=["base"])
-    return "".join(first["base"].to_pylist())
+def _dataset_of(manifest: Location) -> str:
+    """Name of the dataset of its first row; empty where it has none."""
+    first = tables.open_table(manifest, "manifest").head(1, columns=["dataset"])
+    return "".join(first["dataset"].to_pylist())
 
 
-def list_images(settings: ManifestSettings, manifest: str | None, run: Run[Any]) -> Location:
+def list_images(
+    settings: ManifestSettings, dataset: Dataset | None, manifest: str | None, run: Run[Any]
+) -> Location:
     """The manifest that was given, or one made from `--data` in OUT/listing."""
     if manifest is not None:
         return locate(manifest)
     out = run.out.join("listing")
-    made = execute(settings.part(ManifestSettings, out=out.uri, max_errors=1.0), make_manifest)
+    assert dataset is not None  # the settings see to it
+    listing = settings.part(
+        ManifestSettings,
+        dataset=settings.dataset or dataset.name,
+        out=out.uri,
+        max_errors=1.0,
+    )
+    made = execute(listing, partial(list_dataset, dataset))
     run.inputs["data"] = settings.data
     run.warnings += made["warnings"]
     return out.join("manifest")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES, Base
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.storage import locate
 
@@ -95,7 +95,7 @@ class Summary:
     untrained: tuple[str, ...]
 
 
-def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[Summary, Features]:
+def load_features(uri: str, dataset: Dataset, views: int | None = None) -> tuple[Summary, Features]:
     """Read train rows (all views, or those up to `views`) and val rows (view 0), in order of key
     and view.
 
@@ -103,15 +103,15 @@ def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[S
     small.
 
     Raises:
-        InputError: no such table, no train or val rows, labels that are not of the base, a class
-            without train rows (bases with fixed classes), vectors that are not finite, an image
+        InputError: no such table, no train or val rows, labels that are not of the dataset, a class
+            without train rows (datasets with fixed classes), vectors that are not finite, an image
             that stands there twice.
     """
     table = tables.open_table(locate(uri), "features")
     train, train_table = _read(table, "train", views, uri)
     val, val_table = _read(table, "val", 0, uri)
     train_names, val_names = (table["label"].to_numpy() for table in (train_table, val_table))
-    classes = find_classes(BASES[base_name], train_names, val_names, uri)
+    classes = find_classes(dataset, train_names, val_names, uri)
     summary = Summary(
         classes=classes,
         width=train["avg"].shape[1],
@@ -179,23 +179,23 @@ def _rows(vectors: dict[str, Vectors], table: pa.Table, classes: tuple[str, ...]
     )
 
 
-def find_classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[str, ...]:
+def find_classes(dataset: Dataset, train: Strings, val: Strings, uri: str) -> tuple[str, ...]:
     """The classes in index order, of the labels found in train and val.
 
     Raises:
-        InputError: labels that are not of the base, one class alone, or a class without train rows
-            (bases with fixed classes).
+        InputError: labels that are no classes, one class alone, or a class without train rows
+            (datasets with fixed classes).
     """
     found = sorted({*train, *val})
-    strange = [name for name in found if not base.has_class(name)]
+    strange = [name for name in found if not dataset.has_class(name)]
     if strange:
-        raise InputError(f"{uri}: label '{strange[0]}' is no class of base {base.name}")
-    missing = sorted(set(base.classes) - set(train))
+        raise InputError(f"{uri}: label '{strange[0]}' is no class of dataset {dataset.name}")
+    missing = sorted(set(dataset.classes) - set(train))
     if missing:
         raise InputError(f"{uri}: no train rows of class {', '.join(missing)}")
     if len(found) < 2:
         raise InputError(f"{uri}: only class '{found[0]}' in train and val; two are needed")
-    return base.classes or tuple(found)
+    return dataset.classes or tuple(found)
 
 
 def class_numbers(names: Strings, classes: tuple[str, ...]) -> npt.NDArray[np.int32]:

@@ -154,7 +154,7 @@ def class_factors(
     elif isinstance(class_weight, Mapping):
         for name, weight in class_weight.items():
             if name not in classes:
-                raise InputError(f"class_weight names '{name}', which is no class of this base")
+                raise InputError(f"class_weight names '{name}', which is no class of this dataset")
             if not weight > 0:
                 raise InputError(f"class_weight of '{name}' is {weight}, but must be positive")
             of_class[list(classes).index(name)] = weight

@@ -33,10 +33,11 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
 
     Args:
         run: the pipeline's run; its counts, timings and warnings are told.
-        data: the base; pictures of mistakes and samples are read from it.
+        data: the dataset; pictures of mistakes and samples are read from it.
         stages: result.json of `extract`, `sweep` and `evaluate`.
     """
     settings = run.settings
+    dataset = stages["evaluate"]["inputs"]["dataset"]["name"]
     evaluation = json.loads(run.out.join("evaluate", "evaluation.json").read_bytes())
     sweep = run.out.join("sweep")
     trials = tables.open_table(sweep.join("trials"), "trials").to_table()
@@ -48,8 +49,8 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
     counts = stages["extract"]["counts"]
     return write_report(
         ReportInputs(
-            title=f"{settings.base}: from images to a judged classifier",
-            base=settings.base,
+            title=f"{dataset}: from images to a judged classifier",
+            dataset=dataset,
             command=f"python jobs/pipeline.py {' '.join(sys.argv[1:])}".strip(),
             settings=settings.model_dump(mode="json"),
             counts={**counts, "splits": counts["by_split"]},

@@ -45,10 +45,10 @@ _METRIC_WORDS = {"roc_auc": "ROC AUC", "average_precision": "PR AUC", "macro_f1"
 
 @dataclass(frozen=True)
 class SweepPage:
-    """One base's sweep, as its tables and result.json tell it; no metric is computed here.
+    """One dataset's sweep, as its tables and result.json tell it; no metric is computed here.
 
     Attributes:
-        base: name of the base.
+        dataset: name of the dataset.
         objective: what a trial was judged by, as people read it.
         objective_mode: "min" where lower is better.
         trials: one row a trial; trial 0 is the default head.
@@ -67,10 +67,10 @@ class SweepPage:
         classes: how many.
         counts: ``images``, and feature rows of ``train`` and ``val``; all optional.
         seconds: wall time.
-        warnings: of this base.
+        warnings: of this dataset.
     """
 
-    base: str
+    dataset: str
     objective: str
     objective_mode: Literal["max", "min"]
     trials: pa.Table
@@ -90,14 +90,14 @@ class SweepPage:
 def sweep_report(
     title: str, command: str, pages: Sequence[SweepPage], warnings: Sequence[str] = ()
 ) -> str:
-    """Render the sweeps of one or several bases as one HTML document that needs no network.
+    """Render the sweeps of one or several datasets as one HTML document that needs no network.
 
     Every name, setting and message is escaped.
 
     Args:
         title: of the document.
         command: the command line that made it.
-        pages: one a base, in order.
+        pages: one a dataset, in order.
         warnings: about all of them, shown at the top.
     """
     return render(
@@ -106,7 +106,7 @@ def sweep_report(
             "title": title,
             "command": command,
             "warnings": list(dict.fromkeys(warnings)),
-            "bases": [_base(page) for page in pages],
+            "datasets": [_dataset(page) for page in pages],
         },
     )
 
@@ -202,7 +202,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _base(page: SweepPage) -> dict[str, Any]:
+def _dataset(page: SweepPage) -> dict[str, Any]:
     trials = _trials(page)
     lower = page.objective_mode == "min"
     finalists = {entry["trial"]: entry for entry in page.finalists}
@@ -379,17 +379,17 @@ def _named(trial: _Trial) -> str:
 def _won(page: SweepPage, ranked: Sequence[_Trial]) -> str:
     """The winner in one short sentence."""
     if not ranked:
-        return f"{page.base}: no trial succeeded"
+        return f"{page.dataset}: no trial succeeded"
     texts = _estimate(_entry(page, ranked[0]).get("objective"))
     interval = f" ({texts['interval']})" if texts["interval"] else ""
     value = f"{texts['value']}{interval}"
-    return f"{page.base}: {_named(ranked[0])} won; its {page.objective} is {value}"
+    return f"{page.dataset}: {_named(ranked[0])} won; its {page.objective} is {value}"
 
 
 def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str]:
     """Sentences: what won, by how much, and whether that is more than luck."""
     if not ranked:
-        return [f"On {page.base} none of {tried:,} trials succeeded."]
+        return [f"On {page.dataset} none of {tried:,} trials succeeded."]
     winner, entry = ranked[0], _entry(page, ranked[0])
     texts = _estimate(entry.get("objective"))
     told = texts["value"]
@@ -397,7 +397,7 @@ def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str
         images = f", n{_NBSP}={_NBSP}{texts['n']}" if texts["n"] else ""
         told += f" (95{SPACE}%: {texts['interval']}{images})"
     name = _named(winner)
-    said = [f"On {page.base} {name} won: its {page.objective} on val is {told}."]
+    said = [f"On {page.dataset} {name} won: its {page.objective} on val is {told}."]
     if len(ranked) == 1:
         others = "all others failed" if tried > 1 else "no other was tried"
         return [*said, f"It is the only trial that succeeded ({others}): nothing to compare with."]

@@ -22,10 +22,14 @@ _BLOCK = 64  # images
 _LOADING = Loading(image_size=32, resize="stretch", recipe="none", views=0, seed=0)
 
 
-def check_images(run: Run[Any], manifest: Location) -> Location:
+def check_images(run: Run[Any], dataset: str, manifest: Location) -> Location:
     """Write `checked/manifest`, the images that can be read, and `checked/errors`, the others.
 
     Returns the former. An interrupted check goes on where it was.
+
+    Args:
+        dataset: its name, for logs and metrics.
+        manifest: of all images.
 
     Raises:
         RuntimeError: not every image ended in exactly one of the two.
@@ -40,15 +44,14 @@ def check_images(run: Run[Any], manifest: Location) -> Location:
         from visao_ray.sink import TablesSink
 
         started = time.time()
-        base = run.settings.base
         schemas = {"manifest": tables.MANIFEST, "errors": tables.ERRORS}
-        sink = TablesSink(checked, schemas, run.labels("check", base))
+        sink = TablesSink(checked, schemas, run.labels("check", dataset))
         committed = run.work.join("checked")
         with checkpointed(committed, "key"), run.progress(committed, _BLOCK, total):
             images = ray.data.read_parquet(
                 manifest.path, filesystem=manifest.filesystem, **pool.reader
             )
-            images.set_name(run.name("check", base))
+            images.set_name(run.name("check", dataset))
             images.repartition(target_num_rows_per_block=_BLOCK, strict=True).map_batches(
                 check_block,
                 batch_size=None,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from visao_ray.backend import import_keras
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.spec import Dataset
 from visao_ray.features.backbones import resolve
 from visao_ray.features.vectors import Summary, load_features
 from visao_ray.models import saved
@@ -32,18 +32,18 @@ _SIZE = {"siamese": 224, "autoencoder": 128, "svm": 128}
 
 
 def prepare_features(
-    settings: TrainSettings, out: Location
+    settings: TrainSettings, dataset: Dataset, out: Location
 ) -> tuple[tuple[Plan, Summary], tuple[FeatureRows, FeatureRows]]:
     """The plan, what the features are, and their train and val rows.
 
     Raises:
-        InputError: features that do not fit the base, or settings that do not fit each other.
+        InputError: features that do not fit the dataset, or settings that do not fit each other.
     """
     assert settings.features is not None
-    summary, features = load_features(settings.features, settings.base, settings.views)
+    summary, features = load_features(settings.features, dataset, settings.views)
     train, val = read_features(features)
     about = ModelAbout(
-        base=settings.base,
+        dataset=dataset,
         family=settings.family,
         classes=_known(settings, summary.classes, train),
         takes="features",
@@ -51,12 +51,12 @@ def prepare_features(
         width=summary.width,
         features=summary.about,
     )
-    shape = _shape(settings, summary.classes, width=summary.width, moments=features.moments)
+    shape = _shape(dataset, summary.classes, width=summary.width, moments=features.moments)
     return (_plan(settings, out, about, shape, train), summary), (train, val)
 
 
 def prepare_images(
-    settings: TrainSettings, manifest: Location, out: Location, loaders: int
+    settings: TrainSettings, dataset: Dataset, manifest: Location, out: Location, loaders: int
 ) -> tuple[tuple[Plan, str | None], tuple[ImageRows, ImageRows]]:
     """The plan, a warning to show, if any, and the train and val rows.
 
@@ -74,13 +74,13 @@ def prepare_images(
             where = f"--head {settings.head}"
             made = {**found.about(), "resize": settings.resize}
             head = saved.read_about(saved.read(locate(settings.head)), where)
-            head.check_features(settings.base, found.width, made, where)
+            head.check_features(dataset, found.width, made, where)
     else:
         native = NATIVE_SIZE[settings.architecture]
         size = settings.image_size or _SIZE.get(settings.family, native)
     classes, train, val = read_images(
         manifest,
-        settings.base,
+        dataset,
         settings.augment,
         image_size=size,
         resize=settings.resize,
@@ -88,7 +88,7 @@ def prepare_images(
         loaders=loaders,
     )
     about = ModelAbout(
-        base=settings.base,
+        dataset=dataset,
         family=settings.family,
         classes=_known(settings, classes, train),
         takes="images",
@@ -96,7 +96,7 @@ def prepare_images(
         image_size=size,
         resize=settings.resize,
     )
-    shape = _shape(settings, classes, image_size=size)
+    shape = _shape(dataset, classes, image_size=size)
     return (_plan(settings, out, about, shape, train, backbone), warning), (train, val)
 
 
@@ -109,8 +109,8 @@ def _known(settings: TrainSettings, classes: tuple[str, ...], train: Rows) -> tu
     return classes
 
 
-def _shape(settings: TrainSettings, classes: tuple[str, ...], **shape: Any) -> Shape:
-    positive = BASES[settings.base].positive
+def _shape(dataset: Dataset, classes: tuple[str, ...], **shape: Any) -> Shape:
+    positive = dataset.positive_among(classes)
     return Shape(classes, classes.index(positive) if positive else 0, **shape)
 
 

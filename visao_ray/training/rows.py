@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.features.vectors import Features, Vectors, class_numbers, find_classes
 from visao_ray.images.augment import RECIPES, augment_view
@@ -191,18 +191,18 @@ def read_features(features: Features) -> tuple[FeatureRows, FeatureRows]:
 
 
 def read_images(
-    manifest: Location, base: str, recipe: str, **loading: Any
+    manifest: Location, dataset: Dataset, recipe: str, **loading: Any
 ) -> tuple[tuple[str, ...], ImageRows, ImageRows]:
     """The classes, and train and val of a manifest; only train is augmented. Runs in a Ray task.
 
     Args:
         manifest: of images that can be read.
-        base: which base it lists.
+        dataset: that it lists.
         recipe: of augmentation.
         loading: `image_size`, `resize`, `seed` and `loaders` of ImageRows.
 
     Raises:
-        InputError: no train or val rows, or a class without train rows (bases with fixed classes).
+        InputError: no train or val rows, or a class without train rows (where classes are fixed).
     """
     table = tables.open_table(manifest, "manifest").to_table(
         columns=["key", "uri", "label", "split", "group"]
@@ -215,7 +215,7 @@ def read_images(
         if not part.num_rows:
             raise InputError(f"{manifest.uri}: no {split} images; training needs train and val")
     names = {split: part["label"].to_numpy() for split, part in parts.items()}
-    classes = find_classes(BASES[base], names["train"], names["val"], manifest.uri)
+    classes = find_classes(dataset, names["train"], names["val"], manifest.uri)
     train, val = (
         ImageRows(
             table=part.select(["key", "uri"]).combine_chunks(),

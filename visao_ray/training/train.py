@@ -14,6 +14,8 @@ import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.manifest import check_errors
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import predict
 from visao_ray.evaluation.judge import judge_run
@@ -50,10 +52,11 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         InputError: data, settings and cluster do not fit, before training begins; training
             diverged.
     """
-    _check(settings)
+    dataset = find_dataset(settings.dataset)
+    _check(settings, dataset)
     start_ray()
     share = _share(settings)
-    source, rows, plan = _prepare(settings, run, share)
+    source, rows, plan = _prepare(settings, dataset, run, share)
     trained = run.work.join("trained")
 
     def fit() -> None:
@@ -79,7 +82,6 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
     run.counts["ok"] = run.counts["images"] - run.counts["errors"]
     evaluation = judge_run(
         run,
-        plan.about.base,
         about,
         target=settings.target_recall,
         seed=settings.seed,
@@ -97,21 +99,26 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         _tell_training(run, summary)
 
 
-def _check(settings: TrainSettings) -> None:
-    """Look at everything that can be looked at before Ray starts."""
+def _check(settings: TrainSettings, dataset: Dataset) -> None:
+    """Check everything that can be checked before Ray starts."""
+    if settings.monitor == "auc" and len(dataset.classes) != 2:
+        raise InputError(
+            f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
+            "choose loss or accuracy"
+        )
     if settings.features is not None:
         schema = tables.open_table(locate(settings.features), "features").schema
         features = tables.about(schema)
         width = schema.field("avg").type.list_size
     else:
-        check_source(settings, settings.manifest)
+        check_source(settings, dataset, settings.manifest)
     if settings.head is not None:
         where = f"--head {settings.head}"
         about = saved.read_about(saved.read(locate(settings.head)), where)
         if about.takes != "features" or not about.classes:
             raise InputError(f"{where}: is a model of family {about.family}, not a head")
         if settings.features is not None:
-            about.check_features(settings.base, width, features, where)
+            about.check_features(dataset, width, features, where)
 
 
 def _share(settings: TrainSettings) -> Share:
@@ -127,17 +134,20 @@ def _share(settings: TrainSettings) -> Share:
     return Share(worker, min(1.0, each / 2), loaders, cluster.light)
 
 
-def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
+def _prepare(
+    settings: TrainSettings, dataset: Dataset, run: Run[Any], share: Share
+) -> tuple[Location, Any, Any]:
     """Where rows to predict lie, a reference to the train and val Rows, and the plan."""
     import ray
 
     from visao_ray.training.preparation import prepare_features, prepare_images
 
+    run.inputs["dataset"] = dataset.to_json()
     if settings.features is not None:
         source = locate(settings.features)
         task = ray.remote(prepare_features).options(num_returns=2, **share.light)
         with run.timed("prepare"):
-            plan_ref, rows = task.remote(settings, run.out)
+            plan_ref, rows = task.remote(settings, dataset, run.out)
             plan, summary = ray.get(plan_ref)
         run.inputs |= {"features": source.uri, "about": summary.about}
         # Those of test too: they are predicted at the end.
@@ -145,14 +155,14 @@ def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Loca
         images = table.count_rows(filter=pads.field("view") == 0)
         run.counts |= {"images": images, "ok": images, "errors": 0, "rows": summary.rows}
     else:
-        manifest = list_images(settings, settings.manifest, run)
+        manifest = list_images(settings, dataset, settings.manifest, run)
         run.inputs["manifest"] = manifest.uri
         with run.timed("check"):
-            source = check_images(run, manifest)
+            source = check_images(run, dataset.name, manifest)
         check_errors(run, settings.max_errors)
         task = ray.remote(prepare_images).options(num_returns=2, **share.light)
         with run.timed("prepare"):
-            plan_ref, rows = task.remote(settings, source, run.out, share.loaders)
+            plan_ref, rows = task.remote(settings, dataset, source, run.out, share.loaders)
             plan, warning = ray.get(plan_ref)
         if warning:
             run.warn(warning)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.bootstrap import Estimate
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.comparison import Measure, compare
@@ -22,7 +22,7 @@ _LEVEL = 0.95
 
 def judge_on_val(
     features: list[Any],
-    base: str,
+    dataset: Dataset,
     classes: Sequence[str],
     outcomes: Outcomes,
     finalists: Sequence[int],
@@ -38,7 +38,7 @@ def judge_on_val(
 
     Args:
         features: a list with one reference to the Features.
-        base: its name.
+        dataset: that they are of.
         classes: in index order.
         outcomes: where their heads are.
         finalists: numbers of trials.
@@ -74,19 +74,18 @@ def judge_on_val(
     ]
     if not every_metric:
         return told, {}
-    known = BASES[base]
     metrics = classification_metrics(
         val.labels,
         probabilities[0],
         groups,
         classes,
-        known.positive,
+        dataset.positive_among(classes),
         replicates=replicates,
         seed=seed,
     )
-    if known.chapter_digits:
+    if dataset.chapter_digits:
         metrics |= chapter_metrics(
-            val.labels, probabilities[0], groups, classes, known.chapter_digits, replicates, seed
+            val.labels, probabilities[0], groups, classes, dataset.chapter_digits, replicates, seed
         )
     return told, metrics
 

@@ -30,7 +30,7 @@ class Fold:
 
 
 class Folds:
-    """The features of a base, and the ways of parting their rows. Test rows are not among them."""
+    """Features, and the ways of parting their rows. Test rows are not among them."""
 
     def __init__(self, features: Features, count: int, seed: int) -> None:
         """`count`: 1 for train and val as they are, or how many grouped folds of both together.

@@ -59,7 +59,7 @@ def _handle(variable: Any) -> Any:
 
 
 class Table:
-    """All rows of a base, train's first and then val's, where heads learn: one for a process."""
+    """All rows of a dataset, train's first and then val's, where heads learn: one for a process."""
 
     def __init__(self, features: Features) -> None:
         _restrict_tensorflow()

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.registry import DATASETS, find_dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.evaluation.comparison import LOWER_IS_BETTER
 from visao_ray.features.vectors import Summary, load_features
@@ -74,7 +75,7 @@ class _Sweep:
     """
 
     settings: SweepSettings
-    base: str
+    dataset: Dataset
     summary: Summary
     features: Any
     criterion: Criterion
@@ -83,15 +84,16 @@ class _Sweep:
     @property
     def positive(self) -> str | None:
         """The class that must not be missed, where there are two."""
-        return BASES[self.base].positive if len(self.summary.classes) == 2 else None
+        classes = self.summary.classes
+        return self.dataset.positive_among(classes) if len(classes) == 2 else None
 
 
 def make_sweep(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep of one base: writes `trials`, `history`, `levers`, the best head and a report.
+    """The sweep of one dataset: writes `trials`, `history`, `levers`, the best head and a report.
 
     Raises:
-        InputError: features that are missing or do not fit the base, an objective that is undefined
-            on val, a space or settings under which every head fails.
+        InputError: features that are missing or do not fit the dataset, an objective that is
+            undefined on val, a space or settings under which every head fails.
     """
     search(settings, run, None)
 
@@ -101,12 +103,12 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     started = time.perf_counter()
     space = read_space(settings.space)
     (uri,) = settings.features
-    base = settings.base or told_base(uri)
-    sweep = _load(settings, base, run)
+    dataset = find_dataset(settings.dataset) if settings.dataset else dataset_of_labels(uri)
+    sweep = _load(settings, dataset, run)
     summary = sweep.summary
     if heads is None:
         images = summary.rows["train"] // (summary.views + 1)
-        space = space.fitted(summary.classes, BASES[base].positive, images, summary.views)
+        space = space.fitted(summary.classes, sweep.positive, images, summary.views)
         heads = propose(space, settings.trials, settings.seed)
     sampler: Sampler = Fixed(heads)
     if settings.search == "tpe":
@@ -136,16 +138,16 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     _tell_winner(run, sweep, found[0], ranked)
     run.details["importance"] = importance(found, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
-    page = sweep_page(run.out, base, vars(run))
-    write_report(run, f"{base}: a sweep of heads", [page])
+    page = sweep_page(run.out, dataset, vars(run))
+    write_report(run, f"{dataset.name}: a sweep of heads", [page])
 
 
-def sweep_page(out: Location, base: str, result: Mapping[str, Any]) -> SweepPage:
+def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
     """What the report shows of a sweep, from the tables below `out` and its result.json."""
     classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
     levers = out.join("levers")
     return SweepPage(
-        base=base,
+        dataset=dataset.name,
         objective=details["objective"]["told"],
         objective_mode="min" if details["objective"]["name"] in LOWER_IS_BETTER else "max",
         trials=tables.open_table(out.join("trials"), "trials").to_table(),
@@ -155,7 +157,7 @@ def sweep_page(out: Location, base: str, result: Mapping[str, Any]) -> SweepPage
         levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
         class_weights=details["class_weights"],
         metrics=result["metrics"]["val"],
-        positive=BASES[base].positive if len(classes) == 2 else None,
+        positive=dataset.positive_among(classes) if len(classes) == 2 else None,
         classes=len(classes),
         counts={"images": counts["images"], **counts["rows"]},
         seconds=details["seconds"],
@@ -171,27 +173,27 @@ def write_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
     run.say(f"report: {report.uri}")
 
 
-def told_base(uri: str) -> str:
-    """The base whose classes the train and val labels of a features table are.
+def dataset_of_labels(uri: str) -> Dataset:
+    """The built-in dataset whose classes the train and val labels of a features table are.
 
     Raises:
-        InputError: no such table, or its labels are those of no base.
+        InputError: no such table, or its labels are those of none.
     """
     table = tables.open_table(locate(uri), "features")
     labels = set()
     seen = pads.field("split").isin(["train", "val"])
     for batch in table.to_batches(columns=["label"], filter=seen):
         labels |= set(batch["label"].unique().to_pylist())
-    for base in BASES.values():
-        if labels and all(base.has_class(label) for label in labels):
-            return base.name
+    for dataset in DATASETS.values():
+        if labels and all(dataset.has_class(label) for label in labels):
+            return dataset
     raise InputError(
-        f"--features {uri}: its labels ({', '.join(sorted(labels)[:5])}) are those of no base; "
-        f"there are {', '.join(BASES)}"
+        f"--features {uri}: its labels ({', '.join(sorted(labels)[:5])}) are those of none "
+        f"of {', '.join(DATASETS)}; pass --dataset FILE.toml"
     )
 
 
-def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
+def _load(settings: SweepSettings, dataset: Dataset, run: Run[Any]) -> _Sweep:
     import ray
 
     (uri,) = settings.features
@@ -199,20 +201,21 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     start_ray()
     with run.timed("load"):
         load = ray.remote(load_features).options(num_returns=2)
-        summary_ref, features = load.remote(uri, base)
+        summary_ref, features = load.remote(uri, dataset)
         os.environ |= _TUNE
         import visao_ray.tuning.trainable  # noqa: F401 - seconds of imports, while rows are read
 
         summary: Summary = ray.get(summary_ref)
     sweep = _Sweep(
         settings=settings,
-        base=base,
+        dataset=dataset,
         summary=summary,
         features=features,
-        criterion=_criterion(settings, base, summary.classes),
+        criterion=_criterion(settings, dataset, summary.classes),
         outcomes=Outcomes(run.out.join("tune", "trials")),
     )
     run.inputs |= {"features": uri, "classes": list(summary.classes), "about": summary.about}
+    run.inputs["dataset"] = dataset.to_json()
     run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
     run.counts["rows"] = summary.rows
     criterion = sweep.criterion
@@ -226,7 +229,7 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     }
     where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
     run.say(
-        f"{base}: {summary.rows['train']:,} train and {summary.rows['val']:,} val rows of "
+        f"{dataset.name}: {summary.rows['train']:,} train and {summary.rows['val']:,} val rows of "
         f"{summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} chooses"
     )
     if summary.untrained:
@@ -237,16 +240,16 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     return sweep
 
 
-def _criterion(settings: SweepSettings, base: str, classes: tuple[str, ...]) -> Criterion:
+def _criterion(settings: SweepSettings, dataset: Dataset, classes: tuple[str, ...]) -> Criterion:
     name = settings.objective or default_objective(len(classes))
-    wanted = settings.objective_class or BASES[base].positive
+    wanted = settings.objective_class or dataset.positive_among(classes)
     if settings.objective_class is not None and settings.objective_class not in classes:
         raise InputError(
             f"--objective-class {settings.objective_class}: is no class of these features "
             f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
         )
     if name in OF_A_CLASS and wanted is None:
-        raise InputError(f"--objective {name} needs --objective-class for base {base}")
+        raise InputError(f"--objective {name} needs --objective-class for dataset {dataset.name}")
     if name == "top5" and len(classes) <= 5:
         raise InputError(f"--objective top5: there are {len(classes)} classes only")
     positive = classes.index(wanted) if wanted is not None else 0
@@ -271,13 +274,13 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     }
     positive = sweep.positive
     plan = Plan(
-        base=sweep.base,
+        dataset=sweep.dataset,
         seed=settings.seed,
         epochs=settings.epochs,
         patience=settings.patience,
         criterion=sweep.criterion,
         positive=sweep.summary.classes.index(positive) if positive else None,
-        named=settings.objective_class is not None or BASES[sweep.base].positive is not None,
+        named=bool(settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)),
         folds=settings.folds,
         summary=sweep.summary,
         outcomes=sweep.outcomes.folder,
@@ -301,7 +304,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     folder = run.out.join("tune")
     # What an earlier start of this run left there is of no use: outcomes tell what is finished.
     folder.join("search").delete()
-    told = f"{settings.job}] {sweep.base}: "
+    told = f"{settings.job}] {sweep.dataset.name}: "
     progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes, order.ended)
     tuner = tune.Tuner(
         trainable,
@@ -413,7 +416,7 @@ def _train_settings(sweep: _Sweep, winner: Outcome) -> str:
     """The settings of jobs/train.py that fit the winner's head again."""
     head, settings = winner.head, sweep.settings
     told: dict[str, Any] = {
-        "base": sweep.base,
+        "dataset": settings.dataset or sweep.dataset.name,
         "features": settings.features[0],
         "seed": settings.seed,
         "pool": head["pool"],
@@ -475,7 +478,9 @@ def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequenc
     ]
     run.details["winner"] = _told_of(winner)
     run.details["default"] = _told_of(default)
-    run.say(f"{sweep.base}: best {min(_TOP, len(ranked))} of {run.counts['trials']} trials:")
+    run.say(
+        f"{sweep.dataset.name}: best {min(_TOP, len(ranked))} of {run.counts['trials']} trials:"
+    )
     names = [criterion.name, *(name for name in OBJECTIVES if name != criterion.name)][:5]
     print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
     for outcome in ranked[:_TOP]:
@@ -484,7 +489,8 @@ def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequenc
         print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
     for one in standings[:1]:
         run.say(
-            f"{sweep.base}: {criterion.told(sweep.summary.classes)} of trial {one['trial']} is "
+            f"{sweep.dataset.name}: {criterion.told(sweep.summary.classes)} of trial "
+            f"{one['trial']} is "
             + "; ".join(
                 f"{what} {_interval(one[name], sign)}"
                 for name, what, sign in (
@@ -522,7 +528,8 @@ def _judge_twins(
     for one in told:
         if one["class_weight"] != "none":
             run.say(
-                f"{sweep.base}: trial {one['trial']} with class weights {one['class_weight']}: "
+                f"{sweep.dataset.name}: trial {one['trial']} with class weights "
+                f"{one['class_weight']}: "
                 f"{sweep.criterion.told(sweep.summary.classes)} "
                 f"{_interval(one['objective'], '')}; over none {_interval(one['over_none'], '+')}"
             )
@@ -542,7 +549,7 @@ def _judge(
     with run.timed("judge"):
         judged = ray.remote(judge_on_val).remote(
             [sweep.features],
-            sweep.base,
+            sweep.dataset,
             sweep.summary.classes,
             sweep.outcomes,
             [one.number for one in finalists],

@@ -16,6 +16,7 @@ import ray
 from ray import tune
 
 from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
 from visao_ray.features.vectors import Features, Summary, Vectors
 from visao_ray.models import svm
 from visao_ray.models.head import HeadSettings, build_head, class_factors, compile_head
@@ -43,7 +44,7 @@ class Plan:
         board: folder for TensorBoard.
     """
 
-    base: str
+    dataset: Dataset
     seed: int
     epochs: int
     patience: int
@@ -290,7 +291,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             self._outcome = replace(self._outcome, curve=curve)
         summary = self._plan.summary
         about = ModelAbout(
-            base=self._plan.base,
+            dataset=self._plan.dataset,
             family="head",
             classes=summary.classes,
             takes="features",

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from visao_ray.bases.base import BASES
-from visao_ray.bases.splits import Ties, carve
+from visao_ray.datasets.registry import DATASETS
+from visao_ray.datasets.splits import UnionFind, assign_split
 
 
 @pytest.mark.parametrize(
-    ("base", "key", "group"),
+    ("dataset", "key", "group"),
     [
         ("chest_xray", "train/PNEUMONIA/person123_bacteria_45.jpeg", "person123"),
         ("chest_xray", "train/PNEUMONIA/person123_virus_2.jpeg", "person123"),
@@ -24,13 +24,13 @@ from visao_ray.bases.splits import Ties, carve
         ("ncm", "8703/no-extension", "no-extension"),
     ],
 )
-def test_the_group_a_name_tells(base, key, group):
-    assert BASES[base].group(key) == group
+def test_the_group_a_name_tells(dataset, key, group):
+    assert DATASETS[dataset].group_of(key) == group
 
 
 def splits(names, **options):
     told = {"seed": 0, "val_share": 0.1, "test_share": 0.1} | options
-    return {name: carve(name, **told) for name in names}
+    return {name: assign_split(name, **told) for name in names}
 
 
 GROUPS = [f"person{number}" for number in range(20_000)]
@@ -64,18 +64,18 @@ def test_a_larger_share_takes_from_train_alone():
 def test_ties():
     pairs = [["b", "a"], ["d", "c"], ["c", "b"], ["x", "y"], ["z", "z"]]
     for order in range(6):
-        ties = Ties()
+        ties = UnionFind()
         for pair in random.Random(order).sample(pairs, len(pairs)):
-            ties.tie(pair)
-        found = ties.leaders()
+            ties.union(pair)
+        found = ties.roots()
         assert {name: found[name] for name in "abcd"} == dict.fromkeys("abcd", "a")
         assert (found["x"], found["y"], found["z"]) == ("x", "x", "z")
-        assert ties.leader("alone") == "alone"
+        assert ties.find("alone") == "alone"
 
 
 def test_long_chains_of_ties():
-    ties = Ties()
+    ties = UnionFind()
     names = [f"{number:05d}" for number in range(3000)]
     for first, second in zip(names[1:], names, strict=False):
-        ties.tie([first, second])
-    assert set(ties.leaders().values()) == {"00000"}
+        ties.union([first, second])
+    assert set(ties.roots().values()) == {"00000"}
