@@ -22,12 +22,13 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from visao_ray.core.driver_log import DriverLog, quiet_terminal
+from visao_ray.core.ray_internals import own_ray_variables
 from visao_ray.errors import InputError
 from visao_ray.settings import JobSettings, parse
 from visao_ray.storage import OUTAGES, Location, is_outage, locate, reason
@@ -205,7 +206,8 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
             raise
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
     started, clock = _now(), time.perf_counter()
-    work(settings, run)
+    with _logged(run):
+        work(settings, run)
     run.timings["total"] = time.perf_counter() - clock
     content: dict[str, Any] = {
         "job": settings.job,
@@ -228,6 +230,19 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     run.work.delete()
     run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
     return content
+
+
+@contextlib.contextmanager
+def _logged(run: Run[Any]) -> Iterator[None]:
+    """Keep what Ray and Python warn of in the block, and say at its end how much there is."""
+    log = DriverLog(run.out.join("log"))
+    try:
+        with log:
+            yield
+    finally:
+        if log.count:
+            plural = "" if log.count == 1 else "s"
+            run.say(f"{log.count} warning{plural} of Ray and Python in {log.file.uri}")
 
 
 def start_ray() -> None:
@@ -259,26 +274,16 @@ def start_ray() -> None:
     # Object storage hiccups; a file that fails for good is caught and becomes an error row.
     context.retried_map_errors = [*OUTAGES]
     context.max_map_retries = 3
-    # A limit on writers is meant for large datasets; on small ones Ray Data warns of it.
-    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
-    # What they log of a failure, with traces, they raise or tell callbacks too: jobs tell it once.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    quiet_terminal()
 
 
 def _tune_own_ray() -> None:
     """Settings of a Ray that is started for one job, on this machine; a cluster has its own."""
-    # It would end idle processes beyond one a core and start them again later, a second or two of
-    # work each time: readers, actors and writers are more than cores. And it would warn of more
-    # than four starting at once a core: Ray Train starts eight.
-    processes = str(2 * (os.cpu_count() or 1) + 6)
-    os.environ.setdefault("RAY_num_workers_soft_limit", processes)
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
-    # A task that asks for no GPU must not find one, beside an actor that has it all to itself.
+    for name, value in own_ray_variables().items():
+        os.environ.setdefault(name, value)
+    # A task that asks for no GPU must not find one, beside an actor that has it all to itself. Ray
+    # itself names this variable in a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    # What every process would tell a dashboard that is not there, every second.
-    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 
 @contextlib.contextmanager
@@ -341,7 +346,7 @@ def _claim(out: Location, settings: JobSettings) -> str:
 
     Returns the run's id.
     """
-    for name in ("result.json", "work", *settings.writes):
+    for name in ("result.json", "log", "work", *settings.writes):
         if out.join(name).exists():
             raise InputError(
                 f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
@@ -370,7 +375,7 @@ def _put_aside(out: Location, settings: JobSettings) -> None:
     stamp = _now().replace(":", "-")
     names = (f"{stamp}.{number}" if number else stamp for number in itertools.count())
     place = next(place for name in names if not (place := out.join("previous", name)).exists())
-    for name in ("result.json", *settings.writes, "work", "run.json"):
+    for name in ("result.json", *settings.writes, "log", "work", "run.json"):
         if out.join(name).exists():
             out.join(name).move(place.join(name))
 

@@ -68,8 +68,7 @@ def submit(
     import yaml
     from ray.job_submission import JobSubmissionClient
 
-    for part in ("dashboard", "_private"):  # they tell of every ignore file, three times
-        logging.getLogger(f"ray.{part}").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every ignore file, three times
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}
