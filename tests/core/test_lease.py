@@ -230,6 +230,19 @@ def test_lost_responses(bucket, faults, times):
     assert json.loads(place.read_bytes())["released"]
 
 
+def test_a_release_after_a_lost_response(bucket, faults):
+    """What the server has is not what the holder saw last: it is released all the same."""
+    place = locate(bucket.uri).join("lease")
+    with lease(place, heartbeat=2 * BEAT):
+        faults.lose_responses("PUT", "lease", 2)  # of a heartbeat, and of the release
+        while not faults.count():
+            time.sleep(0.01)
+    assert json.loads(place.read_bytes())["released"]
+    start = time.monotonic()
+    with lease(place, OTHER):
+        assert time.monotonic() - start < TTL / 2
+
+
 def test_something_else_in_its_place(bucket):
     place = bucket.join("lease")
     place.write_bytes(b"something else")

@@ -41,6 +41,7 @@ from visao_ray.storage import Location, reason
 
 _REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
 _PROBES = 5  # of a server that fails in between
+_RELEASES = 3
 _POLLS = 20  # looks at a lease in its time to live
 _POLL_S = 1.0  # the longest time between two
 
@@ -159,8 +160,10 @@ class Lease:
 
 
 class _ObjectLock:
-    """A lease in a bucket. After its end the object stays, marked as released: S3 has no delete
-    on a condition everywhere, and a plain one could hit the next holder's.
+    """A lease in a bucket.
+
+    After its end the object stays, marked as released: not every server can delete on a condition,
+    and without one the delete could hit the next holder's.
     """
 
     def __init__(
@@ -231,10 +234,13 @@ class _ObjectLock:
     def release(self) -> None:
         self._over.set()
         self._thread.join()
-        if not self._lost:
-            self._record = replace(self._record, released=True)
-            with contextlib.suppress(BaseError, OSError):  # it expires by itself
-                self._put(self._etag)
+        self._record = replace(self._record, released=True)
+        for _ in range(_RELEASES):  # if all fail, it expires
+            if self._lost:
+                return
+            with contextlib.suppress(BaseError, OSError, InputError):
+                return self._beat()
+            time.sleep(self._poll)
 
     def _beat_on(self) -> None:
         pause = self._heartbeat
