@@ -30,7 +30,7 @@ from typing import Any, Generic, TypeVar
 from visao_ray.core.driver_log import DriverLog, quiet_terminal
 from visao_ray.core.ray_internals import own_ray_variables
 from visao_ray.errors import InputError
-from visao_ray.settings import JobSettings, parse
+from visao_ray.settings import JobSettings, StoreJobSettings, parse
 from visao_ray.storage import OUTAGES, Location, is_outage, locate, reason
 
 S = TypeVar("S", bound=JobSettings)
@@ -180,6 +180,8 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     Raises:
         InputError: another run, or somebody else's files, stand in `--out`.
     """
+    if isinstance(settings, StoreJobSettings):
+        return _grow(settings, work)
     out = locate(settings.out)
     run = Run(settings=settings, out=out)
     result = out.join("result.json")
@@ -205,6 +207,31 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
         if is_outage(error):
             raise
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
+    return _perform(settings, run, work)
+
+
+def _grow(settings: Any, work: Work[Any]) -> dict[str, Any]:
+    """Run a job that finds out what is new and does that; it never goes on with an earlier run."""
+    started = _now()
+    out = locate(settings.out_uri(started))
+    run = Run(settings=settings, out=out, id=_identify(out, f"{started} {os.getpid()}"))
+    try:
+        previous = _read_json(out.join("result.json"))
+        if previous is not None:
+            _check_ours(out, previous, settings)
+        run.work.delete()  # of a start that was killed: the store knows what is done
+        if out.is_local:
+            os.makedirs(out.path, exist_ok=True)
+    except OSError as error:
+        if is_outage(error):
+            raise
+        raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
+    return _perform(settings, run, work)
+
+
+def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
+    """Do the work and write `result.json`, whose content is returned."""
+    result = run.out.join("result.json")
     started, clock = _now(), time.perf_counter()
     with _logged(run):
         work(settings, run)

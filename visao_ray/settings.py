@@ -160,6 +160,86 @@ def _refuse_listing(settings: ManifestSettings) -> None:
             raise ValueError(f"{flag} belongs to the listing of --data; it is done already")
 
 
+class StoreJobSettings(JobSettings):
+    """What jobs share that read and write a store: the same command again does what is new."""
+
+    job: ClassVar[str] = ""
+
+    out: str | None = Field(  # type: ignore[assignment]
+        None, description="folder or s3://bucket/prefix for result.json (STORE/runs/DATE-JOB)"
+    )
+    store: str | None = Field(
+        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
+    )
+
+    @model_validator(mode="after")
+    def _places(self) -> StoreJobSettings:
+        if self.out is None and self.store is None:
+            raise ValueError("--store is missing: folder or s3://bucket/prefix of the store")
+        if self.fresh:
+            raise ValueError("--fresh: a store only grows; choose another --store to start anew")
+        return self
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out."""
+        return self.store if self.store is not None else f"{(self.out or '').rstrip('/')}/store"
+
+    def out_uri(self, started: str) -> str:
+        """The folder of a start at that time: --out, or one below the store."""
+        if self.out is not None:
+            return self.out
+        return f"{self.store_uri().rstrip('/')}/runs/{started.replace(':', '-')}-{self.job}"
+
+
+class SourceOptions(BaseSettings):
+    """Which images, and what is known of them."""
+
+    dataset: str | None = Field(
+        None, description=f"{_DATASET}; a store that exists knows its own", json_schema_extra=_HOW
+    )
+    data: str | None = Field(
+        None,
+        description="folder or s3://bucket/prefix of images. A folder named like a class gives its "
+        "label, a train, val or test folder above it the split; other images have no label",
+    )
+    labels: str | None = Field(
+        None,
+        description="CSV or Parquet with the columns key, label, group, split (key needed): sets "
+        "them for images that are in the store or enter now",
+    )
+    batch: str | None = Field(
+        None, description="name under which new images enter (today's date)", json_schema_extra=_HOW
+    )
+    mark_missing: bool = Field(
+        False,
+        description="write down which images of the store are not below --data any more",
+        json_schema_extra=_HOW,
+    )
+    val_share: float = Field(0.1, gt=0, lt=1, description="share drawn for val if no val/ folder")
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description="share drawn for test if no test/ folder"
+    )
+    ignore: list[str] = Field(
+        [], description="name of a folder to leave out; may be given again (hidden ones always are)"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="at most N images, taken evenly from the class folders"
+    )
+    max_errors: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="share of unusable new images above which the job fails (after writing them)",
+        json_schema_extra=_HOW,
+    )
+
+    @model_validator(mode="after")
+    def _leave_train(self) -> SourceOptions:
+        if self.val_share + self.test_share >= 1:
+            raise ValueError("--val-share and --test-share leave nothing to train on")
+        return self
+
+
 class BackboneOptions(BaseSettings):
     """Which network, with which weights, and how images fit its input."""
 
@@ -280,6 +360,19 @@ class ExtractSettings(ExtractOptions, ManifestSettings):
             raise ValueError("--data needs --dataset: chest_xray, vazios, ncm or FILE.toml")
         if self.data is None:
             _refuse_listing(self)
+        return self
+
+
+class NewExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
+    """Run what is new below --data once through a network and keep its vectors in the store."""
+
+    job: ClassVar[str] = "extract"
+    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --store s3://bucket/store"
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> NewExtractSettings:
+        if self.data is None:
+            raise ValueError("--data is missing: folder or s3://bucket/prefix of images")
         return self
 
 

@@ -125,9 +125,7 @@ def assign_splits(
     )
     added = decision.groups
     now = pa.array([datetime.now(UTC)] * added.num_rows, schemas.TIME)
-    fresh = pa.table(
-        [added["group"], added["split"], now], schema=schemas.GROUPS
-    )
+    fresh = pa.table([added["group"], added["split"], now], schema=schemas.GROUPS)
     groups, _ = insert_new(groups, fresh)
     chosen = decision.splits
     schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("split")])

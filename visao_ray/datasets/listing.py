@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,14 +55,16 @@ class Folder:
     """A folder whose files enter alike.
 
     Attributes:
-        prefix: below --data; empty for all that lies in no other folder.
+        prefix: below --data; empty for --data itself.
         label: the class that the folder's name says, or None.
         wanted_split: the split that the folder above asks for, or None.
+        deep: whether files at any depth are meant, or those directly in it.
     """
 
     prefix: str
-    label: str | None
-    wanted_split: str | None
+    label: str | None = None
+    wanted_split: str | None = None
+    deep: bool = True
 
 
 @dataclass(frozen=True)
@@ -219,13 +222,14 @@ def list_new(search: Search, layout: Layout) -> tuple[TableVersion, Counted]:
 
     table = Table(locate(search.listing))
     table.create(LISTING)
-    rest = Folder("", None, None)
-    folders = [*layout.folders, rest]
-    size = -(-len(folders) // _TASKS)
+    tops = ("", *layout.splits)
+    folders = [*layout.folders, *(Folder(top, deep=False) for top in tops)]
+    cluster = look()
+    size = -(-len(folders) // min(_TASKS, math.ceil(2 * cluster.total("CPU"))))
     parts = [folders[start : start + size] for start in range(0, len(folders), size)]
-    prefixes = [folder.prefix for folder in layout.folders]
+    prefixes = [folder.prefix for folder in folders if folder.prefix]
     task = ray.remote(_list_part).options(
-        **look().loader, max_retries=3, retry_exceptions=[OSError]
+        **cluster.light, max_retries=3, retry_exceptions=[OSError]
     )
     counted = Counted()
     for found in ray.get([task.remote(part, prefixes, search) for part in parts]):
@@ -248,27 +252,24 @@ def _list_folder(
 ) -> Counted:
     root = search.data.uri.rstrip("/")
     begin = f"{root}/{folder.prefix}/" if folder.prefix else f"{root}/"
-    inside = [f"{root}/{prefix}/" for prefix in prefixes] if not folder.prefix else []
-
-    def ours(key: str) -> bool:
-        return not any(key.startswith(prefix) for prefix in inside)
+    inside = [f"{root}/{prefix}/" for prefix in prefixes if not folder.deep]
+    inside = [prefix for prefix in inside if prefix != begin and prefix.startswith(begin)]
 
     place = search.data.join(folder.prefix) if folder.prefix else search.data
-    files: Iterable[Listed] = list_files(place, ignore=[*search.ignore, *_skipped(folder, prefixes)])
-    files = (
-        Listed(f"{begin}{listed.path}", listed.bytes, listed.etag) for listed in files
+    files: Iterable[Listed] = (
+        Listed(f"{begin}{listed.path}", listed.bytes, listed.etag)
+        for listed in list_files(place, search.ignore, recursive=folder.deep)
     )
-    if inside:
-        files = (listed for listed in files if ours(listed.path))
+    if place.is_local:  # a disk lists in no order
+        files = sorted(files)
     if search.quota is not None:
         files = itertools.islice(files, search.quota)
     counted = Counted()
     after = begin
     for chunk, last in _chunks(files):
         # The last range goes to the end of the folder: what stands there has vanished.
-        end = last if last is not None else begin[:-1] + chr(ord("/") + 1)
-        known = _known(search.images, after, end, last is not None)
-        known = {key: row for key, row in known.items() if not inside or ours(key)}
+        end = f"{last}\0" if last is not None else _behind(begin)
+        known = _known(search.images, after, end, inside)
         rows = []
         for listed in chunk:
             fate = _fate(listed, known.pop(listed.path, None), without)
@@ -284,13 +285,6 @@ def _list_folder(
     return counted
 
 
-def _skipped(folder: Folder, prefixes: Sequence[str]) -> list[str]:
-    """Names of top folders that need not be walked for what lies in none of them."""
-    if folder.prefix:
-        return []
-    return [prefix for prefix in prefixes if "/" not in prefix]
-
-
 def _chunks(files: Iterable[Listed]) -> Iterator[tuple[list[Listed], str | None]]:
     """Files in chunks, each with its last key; None for the last chunk, which may be empty."""
     iterator = iter(files)
@@ -301,20 +295,30 @@ def _chunks(files: Iterable[Listed]) -> Iterator[tuple[list[Listed], str | None]
     yield chunk, None
 
 
+def _behind(prefix: str) -> str:
+    """The first key that no longer begins with a prefix that ends in a slash."""
+    return prefix[:-1] + chr(ord("/") + 1)
+
+
 def _known(
-    images: TableVersion | None, after: str, end: str, inclusive: bool
+    images: TableVersion | None, begin: str, end: str, without: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The store's files with keys behind `after` and up to `end`."""
+    """The store's files by key, from `begin` on and before `end`, but none below some prefixes."""
     if images is None:
         return {}
-    where = f"key > {quoted(after)} AND key {'<=' if inclusive else '<'} {quoted(end)}"
     columns = ["key", "etag", "bytes", "content_id", "status"]
-    return {row["key"]: row for row in images.read(columns, where).to_pylist()}
+    found = {}
+    for prefix in [*sorted(without), None]:
+        stop = end if prefix is None else min(prefix, end)
+        if begin < stop:
+            where = f"key >= {quoted(begin)} AND key < {quoted(stop)}"
+            found |= {row["key"]: row for row in images.read(columns, where).to_pylist()}
+        if prefix is not None:
+            begin = max(begin, _behind(prefix))
+    return found
 
 
-def _fate(
-    listed: Listed, known: dict[str, Any] | None, without: Contents | None
-) -> str | None:
+def _fate(listed: Listed, known: dict[str, Any] | None, without: Contents | None) -> str | None:
     """What becomes of a file's row in `images`; None where the file need not be read."""
     if known is None:
         return APPEND

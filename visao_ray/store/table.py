@@ -1,0 +1,309 @@
+"""One Lance table: opened at a version, and changed by commits that happen exactly once.
+
+Tasks write fragments (`write_fragments`) and hand back their metadata; whoever holds the store's
+lease commits them. A commit is a transaction with an id of its own: after an error it is looked for
+among the versions since, because an acknowledgement that is lost must not append rows twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lance
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.dataset import LanceOperation, Transaction
+from lance.fragment import FragmentMetadata
+
+from visao_ray.core.lease import LeaseLost
+from visao_ray.core.object_store import storage_options
+from visao_ray.storage import Location, locate, reason
+from visao_ray.store import schemas
+
+#: Lance's own default is 6 GiB a process. Look-up actors take the larger one.
+INDEX_CACHE = 64 * 1024**2
+LOOKUP_INDEX_CACHE = 512 * 1024**2
+_METADATA_CACHE = 64 * 1024**2
+#: Written into each table when it is created, so that no later release of Lance changes it.
+_FILE_FORMAT = "2.1"
+
+_BATCH_ROWS = 4096  # of a scan; a row of vectors has 8 kB
+_IO_BUFFER = 64 * 1024**2
+_MERGE_ROWS = 8192  # Lance joins a source of small batches in little memory, a whole table not
+_TRIES = 5  # to see a commit through
+_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """A table at one version: small, picklable and without secrets, so it may go to any task.
+
+    Attributes:
+        uri: of the table, a local path or s3://bucket/prefix.
+        version: of the table, from 1.
+    """
+
+    uri: str
+    version: int
+
+    def open(self, index_cache: int = INDEX_CACHE) -> lance.LanceDataset:
+        """The table at this version, with bounded caches."""
+        return _open(self.uri, self.version, index_cache)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns, with what made it in the metadata."""
+        return self.open().schema
+
+    def count(self, where: str | None = None) -> int:
+        """Rows there are, or those for which the SQL expression `where` holds."""
+        return int(self.open().count_rows(where))
+
+    def scan(
+        self,
+        columns: Sequence[str],
+        where: str | None = None,
+        batch_rows: int = _BATCH_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream columns of the rows for which `where` holds, in the order they lie there."""
+        scanner = self.open().scanner(
+            columns=list(columns),
+            filter=where,
+            batch_size=batch_rows,
+            batch_readahead=4,
+            fragment_readahead=2,
+            io_buffer_size=_IO_BUFFER,
+            scan_in_order=True,
+        )
+        yield from scanner.to_batches()
+
+    def read(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
+        """Columns of rows in memory."""
+        kinds = self.schema
+        schema = pa.schema([kinds.field(name).remove_metadata() for name in columns])
+        batches = [
+            pa.RecordBatch.from_arrays(list(batch.columns), schema=schema)
+            for batch in self.scan(columns, where)
+        ]
+        return pa.Table.from_batches(batches, schema=schema)
+
+
+class Table:
+    """A table of a store, at its place.
+
+    Args:
+        location: folder of the table.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @property
+    def uri(self) -> str:
+        """As Lance takes it."""
+        return self.location.path if self.location.is_local else self.location.uri
+
+    def exists(self) -> bool:
+        """Whether it was created."""
+        return self.location.join("_versions").exists()
+
+    def create(self, schema: pa.Schema) -> int:
+        """Create the empty table unless it exists; returns its version."""
+        if self.exists():
+            return self.latest().version
+        dataset = lance.write_dataset(
+            schema.empty_table(),
+            self.uri,
+            schema=schema,
+            mode="create",
+            data_storage_version=_FILE_FORMAT,
+            storage_options=_options(self.uri),
+        )
+        return int(dataset.version)
+
+    def latest(self) -> TableVersion:
+        """The newest version there is."""
+        return TableVersion(self.uri, int(_open(self.uri, None).version))
+
+    def at(self, version: int | str) -> TableVersion:
+        """The version of that number or tag."""
+        return TableVersion(self.uri, int(_open(self.uri, version).version))
+
+    def tags(self) -> dict[str, int]:
+        """Name and version of each tag."""
+        found = _open(self.uri, None).tags.list()
+        return {name: int(tag["version"]) for name, tag in found.items()}
+
+    def tag(self, name: str, version: int) -> None:
+        """Keep a version from clean-up under a name; an existing tag of that name stays."""
+        if name not in self.tags():
+            _open(self.uri, None).tags.create(name, version)
+
+    def untag(self, name: str) -> bool:
+        """Remove a tag; returns whether there was one."""
+        if name not in self.tags():
+            return False
+        _open(self.uri, None).tags.delete(name)
+        return True
+
+
+def write_fragments(
+    uri: str, schema: pa.Schema, rows: pa.Table, max_rows: int = 1024**2
+) -> list[str]:
+    """Write rows as files of a table that no version names yet; returns their metadata as JSON.
+
+    Runs in tasks. Files that are never committed are removed by clean-up.
+    """
+    found = lance.fragment.write_fragments(
+        rows.select(schema.names).cast(schema),
+        uri,
+        schema=schema,
+        mode="append",
+        max_rows_per_file=max_rows,
+        data_storage_version=_FILE_FORMAT,
+        storage_options=_options(uri),
+    )
+    return [json.dumps(fragment.to_json()) for fragment in found]
+
+
+def append(at: TableVersion, fragments: Iterable[str]) -> TableVersion:
+    """Commit fragments on top of a version.
+
+    Raises:
+        LeaseLost: somebody fenced the table since `at`.
+    """
+    metadata = [FragmentMetadata.from_json(fragment) for fragment in fragments]
+    if not metadata:
+        return at
+    return commit(at, LanceOperation.Append(metadata))
+
+
+def merge(
+    at: TableVersion, rows: pa.RecordBatchReader | pa.Table, when: str | None = None
+) -> tuple[TableVersion, int]:
+    """Update rows of a table by its key column with the columns of `rows`; no row is added.
+
+    Args:
+        at: the version to start from; its schema declares the key.
+        rows: the key column and those to update, every key at most once.
+        when: SQL expression on `source.…` and `target.…` that restricts the update.
+
+    Returns:
+        The new version, and how many rows were updated.
+
+    Raises:
+        LeaseLost: somebody else changed the table since `at`.
+    """
+    builder = at.open().merge_insert(_key(at)).when_matched_update_all(when)
+    return _merged(at, builder, rows)
+
+
+def insert_new(at: TableVersion, rows: pa.RecordBatchReader | pa.Table) -> tuple[TableVersion, int]:
+    """Add the rows whose keys are not there yet; returns the new version and how many those were.
+
+    Raises:
+        LeaseLost: somebody else changed the table since `at`.
+    """
+    builder = at.open().merge_insert(_key(at)).when_not_matched_insert_all()
+    return _merged(at, builder, rows)
+
+
+def fence(at: TableVersion) -> TableVersion:
+    """Make commits of whoever started from an earlier version fail: a change of nothing.
+
+    Lance refuses an append or a rewrite that was begun before a projection. That is measured, not
+    documented; `tests/store/test_rules.py` says when it no longer holds.
+    """
+    for attempt in range(_TRIES):
+        dataset = _open(at.uri, None)
+        found = TableVersion(at.uri, int(dataset.version))
+        try:
+            return commit(found, LanceOperation.Project(dataset.lance_schema))
+        except LeaseLost:  # a stale writer committed in between; after the fence it cannot
+            if attempt == _TRIES - 1:
+                raise
+    raise AssertionError
+
+
+def commit(at: TableVersion, operation: LanceOperation.BaseOperation) -> TableVersion:
+    """Commit an operation that was prepared on `at`, exactly once.
+
+    Raises:
+        LeaseLost: it conflicts with what somebody else committed since.
+        OSError: the store kept failing.
+    """
+    return _see_through(at, Transaction(at.version, operation))
+
+
+def _see_through(at: TableVersion, transaction: Transaction) -> TableVersion:
+    for attempt in range(_TRIES):
+        try:
+            done = lance.LanceDataset.commit(at.uri, transaction, storage_options=_options(at.uri))
+            return TableVersion(at.uri, int(done.version))
+        except Exception as error:
+            # It may have taken effect although the answer says otherwise, or none came.
+            time.sleep(_PAUSE_S * attempt)
+            found = _find(at, transaction.uuid)
+            if found is not None:
+                return found
+            if isinstance(error, CommitConflictError):
+                raise LeaseLost(
+                    f"{at.uri}: another writer changed the table: {reason(error)}"
+                ) from error
+            if attempt == _TRIES - 1:
+                raise
+    raise AssertionError
+
+
+def _find(at: TableVersion, uuid: str) -> TableVersion | None:
+    """The version that a transaction made after `at`, if any."""
+    dataset = _open(at.uri, None)
+    for version in range(at.version + 1, int(dataset.version) + 1):
+        transaction = dataset.read_transaction(version)
+        if transaction is not None and transaction.uuid == uuid:
+            return TableVersion(at.uri, version)
+    return None
+
+
+def _merged(
+    at: TableVersion, builder: Any, rows: pa.RecordBatchReader | pa.Table
+) -> tuple[TableVersion, int]:
+    if isinstance(rows, pa.Table):
+        rows = pa.RecordBatchReader.from_batches(
+            rows.schema, iter(rows.to_batches(max_chunksize=_MERGE_ROWS))
+        )
+    transaction, counts = builder.conflict_retries(0).execute_uncommitted(rows)
+    changed = int(counts["num_updated_rows"] + counts["num_inserted_rows"])
+    if not changed:
+        return at, 0
+    return _see_through(at, transaction), changed
+
+
+def _key(at: TableVersion) -> str:
+    (key,) = (
+        field.name for field in at.schema if (field.metadata or {}).keys() & schemas.KEY_MARK.keys()
+    )
+    return str(key)
+
+
+def _open(uri: str, version: int | str | None, index_cache: int = INDEX_CACHE) -> Any:
+    return lance.dataset(
+        uri,
+        version=version,
+        index_cache_size_bytes=index_cache,
+        metadata_cache_size_bytes=_METADATA_CACHE,
+        storage_options=_options(uri),
+    )
+
+
+def _options(uri: str) -> dict[str, str] | None:
+    return storage_options() if uri.startswith("s3://") else None
+
+
+def table_at(uri: str) -> Table:
+    """The table of a URI."""
+    return Table(locate(uri))
