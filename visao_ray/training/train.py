@@ -14,6 +14,7 @@ import pyarrow.dataset as pads
 
 from visao_ray import tables
 from visao_ray.bases.manifest import check_errors
+from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
@@ -207,7 +208,7 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
         f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
         f"val {settings.monitor} picks the epoch"
     )
-    with telling(run, plan.work.join("epochs")):
+    with telling(run, plan.work.join("epochs")), Waiting(run.say):
         trainer.fit()
     diverged = plan.work.join("diverged.txt")
     if diverged.exists():

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow.dataset as pads
 
 from visao_ray import tables
+from visao_ray.core.ray_internals import keep_aws_keys_from_trials
+from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.registry import DATASETS, find_dataset
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
@@ -261,17 +263,12 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     settings = sweep.settings
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
     from ray import tune
-    from ray.tune.execution import class_cache
 
     from visao_ray.tuning.order import LOSSES, InOrder
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
-    # Tune would hand the driver's AWS keys to every trial, and Ray's agent would log them. Workers
-    # find credentials as in all other jobs: in their node's own environment or role.
-    class_cache.ENV_VARS_TO_PROPAGATE = {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-    }
+    keep_aws_keys_from_trials()
     positive = sweep.positive
     plan = Plan(
         dataset=sweep.dataset,
@@ -325,7 +322,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
             callbacks=[progress],
         ),
     )
-    with progress:
+    with progress, Waiting(run.say):
         tuner.fit()
 
 
