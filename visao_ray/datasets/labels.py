@@ -77,8 +77,8 @@ def check_labels(uri: str, dataset: Dataset, root: Location) -> int:
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(twice):
         raise InputError(
-            f"--labels {uri}: key '{twice[0]}' stands there twice, as do {len(twice) - 1:,} others; "
-            "leave one row an image"
+            f"--labels {uri}: key '{twice[0]}' stands there twice, as do "
+            f"{len(twice) - 1:,} others; leave one row an image"
         )
     return len(keys)
 
