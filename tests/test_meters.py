@@ -11,13 +11,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
 import ray
+import yaml
 from job_runs import OWN_RAY
 from prometheus_client.parser import text_string_to_metric_families
 from s3_server import free_ports
 
 from visao_ray.meters import COUNTERS, exported
+from visao_ray.settings import ManifestSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -152,12 +155,12 @@ def expressions() -> list[str]:
 def names(expression: str) -> set[str]:
     """The metrics of an expression: what is left when all else of the language is gone."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', "", expression.replace('\\"', ""))
-    bare = re.sub(r"\b(by|on|group_left)\s*\([^)]*\)", "", bare)
+    bare = re.sub(r"\b(by|on|group_left)\s*\([^)]*\)|\b(offset|or|unless)\b", "", bare)
     bare = re.sub(r"^label_values\((.*),.*\)$", r"\1", bare)
     return set(re.findall(r"\b[a-zA-Z_]\w*\b(?!\s*\()", bare))
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are():
+def names_of_ray() -> set[str]:
     definitions = Path(ray.__file__).parent / "dashboard/modules/metrics/dashboards"
     rays = set()
     for name in ("default", "data"):
@@ -165,6 +168,11 @@ def test_the_dashboard_asks_for_metrics_that_there_are():
             re.findall(r"\bray_\w+", (definitions / f"{name}_dashboard_panels.py").read_text())
         )
     assert len(rays) > 50
+    return rays
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    rays = names_of_ray()
     ours = {exported(counter) for counter in COUNTERS}
     asked = set()
     for expression in expressions():
@@ -195,8 +203,130 @@ def test_the_dashboard_can_be_imported():
             assert used - {"__rate_interval"} <= variables
 
 
-def test_the_dashboard_uses_labels_that_the_counters_have():
+def test_dashboard_and_alerts_use_labels_that_the_counters_have():
     tags = {exported(name): set(tags) for name, (_, tags) in COUNTERS.items()}
-    for expression in expressions():
+    for expression in [*expressions(), *(rule["expr"] for rule in alerts())]:
         for metric, labels in re.findall(r"(ray_visao_ray_\w+)\{([^}]*)\}", expression):
             assert set(re.findall(r"(\w+)=", labels)) <= tags[metric], expression
+
+
+def alerts() -> list[dict]:
+    (group,) = yaml.safe_load((ROOT / "cluster" / "alerts.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+#: Of https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
+RULES = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["groups"],
+    "properties": {
+        "groups": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["name", "rules"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "interval": {"$ref": "#/$defs/duration"},
+                    "rules": {"type": "array", "items": {"$ref": "#/$defs/rule"}},
+                },
+            },
+        }
+    },
+    "$defs": {
+        "duration": {"type": "string", "pattern": "^([0-9]+(ms|[smhdwy]))+$"},
+        "texts": {"type": "object", "additionalProperties": {"type": "string"}},
+        "rule": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["alert", "expr", "labels", "annotations"],
+            "properties": {
+                "alert": {"type": "string", "pattern": "^[A-Z][A-Za-z]+$"},
+                "expr": {"type": "string", "minLength": 1},
+                "for": {"$ref": "#/$defs/duration"},
+                "keep_firing_for": {"$ref": "#/$defs/duration"},
+                "labels": {"$ref": "#/$defs/texts"},
+                "annotations": {"$ref": "#/$defs/texts"},
+            },
+        },
+    },
+}
+
+
+def test_alerts_are_rules_of_prometheus_over_metrics_that_there_are():
+    jsonschema.validate(yaml.safe_load((ROOT / "cluster" / "alerts.yaml").read_text()), RULES)
+    rays, ours = names_of_ray(), {exported(counter) for counter in COUNTERS}
+    asked = {rule["alert"]: names(rule["expr"]) for rule in alerts()}
+    assert list(asked) == [
+        *("VisaoRayStalled", "VisaoRayErrors", "VisaoRayRetries", "VisaoRayLeaseLost")
+    ]
+    for alert, found in asked.items():
+        assert found & ours, alert
+        assert found <= rays | ours, alert
+    for rule in alerts():
+        for opened, closed in ("()", "{}", "[]"):
+            assert rule["expr"].count(opened) == rule["expr"].count(closed), rule["alert"]
+        grouped = re.search(r"sum by \(([^)]*)\)", rule["expr"])
+        given = set(grouped.group(1).split(", ")) if grouped else set()
+        for text in rule["annotations"].values():
+            assert set(re.findall(r"\$labels\.(\w+)", text)) <= given, rule["alert"]
+
+
+def test_the_alert_of_errors_has_the_limit_that_jobs_have():
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "VisaoRayErrors"]
+    limit = ManifestSettings.model_fields["max_errors"].default
+    assert rule["expr"].endswith(f"> {limit}")
+    assert str(limit) in rule["annotations"]["description"]
+
+
+# A driver that counts and exits at once, as one does that has lost its lease.
+EXIT = """
+import logging, sys
+import ray
+from visao_ray.meters import count_lease_lost, count_retries
+
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+labels = {"run": "af4d3ccf", "verb": "extract", "step": "extract", "dataset": "vazios"}
+count_retries("commit", labels, 3)
+count_retries("commit", labels, 0)
+count_lease_lost(labels)
+sys.exit(1)
+"""
+HEAD = """
+import subprocess, sys, urllib.request
+import ray
+
+port, driver = int(sys.argv[1]), sys.argv[2]
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=port)
+address = ray.get_runtime_context().gcs_address
+assert subprocess.run([sys.executable, "-c", driver, address]).returncode == 1
+print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
+"""
+
+
+def test_a_driver_that_exits_has_reported_its_counts():
+    process = subprocess.run(
+        [sys.executable, "-c", HEAD, str(free_ports(1)[0]), EXIT],
+        env=os.environ | OWN_RAY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    found = {
+        sample.name: (sample.value, sample.labels)
+        for family in text_string_to_metric_families(process.stdout)
+        for sample in family.samples
+    }
+    for counter, value in (("visao_ray_retries", 3), ("visao_ray_lease_lost", 1)):
+        counted, labels = found[exported(counter)]
+        assert counted == value
+        assert {name: labels[name] for name in ("verb", "step", "dataset")} == {
+            "verb": "extract",
+            "step": "extract",
+            "dataset": "vazios",
+        }
+    assert found[exported("visao_ray_retries")][1]["what"] == "commit"
