@@ -1,4 +1,4 @@
-"""Images joined with results, at the versions that a run has pinned.
+"""Images, alone or joined with results, at the versions that a run has pinned.
 
 Ids are joined first: `images` at its version, then the table of results at its own. Rows are
 ordered by content; one content counts once, whatever the number of files that hold it. Vectors are
@@ -37,14 +37,14 @@ class Snapshot:
         store: URI.
         images: table of files.
         verdicts: people's decisions; None where there are none.
-        results: vectors of images as they are, or predictions.
+        results: vectors of images as they are, or predictions; None where pixels are read.
         augmented: vectors of augmented views; None where they are not asked for.
     """
 
     store: str
     images: TableVersion
     verdicts: TableVersion | None
-    results: TableVersion
+    results: TableVersion | None = None
     augmented: TableVersion | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Snapshot:
 def pin(
     store: Store,
     run: str,
-    results: str,
+    results: str | None,
     recipe: str | None = None,
     as_of: str | None = None,
 ) -> Snapshot:
@@ -73,22 +73,29 @@ def pin(
     Args:
         store: the store.
         run: id of the run.
-        results: name of a table of results, as `Store.tables` has it.
+        results: name of a table of results, as `Store.tables` has it; None for images alone.
         recipe: of augmented views beside the vectors, if any.
         as_of: id of an earlier run, whose versions are read instead of the newest.
 
     Raises:
-        InputError: that run has no tags in the store.
+        InputError: that run has no tags in the store, or there is no such table.
     """
     tables = store.tables()
-    names = {"images": "images", "verdicts": "verdicts", "results": results}
-    if recipe is not None:
-        names["augmented"] = f"{results.rpartition('/')[0]}/{recipe}"
+    names = {"images": "images", "verdicts": "verdicts"}
+    if results is not None:
+        names["results"] = results
+        if recipe is not None:
+            names["augmented"] = f"{results.rpartition('/')[0]}/{recipe}"
     found: dict[str, TableVersion | None] = {"verdicts": None}
     tag = f"run-{run}"
     for role, name in names.items():
         if name not in tables and role == "verdicts":
             continue
+        if name not in tables:
+            raise InputError(
+                f"--store {store.uri}: has no {name}; it has "
+                f"{', '.join(sorted(set(tables) - {'images', 'groups', 'verdicts'})) or 'no vectors'}"
+            )
         table = tables[name]
         tags = table.tags()
         if as_of is not None and f"run-{as_of}" not in tags:
@@ -110,7 +117,7 @@ def plain_vectors(extractor: str) -> str:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images that have results, one a content, in the order of contents.
+    """Images that have results (or that can be read), one a content, in the order of contents.
 
     Attributes:
         contents: `S32`[N], sorted.
@@ -150,7 +157,9 @@ class Examples:
 def read_examples(
     snapshot: Snapshot, splits: Sequence[str] | None = None, labelled: bool = True
 ) -> Examples:
-    """The images of some splits that have results. For a task: 200 bytes a file at the peak.
+    """The images of some splits that have results, or that can be read where there are none.
+
+    For a task: 200 bytes a file at the peak.
 
     Args:
         snapshot: what to read.
@@ -177,7 +186,8 @@ def read_examples(
     best = np.minimum.reduceat(rank[order], first) if len(first) else np.zeros(0, np.int64)
     keep = ~conflicting
     found = ordered[first]
-    keep &= np.isin(found, _with_results(snapshot.results), assume_unique=True)
+    if snapshot.results is not None:
+        keep &= np.isin(found, _with_results(snapshot.results), assume_unique=True)
     without = int((~keep & ~conflicting).sum())
     if splits is not None:
         keep &= np.isin(best, [_PRECEDENCE.index(split) for split in splits])
