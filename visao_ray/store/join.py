@@ -92,10 +92,8 @@ def pin(
         if name not in tables and role == "verdicts":
             continue
         if name not in tables:
-            raise InputError(
-                f"--store {store.uri}: has no {name}; it has "
-                f"{', '.join(sorted(set(tables) - {'images', 'groups', 'verdicts'})) or 'no vectors'}"
-            )
+            there = ", ".join(each for each in tables if "/" in each) or "no vectors"
+            raise InputError(f"--store {store.uri}: has no {name}; it has {there}")
         table = tables[name]
         tags = table.tags()
         if as_of is not None and f"run-{as_of}" not in tags:
