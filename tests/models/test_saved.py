@@ -12,9 +12,9 @@ from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings, build_head, compile_head
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.saved import ModelAbout
 from visao_ray.storage import locate
 
@@ -46,8 +46,8 @@ def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
     keras = import_keras()
     settings = HeadSettings(pool=pool, layers=layers, units=8, l2=1e-3, learning_rate=0.05)
     keras.utils.set_random_seed(0)
-    moments = {name: Moments.of(part) for name, part in vectors.items()}
-    model = build_head(settings, WIDTH, 2, moments)
+    stats = {name: FeatureStats.of(part) for name, part in vectors.items()}
+    model = build_head(settings, WIDTH, 2, stats)
     compile_head(model, settings)
     model.fit(vectors, np.zeros(200, np.int32), batch_size=100, epochs=5, verbose=0)
     expected = model.predict(vectors, verbose=0)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
 from visao_ray.settings import Activation, ClassWeight
@@ -77,7 +77,7 @@ class HeadSettings(BaseModel):
 
 
 def build_head(
-    settings: HeadSettings, width: int, classes: int, moments: Mapping[str, Moments]
+    settings: HeadSettings, width: int, classes: int, stats: Mapping[str, FeatureStats]
 ) -> Any:
     """A head for features of `width` numbers a pool, not compiled.
 
@@ -85,7 +85,7 @@ def build_head(
         settings: what to build.
         width: D of the inputs `avg` and `max`, float32[N, D] each.
         classes: C of the output, float32[N, C]: softmax probabilities in class order.
-        moments: of the train rows, for `avg` and `max`; standardisation uses them.
+        stats: of the train rows, for `avg` and `max`; standardisation uses them.
 
     Returns:
         keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
@@ -93,7 +93,7 @@ def build_head(
     keras = import_keras()
     layers = keras.layers
 
-    inputs, x = standardised_pools(settings.pools, width, moments if settings.standardise else None)
+    inputs, x = standardised_pools(settings.pools, width, stats if settings.standardise else None)
     penalty = keras.regularizers.L1L2(settings.l1, settings.l2)
     penalty = penalty if settings.l1 or settings.l2 else None
     for number in range(settings.layers):

@@ -21,7 +21,7 @@ import numpy as np
 from visao_ray.backend import import_keras
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Vectors
+from visao_ray.models.normalization import Vectors
 from visao_ray.storage import Location, reason
 
 _ABOUT = "visao_ray.json"
