@@ -102,27 +102,31 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def extracted(
+def store(
     scans: Path, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory, _ray_at_end: None
 ) -> Path:
-    """Output of an extract job over `scans`, in batches and blocks that do not divide 40."""
-    from visao_ray.features.pipeline import extract_features
+    """A store with the 40 `scans` and their vectors of `tiny_backbone`; `extract/` is its run.
+
+    Tests read it, and may leave predictions and tags; whoever adds images copies it first.
+    """
+    from visao_ray.features.extract import extract_images
     from visao_ray.runs import execute
     from visao_ray.settings import ExtractSettings
 
     join_ray()
-    out = tmp_path_factory.mktemp("extracted") / "out"
+    place = tmp_path_factory.mktemp("stores") / "store"
     settings = ExtractSettings(
         dataset="vazios",
         data=str(scans),
-        out=str(out),
+        store=str(place),
+        out=str(place.parent / "extract"),
         seed=SEED,
         weights=tiny_backbone,
         batch_size=7,
         rows_per_block=9,
     )
-    execute(settings, extract_features)
-    return out
+    execute(settings, extract_images)
+    return place
 
 
 @dataclass(frozen=True)

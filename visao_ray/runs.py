@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from visao_ray.core.driver_log import DriverLog, quiet_terminal
+from visao_ray.core.lease import Lease, LeaseLost, Owner
 from visao_ray.core.ray_internals import own_ray_variables
 from visao_ray.errors import InputError
 from visao_ray.settings import JobSettings, StoreJobSettings, parse
@@ -164,6 +165,12 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return 1
+        if isinstance(cause, LeaseLost):
+            print(
+                f"error: {cause}; another process goes on with this, or the same command does",
+                file=sys.stderr,
+            )
+            return 1
         traceback.print_exc()
         print(
             f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
@@ -183,31 +190,58 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     if isinstance(settings, StoreJobSettings):
         return _grow(settings, work)
     out = locate(settings.out)
-    run = Run(settings=settings, out=out)
+    run = Run(settings=settings, out=out, id=_identify(out, _now()))
+    with _writable(out):
+        finished = _finished(run)
+        if finished is not None:
+            return finished
+    with _leased(run):
+        with _writable(out):
+            previous = _previous(out, settings)
+            if settings.fresh and previous is not None:
+                _put_aside(out, settings)
+                previous = None
+            if previous is None:
+                run.id = _claim(out, settings)
+            else:
+                run.id = _identify(out, previous["started"])
+                run.say(f"going on with the run of {previous['started']} in {out.uri}")
+        return _perform(settings, run, work)
+
+
+def _finished(run: Run[S]) -> dict[str, Any] | None:
+    """The content of result.json where the run is finished and shall not be done again.
+
+    Raises:
+        InputError: another run, or somebody else's files, stand in `--out`.
+    """
+    out, settings = run.out, run.settings
+    previous = _previous(out, settings)
+    if previous is None:
+        _check_free(out, settings)
+        return None
+    if settings.fresh:
+        return None
+    if previous["settings"] != settings.identity():
+        raise InputError(_difference(out, previous, settings))
     result = out.join("result.json")
-    try:
-        previous = _read_json(out.join("run.json"))
-        if previous is not None:
-            _check_ours(out, previous, settings)
-        if settings.fresh and previous is not None:
-            _put_aside(out, settings)
-            previous = None
-        if previous is None:
-            run.id = _claim(out, settings)
-        elif previous["settings"] != settings.identity():
-            raise InputError(_difference(out, previous, settings))
-        elif result.exists():
-            run.work.delete()  # a kill right after the result was written leaves it behind
-            run.say(f"already finished: {result.uri} (--fresh to do it again)")
-            return dict(_read_json(result) or {})
-        else:
-            run.id = _identify(out, previous["started"])
-            run.say(f"going on with the run of {previous['started']} in {out.uri}")
-    except OSError as error:
-        if is_outage(error):
-            raise
-        raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
-    return _perform(settings, run, work)
+    if not result.exists():
+        return None
+    run.work.delete()  # a kill right after the result was written leaves it behind
+    run.say(f"already finished: {result.uri} (--fresh to do it again)")
+    return dict(_read_json(result) or {})
+
+
+def _previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
+    """What an earlier start in this folder wrote first; None where there was none.
+
+    Raises:
+        InputError: the folder belongs to another job.
+    """
+    previous = _read_json(out.join("run.json"))
+    if previous is not None:
+        _check_ours(out, previous, settings)
+    return previous
 
 
 def _grow(settings: Any, work: Work[Any]) -> dict[str, Any]:
@@ -215,18 +249,43 @@ def _grow(settings: Any, work: Work[Any]) -> dict[str, Any]:
     started = _now()
     out = locate(settings.out_uri(started))
     run = Run(settings=settings, out=out, id=_identify(out, f"{started} {os.getpid()}"))
-    try:
+    with _writable(out):
         previous = _read_json(out.join("result.json"))
         if previous is not None:
             _check_ours(out, previous, settings)
+    with _leased(run):
         run.work.delete()  # of a start that was killed: the store knows what is done
+        return _perform(settings, run, work)
+
+
+@contextlib.contextmanager
+def _leased(run: Run[Any]) -> Iterator[None]:
+    """Hold the run's folder, so that no second process works in it at the same time.
+
+    Raises:
+        InputError: another process holds it; the message names it.
+    """
+    out, owner = run.out, Owner.here(job=run.settings.job, run=run.id)
+    with _writable(out):
         if out.is_local:
             os.makedirs(out.path, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(Lease(out.join("lease"), owner, say=run.say))
+        except InputError as error:
+            raise InputError(f"--out {out.uri}: {error}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _writable(out: Location) -> Iterator[None]:
+    """Say plainly where --out cannot be written; an outage of the object store says nothing."""
+    try:
+        yield
     except OSError as error:
         if is_outage(error):
             raise
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
-    return _perform(settings, run, work)
 
 
 def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
@@ -368,17 +427,23 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _claim(out: Location, settings: JobSettings) -> str:
-    """Take an output folder for this run, unless it holds tables that no run of ours made.
+def _check_free(out: Location, settings: JobSettings) -> None:
+    """Refuse a folder with tables that no run of ours made.
 
-    Returns the run's id.
+    Raises:
+        InputError: it holds such.
     """
-    for name in ("result.json", "log", "work", *settings.writes):
+    for name in ("result.json", "work", *settings.writes):
         if out.join(name).exists():
             raise InputError(
                 f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
                 "choose another --out"
             )
+
+
+def _claim(out: Location, settings: JobSettings) -> str:
+    """Take an output folder for this run; returns the run's id."""
+    _check_free(out, settings)
     started = _now()
     run = _identify(out, started)
     content = {
@@ -387,8 +452,6 @@ def _claim(out: Location, settings: JobSettings) -> str:
         "settings": settings.identity(),
         "started": started,
     }
-    if out.is_local:
-        os.makedirs(out.path, exist_ok=True)
     out.join("run.json").write_bytes(to_json(content))
     return run
 

@@ -105,59 +105,21 @@ class JobSettings(BaseSettings):
         }
         return self.model_dump(mode="json", exclude=how | {"out"})
 
-    def part(self, kind: type[S], **changes: Any) -> S:
-        """The settings of another job that this one contains, with `changes`."""
-        shared = {name: value for name, value in self if name in kind.model_fields}
+    def part(self, kind: type[S], without: type[BaseSettings] | None = None, **changes: Any) -> S:
+        """The settings of another job that this one contains, with `changes`.
+
+        Args:
+            kind: of the other job.
+            without: a group of settings that are left at their defaults.
+            changes: values by name.
+        """
+        left_out = without.model_fields if without is not None else {}
+        shared = {
+            name: value
+            for name, value in self
+            if name in kind.model_fields and name not in left_out
+        }
         return kind(**{**shared, **changes})
-
-
-class ManifestSettings(JobSettings):
-    """List a dataset: one row an image, with its label, size, sha256, group and split."""
-
-    job: ClassVar[str] = "manifest"
-    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --out out/listing"
-    writes: ClassVar[tuple[str, ...]] = ("manifest", "errors")
-
-    dataset: str = Field(description=_DATASET)
-    data: str = Field(
-        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…"
-    )
-    groups: str | None = Field(
-        None,
-        description="CSV with the columns key,group (container, bill of lading, patient) that "
-        "replaces the dataset's own group rule; a group never stands in two splits",
-    )
-    val_share: float = Field(0.1, gt=0, lt=1, description="share carved for val if no val/ folder")
-    test_share: float = Field(
-        0.1, gt=0, lt=1, description="share carved for test if no test/ folder"
-    )
-    ignore: list[str] = Field(
-        [], description="name of a folder to pass over; may be given again (hidden ones always are)"
-    )
-    limit: int | None = Field(
-        None, ge=1, description="at most N images, taken evenly from the class folders"
-    )
-    max_errors: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="share of unreadable images above which the job fails (after writing them)",
-        json_schema_extra=_HOW,
-    )
-
-    @model_validator(mode="after")
-    def _shares(self) -> ManifestSettings:
-        if self.val_share + self.test_share >= 1:
-            raise ValueError("--val-share and --test-share leave nothing to train on")
-        return self
-
-
-def _refuse_listing(settings: ManifestSettings) -> None:
-    """Nothing is listed without --data: a flag of the listing would do nothing."""
-    for name in ("groups", "val_share", "test_share", "ignore", "limit"):
-        if getattr(settings, name) != type(settings).model_fields[name].default:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} belongs to the listing of --data; it is done already")
 
 
 class StoreJobSettings(JobSettings):
@@ -238,6 +200,39 @@ class SourceOptions(BaseSettings):
         if self.val_share + self.test_share >= 1:
             raise ValueError("--val-share and --test-share leave nothing to train on")
         return self
+
+
+class ManifestSettings(SourceOptions, StoreJobSettings):
+    """List --data against a store: what is new, changed or gone. Reads no pixel; sets --labels."""
+
+    job: ClassVar[str] = "manifest"
+    example: ClassVar[str] = "--data s3://bucket/vazios --store s3://bucket/store"
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> ManifestSettings:
+        _require_data(self)
+        return self
+
+
+def _require_data(settings: SourceOptions) -> None:
+    if settings.data is None:
+        raise ValueError("--data is missing: folder or s3://bucket/prefix of images")
+
+
+def _refuse_source(settings: SourceOptions) -> None:
+    """A flag that belongs to --data would do nothing without it."""
+    for name in ("labels", "batch", "mark_missing", "val_share", "test_share", "ignore", "limit"):
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} belongs to --data; a store is read as it is")
+
+
+def _one_source(settings: Any) -> None:
+    """Either images to read first, or a store that has them."""
+    if (settings.data is None) == (settings.store is None):
+        raise ValueError("give either --store or --data (images outside a store)")
+    if settings.data is None:
+        _refuse_source(settings)
 
 
 class BackboneOptions(BaseSettings):
@@ -337,42 +332,15 @@ class ExtractOptions(BackboneOptions, ActorOptions):
         return 1 if self.views is None else self.views
 
 
-class ExtractSettings(ExtractOptions, ManifestSettings):
-    """Run every image of a dataset once through a network and keep its feature vectors."""
-
-    job: ClassVar[str] = "extract"
-    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --out out/extract"
-    writes: ClassVar[tuple[str, ...]] = ("features", "errors", "listing")
-
-    dataset: str | None = Field(  # type: ignore[assignment]
-        None, description=f"{_DATASET}; needed with --data"
-    )
-    data: str | None = Field(  # type: ignore[assignment]
-        None, description="images to list first; or give --manifest"
-    )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
-
-    @model_validator(mode="after")
-    def _source(self) -> ExtractSettings:
-        if (self.data is None) == (self.manifest is None):
-            raise ValueError("give either --data (with --dataset) or --manifest")
-        if self.data is not None and self.dataset is None:
-            raise ValueError("--data needs --dataset: chest_xray, vazios, ncm or FILE.toml")
-        if self.data is None:
-            _refuse_listing(self)
-        return self
-
-
-class NewExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
+class ExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
     """Run what is new below --data once through a network and keep its vectors in the store."""
 
     job: ClassVar[str] = "extract"
     example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --store s3://bucket/store"
 
     @model_validator(mode="after")
-    def _needs_data(self) -> NewExtractSettings:
-        if self.data is None:
-            raise ValueError("--data is missing: folder or s3://bucket/prefix of images")
+    def _needs_data(self) -> ExtractSettings:
+        _require_data(self)
         return self
 
 
@@ -419,11 +387,26 @@ class SweepOptions(BaseSettings):
     )
 
 
-class SweepSettings(SweepOptions, JobSettings):
-    """Search the head's hyperparameters and class weights on cached features; val chooses."""
+class VectorOptions(BaseSettings):
+    """Which vectors of a store are read, and at which version."""
+
+    extractor: str | None = Field(
+        None, description="whose vectors, where the store has those of several (jobs/store.py)"
+    )
+    recipe: str | None = Field(
+        None, description="augmented views of train to learn from too, such as G1@0 (recipe@seed)"
+    )
+    as_of: str | None = Field(
+        None,
+        description="id of an earlier run (in its result.json): read the store as that run did",
+    )
+
+
+class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, JobSettings):
+    """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
     job: ClassVar[str] = "sweep"
-    example: ClassVar[str] = "--features out/extract/features --out out/sweep"
+    example: ClassVar[str] = "--store s3://bucket/store --out s3://bucket/runs/sweep"
     writes: ClassVar[tuple[str, ...]] = (
         "trials",
         "history",
@@ -433,24 +416,24 @@ class SweepSettings(SweepOptions, JobSettings):
         "report.html",
         "tensorboard",
         "tune",
-        *get_args(Synthetic),
     )
 
-    dataset: str | None = Field(
-        None, description=f"{_DATASET} (of the built-in ones its labels tell which)"
-    )
-    features: list[str] = Field(
+    store: list[str] = Field(
         min_length=1,
-        description="features table made by jobs/extract.py; give several for several datasets, "
-        "side by side under one report",
+        description="store that jobs/extract.py made; give several for several datasets, side by "
+        "side under one report",
+    )
+    rows: int | None = Field(
+        None,
+        ge=2,
+        description="search on a sample of about N train and val images, of whole groups, with the "
+        "classes in their shares; the best heads are then fitted on all",
     )
 
     @model_validator(mode="after")
-    def _one_dataset(self) -> SweepSettings:
-        if self.dataset is not None and len(self.features) > 1:
-            raise ValueError(
-                "--dataset is for one --features; several tell their datasets by labels"
-            )
+    def _one_store(self) -> SweepSettings:
+        if len(self.store) > 1 and (self.extractor is not None or self.as_of is not None):
+            raise ValueError("--extractor and --as-of are for one --store")
         return self
 
 
@@ -466,45 +449,50 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
-    """Judge a model: threshold from val, then every metric on test, once, with intervals.
-
-    A model of features judges --features, one of images --data or --manifest.
-    """
+class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings):
+    """Judge a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
     example: ClassVar[str] = (
-        "--features out/extract/features --model out/sweep/head.keras --out out/evaluate"
+        "--store s3://bucket/store --model out/sweep/head.keras --out out/evaluate"
     )
-    writes: ClassVar[tuple[str, ...]] = (
-        "predictions",
-        "embeddings",
-        "evaluation.json",
-        "errors",
-        "listing",
-    )
+    writes: ClassVar[tuple[str, ...]] = ("predictions", "embeddings", "evaluation.json", "store")
 
-    dataset: str | None = Field(  # type: ignore[assignment]
-        None, description=f"{_DATASET} (the model's own)"
-    )
     model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
-    features: str | None = Field(None, description="features table made by jobs/extract.py")
-    data: str | None = Field(  # type: ignore[assignment]
+    store: str | None = Field(None, description="store that jobs/extract.py made")
+    as_of: str | None = Field(
         None,
-        description="images to list first (with the --seed and shares of the training, where "
-        "splits are carved); or give --manifest or --features",
+        description="id of an earlier run (in its result.json): read the store as that run did",
     )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
     batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
 
     @model_validator(mode="after")
     def _source(self) -> EvaluateSettings:
-        given = [name for name in ("features", "data", "manifest") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give one of --features, --data and --manifest")
-        if self.data is None:
-            _refuse_listing(self)
+        _one_source(self)
         return self
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out for images outside a store."""
+        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
+
+
+class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
+    """Predict every image that a model has not seen yet, labelled or not.
+
+    Writes the store's predictions, a CSV, and a page that shows first what to look at first.
+    """
+
+    job: ClassVar[str] = "predict"
+    example: ClassVar[str] = "--model out/sweep/head.keras --store s3://bucket/store --since today"
+
+    model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
+    since: str | None = Field(
+        None,
+        description="list and show images first seen from this day on: today, or such as "
+        "2026-11-24, in UTC (all)",
+        json_schema_extra=_HOW,
+    )
+    batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
 
 
 class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
@@ -595,7 +583,7 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     )
 
 
-class TrainSettings(TrainOptions, ManifestSettings):
+class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
     """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
 
     job: ClassVar[str] = "train"
@@ -608,28 +596,37 @@ class TrainSettings(TrainOptions, ManifestSettings):
         "predictions",
         "embeddings",
         "evaluation.json",
-        "errors",
-        "checked",
         "checkpoints",
         "tensorboard",
-        "listing",
+        "store",
     )
 
-    data: str | None = Field(  # type: ignore[assignment]
-        None, description="images to list first; or give --manifest or --features"
+    store: str | None = Field(None, description="store that jobs/extract.py made")
+    inputs: Literal["vectors", "pixels"] | None = Field(
+        None,
+        description="siamese, svm: what they are trained on (vectors of --store, pixels of --data)",
     )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
-    features: str | None = Field(None, description="features table made by jobs/extract.py")
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the family is trained on vectors rather than on pixels."""
+        if self.family in ("siamese", "svm"):
+            return self.inputs == "vectors" or (self.inputs is None and self.store is not None)
+        return self.family == "head"
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out for images outside a store."""
+        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
 
     @model_validator(mode="after")
     def _source(self) -> TrainSettings:
-        given = [name for name in ("data", "manifest", "features") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give one of --data, --manifest and --features")
-        if self.family == "head" and given != ["features"]:
-            raise ValueError("--family head is trained on --features")
-        if self.family in ("simple_cnn", "transfer", "autoencoder") and given == ["features"]:
-            raise ValueError(f"--family {self.family} is trained on images: give --data")
+        _one_source(self)
+        if self.family == "head" and self.store is None:
+            raise ValueError("--family head is trained on vectors: give --store")
+        if self.inputs is not None and self.family not in ("siamese", "svm"):
+            raise ValueError(f"--inputs is for siamese and svm, not {self.family}")
+        if self.inputs == "vectors" and self.store is None:
+            raise ValueError("--inputs vectors: give --store, which has them")
         if self.head is not None and self.family not in ("transfer", "head"):
             raise ValueError(f"--head is for transfer and head, not {self.family}")
         if self.fine_tune_from is not None and self.family != "transfer":
@@ -643,8 +640,6 @@ class TrainSettings(TrainOptions, ManifestSettings):
             raise ValueError("--family siamese needs an even number of rows a worker")
         if self.epochs == 0 and self.head is None:
             raise ValueError("--epochs 0 needs a --head that is trained already")
-        if self.data is None:
-            _refuse_listing(self)
         if self.xla and self.join == "concatenation" and self.workers > 1:
             raise ValueError("--xla cannot compile the join of several workers; leave it out")
         if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
@@ -676,9 +671,9 @@ class ScannerSettings(ScannerOptions, JobSettings):
 
 
 class PipelineSettings(
-    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, ManifestSettings
+    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, SourceOptions, JobSettings
 ):
-    """From a bucket of images to a judged classifier: list, extract, sweep, evaluate, report.
+    """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
 
     Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
     """
@@ -687,17 +682,20 @@ class PipelineSettings(
     example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
     writes: ClassVar[tuple[str, ...]] = (
         "scanner",
+        "store",
         "extract",
         "sweep",
         "evaluate",
         "report.html",
     )
 
-    data: str | None = Field(  # type: ignore[assignment]
-        None,
-        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…; "
-        "rendered when not given",
+    store: str | None = Field(
+        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
     )
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out."""
+        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
 
     @model_validator(mode="after")
     def _source(self) -> PipelineSettings:

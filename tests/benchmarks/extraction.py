@@ -54,7 +54,7 @@ print("MEASURED", json.dumps({
 _MODEL_ALONE = """
 import sys, time
 import numpy as np
-from visao_ray.features.backbones import build, resolve
+from visao_ray.models.backbones import build, resolve
 from visao_ray.settings import ExtractOptions
 backbone, _ = resolve(ExtractOptions(weights="random"), 0)
 model = build(backbone)

@@ -11,7 +11,7 @@ import pytest
 from visao_ray import tables
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.backbones import resolve
+from visao_ray.models.backbones import resolve
 from visao_ray.features.pipeline import extract_features
 from visao_ray.images.decode import decode
 from visao_ray.runs import execute

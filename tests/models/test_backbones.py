@@ -7,7 +7,7 @@ import pytest
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.backbones import Backbone, build, resolve
+from visao_ray.models.backbones import Backbone, build, resolve
 from visao_ray.settings import ExtractSettings
 from visao_ray.storage import locate
 

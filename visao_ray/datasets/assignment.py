@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray.datasets.labels import read_labels
-from visao_ray.datasets.listing import quoted
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.splits import decide_splits
 from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.proof import as_bytes
 from visao_ray.store.store import Description
-from visao_ray.store.table import TableVersion, insert_new, merge
+from visao_ray.store.table import TableVersion, insert_new, merge, quoted
 
 _LOOKED_UP = 2048  # contents or groups asked of an index at once
 #: Column of a labels file, and the column of `images` that it sets.

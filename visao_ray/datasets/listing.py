@@ -1,7 +1,7 @@
 """What lies below --data, and what of it the store does not know yet.
 
 Folders are listed in tasks, in the order of their names, and compared with ranges of keys of the
-store: no process ever holds all keys.
+store: no process ever holds more keys than one folder has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from visao_ray.resources import look
 from visao_ray.storage import Location, locate, passed_over, require_folder
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
-from visao_ray.store.table import Table, TableVersion, append, write_fragments
+from visao_ray.store.table import Table, TableVersion, append, quoted, write_fragments
 
 _CHUNK = 8192  # keys compared at once
 _TASKS = 64  # at most; each lists several folders
@@ -260,8 +260,7 @@ def _list_folder(
         Listed(f"{begin}{listed.path}", listed.bytes, listed.etag)
         for listed in list_files(place, search.ignore, recursive=folder.deep)
     )
-    if place.is_local:  # a disk lists in no order
-        files = sorted(files)
+    files = sorted(files)  # disks list in no order, and some servers folder by folder
     if search.quota is not None:
         files = itertools.islice(files, search.quota)
     counted = Counted()
@@ -395,11 +394,6 @@ def list_contents(
             part = part.append_column("row", pa.array([STAY] * len(chosen), pa.string()))
             fragments += write_fragments(listing, LISTING, part)
     return append(table.latest(), fragments), int(seen.sum())
-
-
-def quoted(text: str) -> str:
-    """A text as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def to_counts(counted: Counted) -> dict[str, Any]:

@@ -10,23 +10,23 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from visao_ray.core.lease import Owner
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.datasets.spec import Dataset
+from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.errors import InputError
-from visao_ray.features.backbones import Backbone, resolve
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.inference.graph import Done, Work, run_graph
 from visao_ray.inference.loading import Loading
+from visao_ray.models.backbones import Backbone, resolve
 from visao_ray.resources import ActorPool, fit_actors, look
 from visao_ray.runs import Run, start_ray
-from visao_ray.settings import ExtractOptions, SourceOptions
-from visao_ray.settings import NewExtractSettings as ExtractSettings
+from visao_ray.settings import ExtractOptions, ExtractSettings, SourceOptions
 from visao_ray.storage import Location, locate
 from visao_ray.store import proof, schemas
 from visao_ray.store.store import Description, Store, Writer, create_or_open
@@ -320,9 +320,10 @@ def _list_train(
 
 
 def keep_in_order(run: Run[Any], writer: Writer) -> None:
-    """Compaction, indexes and clean-up, at the end of a job that writes."""
+    """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
+    run.counts["store"] = _remotely(count_images, writer.version(writer.store.images))
     run.inputs |= {
         "store": writer.store.uri,
         "versions": {
@@ -405,7 +406,6 @@ def _count(run: Run[Any], counted: Counted, done: Done) -> None:
         "errors": errors,
         "errors_by_reason": dict(done.errors.most_common()),
         "computed": done.computed,
-        "by_split": {},
     }
     if "extract" in run.timings and done.files:
         run.throughput["images_per_second"] = done.files / run.timings["extract"]
@@ -415,15 +415,30 @@ def _count(run: Run[Any], counted: Counted, done: Done) -> None:
     )
 
 
-def count_by_split(images: TableVersion) -> dict[str, dict[str, int]]:
-    """Readable images of the store by split and label; "" where they have none. For a task."""
-    counts: dict[str, Counter[str]] = {}
-    for batch in images.scan(["split", "label"], f"status = '{schemas.OK}'", 65_536):
-        for row in (
-            pa.table(batch).group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
-        ):
-            counts.setdefault(row["split"] or "", Counter())[row["label"] or ""] += row["count_all"]
-    return {split: dict(sorted(found.items())) for split, found in sorted(counts.items())}
+def count_images(images: TableVersion) -> dict[str, Any]:
+    """All images of a store: `images`, `ok`, `errors` by reason, and `by_split`. For a task.
+
+    `by_split` counts readable images by split and label; "" stands for none.
+    """
+    by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    reasons: Counter[str] = Counter()
+    for batch in images.scan(["split", "label", "status", "error"], None, 65_536):
+        rows = pa.table(batch)
+        usable = pc.equal(rows["status"], schemas.OK)
+        grouped = rows.filter(usable).group_by(["split", "label"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            labels = by_split.setdefault(row["split"] or "", Counter())
+            labels[row["label"] or ""] += row["count_all"]
+        failed = rows.filter(pc.invert(usable)).select(["status", "error"]).to_pylist()
+        reasons.update((row["error"] or row["status"]).split(":", 1)[0] for row in failed)
+    ok, errors = sum(labels.total() for labels in by_split.values()), reasons.total()
+    return {
+        "images": ok + errors,
+        "ok": ok,
+        "errors": errors,
+        "errors_by_reason": dict(reasons.most_common()),
+        "by_split": {split: dict(sorted(labels.items())) for split, labels in by_split.items()},
+    }
 
 
 def _remotely(function: Any, *arguments: Any, keep: bool = False) -> Any:

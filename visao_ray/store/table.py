@@ -21,7 +21,7 @@ from lance.fragment import FragmentMetadata
 
 from visao_ray.core.lease import LeaseLost
 from visao_ray.core.object_store import storage_options
-from visao_ray.storage import Location, locate, reason
+from visao_ray.storage import Location, reason
 from visao_ray.store import schemas
 
 #: Lance's own default is 6 GiB a process. Look-up actors take the larger one.
@@ -304,6 +304,6 @@ def _options(uri: str) -> dict[str, str] | None:
     return storage_options() if uri.startswith("s3://") else None
 
 
-def table_at(uri: str) -> Table:
-    """The table of a URI."""
-    return Table(locate(uri))
+def quoted(text: str) -> str:
+    """A text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"

@@ -11,7 +11,7 @@ import numpy as np
 
 from visao_ray.backend import import_keras
 from visao_ray.datasets.spec import Dataset
-from visao_ray.features.backbones import resolve
+from visao_ray.models.backbones import resolve
 from visao_ray.features.vectors import Summary, load_features
 from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout

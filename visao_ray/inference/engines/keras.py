@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.features.backbones import Backbone, build
+from visao_ray.models.backbones import Backbone, build
 from visao_ray.models import saved
 from visao_ray.storage import Location
 
