@@ -11,12 +11,14 @@ import inspect
 import re
 import tomllib
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliPositionalArg,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -25,10 +27,14 @@ from pydantic_settings import (
 from visao_ray.errors import InputError
 from visao_ray.resources import Worker
 
+C = TypeVar("C", bound="CommandSettings")
 S = TypeVar("S", bound="JobSettings")
 
 #: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
 _HOW: dict[str, Any] = {"operational": True}
+
+#: Marks settings that stand in a fixed place on the command line, without a flag.
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 #: Datasets whose scans can be rendered.
 Synthetic = Literal["chest_xray", "vazios", "ncm"]
@@ -48,8 +54,14 @@ _DATASET = "chest_xray, vazios, ncm, or FILE.toml that describes another dataset
 ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
 
 
-class JobSettings(BaseSettings):
-    """What all jobs share."""
+class CommandSettings(BaseSettings):
+    """What all commands share.
+
+    Attributes:
+        job: name of the file in jobs/; empty for groups of settings.
+        example: flags to try, for `--help`.
+        again: what the same command does the second time, for `--help`.
+    """
 
     model_config = SettingsConfigDict(
         cli_kebab_case=True,
@@ -61,29 +73,17 @@ class JobSettings(BaseSettings):
         frozen=True,
     )
 
-    job: ClassVar[str]
+    job: ClassVar[str] = ""
     example: ClassVar[str] = ""
-    #: What the job writes below `out`, beside run.json and result.json.
-    writes: ClassVar[tuple[str, ...]] = ()
-
-    out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
-    seed: int = Field(0, ge=0, description="same seed, same result")
-    fresh: bool = Field(
-        False,
-        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
-        "Without it (or with --resume) an unfinished run goes on where it was",
-        json_schema_extra=_HOW,
-    )
+    again: ClassVar[str] = ""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Let `--help` end with a command to try."""
         super().__pydantic_init_subclass__(**kwargs)
-        cls.__doc__ = (
-            f"{inspect.cleandoc(cls.__doc__ or '')}\n\n"
-            f"  python jobs/{cls.job}.py {cls.example}\n\n"
-            "The same command again goes on where an interrupted run was."
-        )
+        if cls.job:
+            command = f"  python jobs/{cls.job}.py {cls.example}"
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{command}\n\n{cls.again}"
 
     @classmethod
     def settings_customise_sources(
@@ -95,6 +95,26 @@ class JobSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # never from environment variables: a run must be told in full
+
+
+class JobSettings(CommandSettings):
+    """What all jobs share: an output folder with a result.json.
+
+    Attributes:
+        writes: what the job writes below `out`, beside run.json and result.json.
+    """
+
+    again: ClassVar[str] = "The same command again goes on where an interrupted run was."
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
+    seed: int = Field(0, ge=0, description="same seed, same result")
+    fresh: bool = Field(
+        False,
+        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
+        "Without it (or with --resume) an unfinished run goes on where it was",
+        json_schema_extra=_HOW,
+    )
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what the job makes: those that a resumed run must repeat."""
@@ -123,9 +143,9 @@ class JobSettings(BaseSettings):
 
 
 class StoreJobSettings(JobSettings):
-    """What jobs share that read and write a store: the same command again does what is new."""
+    """What jobs share that read and write a store."""
 
-    job: ClassVar[str] = ""
+    again: ClassVar[str] = "The same command again does what is new."
 
     out: str | None = Field(  # type: ignore[assignment]
         None, description="folder or s3://bucket/prefix for result.json (STORE/runs/DATE-JOB)"
@@ -211,6 +231,10 @@ class ManifestSettings(SourceOptions, StoreJobSettings):
     @model_validator(mode="after")
     def _needs_data(self) -> ManifestSettings:
         _require_data(self)
+        for name in ("batch", "max_errors", "val_share", "test_share"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} belongs to jobs/extract.py: a manifest reads no image")
         return self
 
 
@@ -668,6 +692,10 @@ class ScannerSettings(ScannerOptions, JobSettings):
     writes: ClassVar[tuple[str, ...]] = ("images", "truth")
 
     dataset: Synthetic = Field(description="which dataset to render")
+    unlabelled: bool = Field(
+        False,
+        description="in one folder, images/arrived/, as scans arrive before they are labelled",
+    )
 
 
 class PipelineSettings(
@@ -707,7 +735,102 @@ class PipelineSettings(
         return self
 
 
-def parse(kind: type[S], arguments: Sequence[str]) -> S:
+class ExportSettings(JobSettings):
+    """Write a table of a store as Parquet files for DuckDB, Spark or pandas."""
+
+    job: ClassVar[str] = "export"
+    example: ClassVar[str] = (
+        "--store s3://bucket/store --table predictions --join --out s3://bucket/exports/today"
+    )
+    writes: ClassVar[tuple[str, ...]] = ("images", "groups", "verdicts", "vectors", "predictions")
+
+    store: str = Field(description="store that jobs/extract.py made")
+    table: Literal["images", "groups", "verdicts", "vectors", "predictions"] = Field(
+        description="which table"
+    )
+    extractor: str | None = Field(
+        None, description="vectors: whose, where the store has those of several (jobs/store.py)"
+    )
+    recipe: str | None = Field(
+        None, description="vectors: augmented views, such as G1@0 (images as they are)"
+    )
+    model: str | None = Field(
+        None, description="predictions: whose, where the store has those of several (jobs/store.py)"
+    )
+    join: bool = Field(
+        False,
+        description="vectors, predictions, verdicts: with the columns of images, one row a file "
+        "that has them",
+    )
+    where: str | None = Field(
+        None,
+        description="SQL condition on columns of the table; with --join on columns of the table or "
+        "of images: label = 'vazio'",
+    )
+    split: list[Literal["train", "val", "test"]] = Field(
+        [], description="images of this split alone; may be given again (all)"
+    )
+    as_of: str | None = Field(
+        None,
+        description="id of an earlier run (in its result.json): read the store as that run did",
+    )
+
+    @model_validator(mode="after")
+    def _fits_table(self) -> ExportSettings:
+        for flag, value, table in (
+            ("--extractor", self.extractor, "vectors"),
+            ("--recipe", self.recipe, "vectors"),
+            ("--model", self.model, "predictions"),
+        ):
+            if value is not None and self.table != table:
+                raise ValueError(f"{flag} is for --table {table}, not {self.table}")
+        if self.join and self.table in ("images", "groups"):
+            raise ValueError(f"--join is for vectors, predictions and verdicts, not {self.table}")
+        if self.split and not self.join and self.table not in ("images", "groups"):
+            raise ValueError(f"--split: {self.table} have no split; add --join")
+        return self
+
+
+class StoreToolSettings(CommandSettings):
+    """What is in a store, whether it is sound, and how to keep it small.
+
+    status and verify only read; the others take the store's lease. verify ends with status 1 where
+    something is wrong.
+    """
+
+    job: ClassVar[str] = "store"
+    example: ClassVar[str] = "status --store s3://bucket/store"
+
+    action: CliPositionalArg[Literal["status", "verify", "compact", "clean", "forget"]] = Field(
+        description="status: tables, images, coverage, runs; verify: is all there, once; compact: "
+        "join small files; clean: remove old versions; forget: release what a run read"
+    )
+    run: CliPositionalArg[str | None] = Field(
+        None, description="forget: id of the run, as status and its result.json have it"
+    )
+    store: str = Field(description="folder or s3://bucket/prefix of the store")
+    as_json: bool = Field(False, alias="json", description="status: print JSON")
+    older_than: timedelta | None = Field(
+        None,
+        ge=timedelta(0),
+        description="clean: age from which on versions go that no run has read, such as 7d (14d)",
+    )
+
+    @model_validator(mode="after")
+    def _fits_action(self) -> StoreToolSettings:
+        for name, value, action in (
+            ("RUN", self.run, "forget"),
+            ("--json", self.as_json or None, "status"),
+            ("--older-than", self.older_than, "clean"),
+        ):
+            if value is not None and self.action != action:
+                raise ValueError(f"{name} is for {action}, not {self.action}")
+        if self.action == "forget" and self.run is None:
+            raise ValueError("forget: RUN is missing: id of a run, as status shows it")
+        return self
+
+
+def parse(kind: type[C], arguments: Sequence[str]) -> C:
     """Settings of a job from its command line and the TOML file named by `--settings`.
 
     Raises:
@@ -729,10 +852,9 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
     try:
         return kind(_cli_parse_args=rest, **values)  # type: ignore[call-arg]
     except SystemExit:  # after --help, which knows the fields alone
-        print(
-            "  --settings FILE       TOML file with any of these settings; flags win over it\n"
-            "  --resume              go on with an unfinished run, as without it"
-        )
+        print("  --settings FILE       TOML file with any of these settings; flags win over it")
+        if issubclass(kind, JobSettings):
+            print("  --resume              go on with an unfinished run, as without it")
         raise
     except ValidationError as error:
         raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
@@ -740,11 +862,20 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
         raise InputError(_explain_flag(kind, str(error))) from None
 
 
-def _flags(kind: type[JobSettings]) -> list[str]:
-    return ["--" + name.replace("_", "-") for name in kind.model_fields] + ["--settings"]
+def _flags(kind: type[CommandSettings]) -> list[str]:
+    return [_called(kind, name) for name in kind.model_fields] + ["--settings"]
 
 
-def _read_toml(kind: type[JobSettings], name: str) -> dict[str, Any]:
+def _called(kind: type[CommandSettings], name: str) -> str:
+    """A setting as people write it: a flag, or a word for what stands in a fixed place."""
+    field = kind.model_fields.get(name)
+    if field is not None and _POSITIONAL in field.metadata:
+        return name.upper()
+    called = field.alias or name if field is not None else name
+    return "--" + called.replace("_", "-")
+
+
+def _read_toml(kind: type[CommandSettings], name: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -758,17 +889,17 @@ def _read_toml(kind: type[JobSettings], name: str) -> dict[str, Any]:
     return values
 
 
-def _closest(kind: type[JobSettings], name: str) -> str:
+def _closest(kind: type[CommandSettings], name: str) -> str:
     flag = "--" + name.lstrip("-").replace("_", "-")
     close = difflib.get_close_matches(flag, _flags(kind), n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"
 
 
-def _explain(kind: type[JobSettings], problem: Any) -> str:
+def _explain(kind: type[CommandSettings], problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if not problem["loc"]:
         return message
-    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    flag = _called(kind, str(problem["loc"][0]))
     if problem["type"] == "missing":
         field = kind.model_fields[str(problem["loc"][0])]
         return f"{flag} is missing: {field.description}"
@@ -777,8 +908,12 @@ def _explain(kind: type[JobSettings], problem: Any) -> str:
     return f"{flag} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
-def _explain_flag(kind: type[JobSettings], text: str) -> str:
+def _explain_flag(kind: type[CommandSettings], text: str) -> str:
     unknown = re.search(r"unrecognized arguments: (\S+)", text)
     if unknown:
         return f"unknown flag {unknown.group(1)}" + _closest(kind, unknown.group(1).split("=")[0])
+    missing = re.search(r"arguments are required: (\w+)", text)
+    if missing:
+        field = kind.model_fields[missing.group(1).lower()]
+        return f"{missing.group(1)} is missing: {field.description}"
     return re.sub(r"^error parsing CLI: ", "", text).splitlines()[0]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from visao_ray import stages
+from visao_ray.core.waiting import Waiting
 from visao_ray.forecast import Nodes
 from visao_ray.inference.actor import ModelActor
 from visao_ray.inference.engines.base import EngineFactory
@@ -146,9 +147,10 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
         compute=ray.data.TaskPoolStrategy(size=pool.writers),
         **pool.writer,
     )
-    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for text in batch["written"].to_pylist():
-            committer.add(Written.from_json(text))
+    with Waiting(run.say):
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for text in batch["written"].to_pylist():
+                committer.add(Written.from_json(text))
     done = committer.finish()
     if done.files != work.files:
         raise RuntimeError(

@@ -21,6 +21,7 @@ def render_scans(settings: ScannerSettings, run: Run[Any]) -> None:
         wrong_labels=settings.wrong_labels,
         duplicates=settings.duplicates,
         imbalance=settings.imbalance,
+        unlabelled=settings.unlabelled,
     )
     start_ray()
     run.say(f"rendering {settings.images:,} {settings.dataset} scans")
