@@ -31,9 +31,10 @@ from visao_ray.core.driver_log import DriverLog, quiet_terminal
 from visao_ray.core.lease import Lease, LeaseLost, Owner
 from visao_ray.core.ray_internals import own_ray_variables
 from visao_ray.errors import InputError
-from visao_ray.settings import JobSettings, StoreJobSettings, parse
+from visao_ray.settings import CommandSettings, JobSettings, StoreJobSettings, parse
 from visao_ray.storage import OUTAGES, Location, is_outage, locate, reason
 
+C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
 
@@ -143,8 +144,28 @@ def main(kind: type[S], work: Work[S], arguments: Sequence[str] | None = None) -
 
 
 def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
+    def job(settings: S) -> int:
+        execute(settings, work)
+        return 0
+
+    return run_command(kind, job, arguments)
+
+
+def run_command(
+    kind: type[C], command: Callable[[C], int], arguments: Sequence[str] | None = None
+) -> int:
+    """Run a command with the settings of its command line, and say in one line what stopped it.
+
+    Args:
+        kind: of the settings.
+        command: takes them and returns an exit status.
+        arguments: of the command line; this process's own if None.
+
+    Returns:
+        The command's exit status; 2 for bad input, 1 for a failure of ours.
+    """
     try:
-        execute(parse(kind, arguments), work)
+        return command(parse(kind, sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -178,7 +199,6 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
 
 
 def execute(settings: S, work: Work[S]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from visao_ray import settings as all_settings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
-from visao_ray.settings import JobSettings, parse
+from visao_ray.settings import CommandSettings, parse
 from visao_ray.storage import reason
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -146,7 +146,7 @@ def _check(verb: str, flags: Sequence[str]) -> None:
     kinds = {
         kind.job: kind
         for kind in vars(all_settings).values()
-        if isinstance(kind, type) and issubclass(kind, JobSettings) and hasattr(kind, "job")
+        if isinstance(kind, type) and issubclass(kind, CommandSettings) and kind.job
     }
     if verb not in kinds:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
