@@ -26,6 +26,9 @@ _LOGGERS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}
 _SILENT = "ray.tune"
 #: A limit on writers is meant for large datasets; on small ones Ray Data warns it is not reached.
 _EXPECTED = "The maximum number of concurrent tasks for"
+#: Of our own doing, and harmless: Ray starts its processes by fork and exec, and Ray Data's progress
+#: bars are switched off.
+_HARMLESS = ("lance is not fork-safe", "Progress bars disabled")
 _EVERY_S = {"disk": 1.0, "object store": 60.0}
 _LAST_S = 30.0  # for the last write: a store that fails must not keep a job from its end
 _LIMIT = 10_000  # records in the file; the rest is counted
@@ -94,6 +97,8 @@ class DriverLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; `logging` calls it with this handler's lock held."""
+        if any(words in record.getMessage() for words in _HARMLESS):
+            return
         self.count += 1
         if self.count <= _LIMIT:
             self._lines.append(without_secrets(self.format(record), self._secrets))

@@ -44,7 +44,8 @@ def render_base(recipe: BaseRecipe, out: "Location") -> dict[str, int]:
 
     Args:
         recipe: what to render.
-        out: destination; images lie at `images/LABEL/NAME` (unlabelled: `images/arrived/NAME`), truth (schema `TRUTH`) at `truth/`.
+        out: destination; images lie at `images/LABEL/NAME`, or `images/arrived/NAME` where they
+            have no label, truth (schema `TRUTH`) at `truth/`.
 
     Returns:
         Counts over the whole base: `images`, `bytes`, `wrong_labels` (the declared label is not
