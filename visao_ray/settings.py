@@ -570,7 +570,7 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
     l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
     views: int | None = Field(
-        None, ge=0, description="head: augmented views of the features table that are used (all)"
+        None, ge=1, description="most augmented views of --recipe that are used (all)"
     )
     head: str | None = Field(
         None, description="head.keras of jobs/sweep.py to start from (transfer, head)"
@@ -651,6 +651,17 @@ class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
             raise ValueError(f"--inputs is for siamese and svm, not {self.family}")
         if self.inputs == "vectors" and self.store is None:
             raise ValueError("--inputs vectors: give --store, which has them")
+        if self.data is not None and self.as_of is not None:
+            raise ValueError("--as-of belongs to --store; --data is read as it is now")
+        for name in ("extractor", "recipe"):
+            if getattr(self, name) is not None and not self.takes_vectors:
+                raise ValueError(
+                    f"--{name} is about vectors, and --family {self.family} takes pixels"
+                )
+        if self.views is not None and self.recipe is None:
+            raise ValueError("--views is about the augmented views of a --recipe: give that too")
+        if self.augment != "none" and self.takes_vectors:
+            raise ValueError("--augment is for pixels; vectors of augmented views are a --recipe")
         if self.head is not None and self.family not in ("transfer", "head"):
             raise ValueError(f"--head is for transfer and head, not {self.family}")
         if self.fine_tune_from is not None and self.family != "transfer":
