@@ -19,9 +19,10 @@ from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.errors import InputError
+from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.keras import KerasBackbone
-from visao_ray.inference.graph import Done, Work, run_graph
+from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
 from visao_ray.models.backbones import Backbone, resolve
 from visao_ray.resources import ActorPool, fit_actors, look

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.models.backbones import Backbone, build
 from visao_ray.models import saved
+from visao_ray.models.backbones import Backbone, build
 from visao_ray.storage import Location
 
 Pixels = npt.NDArray[np.uint8]
@@ -150,8 +150,9 @@ class KerasModel:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """All that decides the numbers: the file."""
-        return {"model": self.about.name, "digest": self.digest}
+        """All that decides the numbers, the file, and what they mean."""
+        classes = list(self.about.classes)
+        return {"model": self.about.name, "digest": self.digest, "classes": classes}
 
     def build(self) -> KerasEngine:
         """Load the model."""
