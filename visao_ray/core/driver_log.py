@@ -26,8 +26,8 @@ _LOGGERS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}
 _SILENT = "ray.tune"
 #: A limit on writers is meant for large datasets; on small ones Ray Data warns it is not reached.
 _EXPECTED = "The maximum number of concurrent tasks for"
-#: Of our own doing, and harmless: Ray starts its processes by fork and exec, and Ray Data's progress
-#: bars are switched off.
+#: Of our own doing, and harmless: Ray starts its processes by fork and exec, and Ray Data's
+#: progress bars are switched off.
 _HARMLESS = ("lance is not fork-safe", "Progress bars disabled")
 _EVERY_S = {"disk": 1.0, "object store": 60.0}
 _LAST_S = 30.0  # for the last write: a store that fails must not keep a job from its end
