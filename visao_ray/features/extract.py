@@ -33,8 +33,6 @@ from visao_ray.store import proof, schemas
 from visao_ray.store.store import Description, Store, Writer, create_or_open
 from visao_ray.store.table import Table, TableVersion
 
-#: Rows that one task writes: some ten seconds of an engine's work.
-_FRAGMENT_ROWS = {"CPU": 256, "GPU": 4096}
 _CONTRADICTIONS_SHOWN = 5
 #: What of a backbone's description people read in the name of its vectors.
 _PRECISION = "f32"
@@ -219,7 +217,6 @@ def read_new(
         engine=engine,
         results=results,
         unit_rows=unit_rows,
-        fragment_rows=_FRAGMENT_ROWS["GPU" if pool.gpus else "CPU"],
         batch=settings.batch or datetime.now(UTC).strftime("%Y-%m-%d"),
     )
     if counted.new:
@@ -305,7 +302,6 @@ def augment_train(
         engine=engine,
         results=results,
         unit_rows=max(1, settings.rows_per_block // len(views)),
-        fragment_rows=_FRAGMENT_ROWS["GPU" if pool.gpus else "CPU"],
         batch="",
     )
     with run.timed("augment"):

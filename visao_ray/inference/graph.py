@@ -34,6 +34,8 @@ from visao_ray.store.store import Writer
 from visao_ray.store.table import Table, TableVersion
 
 _CONTENTS_A_LOOKUP = 2_000_000
+#: Rows that one task writes: some ten seconds of an engine's work.
+_FRAGMENT_ROWS = {"CPU": 256, "GPU": 4096}
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,6 @@ class Work:
         engine: what computes; None: images are decoded, to know that they can be.
         results: table of what the engine computes; None without one.
         unit_rows: files that one task loads.
-        fragment_rows: rows that one task writes, some ten seconds of the engine's work.
         batch: name under which new files enter.
     """
 
@@ -59,7 +60,6 @@ class Work:
     engine: EngineFactory | None
     results: Table | None
     unit_rows: int
-    fragment_rows: int
     batch: str
 
 
@@ -116,7 +116,7 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
         )
     rows = rows.map_batches(
         write_rows,
-        batch_size=work.fragment_rows,
+        batch_size=_FRAGMENT_ROWS["GPU" if pool.gpus else "CPU"],
         batch_format="pyarrow",
         fn_kwargs={"target": target, "labels": labels},
         compute=ray.data.TaskPoolStrategy(size=pool.writers),
