@@ -21,6 +21,7 @@ from visao_ray.models.pools import standardised_pools
 from visao_ray.settings import Activation, ClassWeight
 
 _BETA = 0.999
+_PREDICT_ROWS = 4096  # at once
 
 
 class HeadSettings(BaseModel):
@@ -160,3 +161,22 @@ def class_factors(
             of_class[list(classes).index(name)] = weight
     factors: Vectors = (of_class / of_class[labels].mean()).astype(np.float32)
     return factors
+
+
+def predict_head(
+    model: Any, vectors: Mapping[str, Vectors], rows: npt.NDArray[np.int64]
+) -> Vectors:
+    """A head's probabilities of some rows, float32[n, C], block by block.
+
+    Args:
+        model: a head.
+        vectors: `avg` and `max`, float32[R, D] each, in memory or memory-mapped.
+        rows: which of them, int64[n]; n ≥ 1.
+    """
+    blocks = (rows[start : start + _PREDICT_ROWS] for start in range(0, len(rows), _PREDICT_ROWS))
+    return np.concatenate(
+        [
+            model.predict_on_batch({pool: values[block] for pool, values in vectors.items()})
+            for block in blocks
+        ]
+    )

@@ -44,7 +44,9 @@ class ModelAbout:
         image_size: S; 0 where it takes features.
         resize: how images are made square, stretch or letterbox.
         width: D; 0 where it takes images.
-        features: how the features it was trained on were made (`about` of their table).
+        features: how the vectors it was trained on were made (the description of their extractor).
+        extractor: name of that extractor; its table in a store is `vectors/EXTRACTOR/none`. Empty
+            where the model takes images.
         trial: the trial that made it; -1 if none.
         epoch: of its weights, from 1; 0 where it is not trained in epochs.
         outputs: what it gives, and how many numbers of it: {"probability": C, "embedding": E} or
@@ -60,6 +62,7 @@ class ModelAbout:
     resize: str = "stretch"
     width: int = 0
     features: dict[str, Any] = field(default_factory=dict)
+    extractor: str = ""
     trial: int = -1
     epoch: int = 0
     outputs: dict[str, int] = field(default_factory=dict, compare=False)
