@@ -59,7 +59,7 @@ class ModelAbout:
     takes: Literal["images", "features"]
     settings: dict[str, Any]
     image_size: int = 0
-    resize: str = "stretch"
+    resize: Literal["stretch", "letterbox"] = "stretch"
     width: int = 0
     features: dict[str, Any] = field(default_factory=dict)
     extractor: str = ""

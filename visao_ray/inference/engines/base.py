@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class EngineFactory(Protocol):
     def image_size(self) -> int: ...
 
     @property
-    def resize(self) -> str: ...
+    def resize(self) -> Literal["stretch", "letterbox"]: ...
 
     @property
     def outputs(self) -> Mapping[str, int]: ...

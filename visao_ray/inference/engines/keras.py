@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ class KerasBackbone:
 
     at: Location
     backbone: Backbone
-    resize: str
+    resize: Literal["stretch", "letterbox"]
     batch_size: int
 
     @property
@@ -139,7 +139,7 @@ class KerasModel:
         return self.about.image_size
 
     @property
-    def resize(self) -> str:
+    def resize(self) -> Literal["stretch", "letterbox"]:
         """How an image is made square."""
         return self.about.resize
 
