@@ -7,7 +7,7 @@ nodes there are, and against those that an autoscaler may start, before anything
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,6 +163,21 @@ def look() -> Cluster:
             "(ray start --address=HEAD:PORT)"
         )
     return found
+
+
+def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) -> Any:
+    """What a function returns, called once in a task: the driver stays small.
+
+    Args:
+        function: to call.
+        arguments: of it. References stay references; the function gets each in a list of one.
+        keep: return a reference instead.
+    """
+    import ray
+
+    wrapped = [[one] if isinstance(one, ray.ObjectRef) else one for one in arguments]
+    reference = ray.remote(function).options(max_retries=0, **look().light).remote(*wrapped)
+    return reference if keep else ray.get(reference)
 
 
 def present() -> Cluster:

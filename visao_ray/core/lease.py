@@ -92,6 +92,21 @@ class _Record:
         return cls(**fields | {"owner": Owner(**fields["owner"])})
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        owner: as others name it.
+        since: when it was taken, in UTC.
+        seen: the last sign of life, in UTC; on a local disk there is none after the first.
+    """
+
+    owner: Owner
+    since: str
+    seen: str
+
+
 class _Lock(Protocol):
     taken_over: bool
 
@@ -380,6 +395,46 @@ class _FileLock:
         )
 
 
+def read_holder(place: Location) -> Holder | None:
+    """Who holds a lease, or held it and was killed; None where it is free. Takes nothing.
+
+    On a local disk the lease of a process of this host that has ended is free.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        if place.is_local:
+            changed = datetime.fromtimestamp(os.stat(place.path).st_mtime, UTC)
+            with open(place.path, "rb") as file:
+                data = file.read()
+        else:
+            store, key = open_bucket(place)
+            result = obstore.get(store, key)
+            data, changed = bytes(result.bytes()), result.meta["last_modified"]
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise InputError(f"{place.uri}: cannot be read: {reason(error)}") from error
+    found = _decoded(data)
+    if found is None or found.released or (place.is_local and _has_ended(found.owner)):
+        return None
+    return Holder(found.owner, found.acquired, _text(changed))
+
+
+def _has_ended(owner: Owner) -> bool:
+    """Whether a process of this host is not there any more; False for other hosts'."""
+    if owner.host != socket.gethostname():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
+
+
 def require_conditional_puts(place: Location) -> None:
     """Check that a server refuses puts whose condition does not hold: others lose commits.
 
@@ -450,4 +505,8 @@ def _decoded(data: bytes) -> _Record | None:
 
 
 def _now() -> str:
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return _text(datetime.now(UTC))
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

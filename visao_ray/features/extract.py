@@ -25,7 +25,7 @@ from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
 from visao_ray.models.backbones import Backbone, resolve
-from visao_ray.resources import ActorPool, fit_actors, look
+from visao_ray.resources import ActorPool, fit_actors, look, remotely
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import ExtractOptions, ExtractSettings, SourceOptions
 from visao_ray.storage import Location, locate
@@ -192,22 +192,8 @@ def read_new(
     without = None
     if results is not None:
         computed = writer.version(results) if results.exists() else None
-        without = _remotely(proof.contents_without, at, computed, 1, keep=True)
-    gone = run.work.join("gone") if settings.mark_missing else None
-    quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
-    search = Search(
-        source.data,
-        source.dataset,
-        tuple(settings.ignore),
-        at,
-        without,
-        run.work.join("listing.lance").uri,
-        quota,
-        gone,
-    )
-    with run.timed("list"):
-        table, counted = listing.list_new(search, source.layout)
-    _say_listing(run, source, counted)
+        without = remotely(proof.contents_without, at, computed, 1, keep=True)
+    table, counted = list_source(run, source, at, without)
     loading = Loading(engine.image_size, engine.resize) if engine else Loading(32, "stretch")
     work = Work(
         step="extract" if engine else "read",
@@ -225,7 +211,7 @@ def read_new(
     with run.timed("extract"):
         done = run_graph(run, writer, work, pool)
     if counted.gone:
-        _mark_missing(writer, counted.gone)
+        mark_missing(writer, counted.gone)
     with run.timed("decide"):
         decide(run, writer, source)
     _prove(run, writer, results, before + counted.added, without)
@@ -233,11 +219,45 @@ def read_new(
     return done
 
 
+def list_source(
+    run: Run[Any], source: Source, images: TableVersion | None, without: Any
+) -> tuple[TableVersion, Counted]:
+    """List --data, compare it with the store, and say what is new.
+
+    Args:
+        images: the store's table of files; None where there is none yet.
+        without: reference to the contents without results; None: ask for none.
+
+    Returns:
+        A table of `listing.LISTING` in the run's scratch, and the counts.
+
+    Raises:
+        InputError: no files there.
+    """
+    settings = source.settings
+    gone = run.work.join("gone") if settings.mark_missing else None
+    quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
+    search = Search(
+        source.data,
+        source.dataset,
+        tuple(settings.ignore),
+        images,
+        without,
+        run.work.join("listing.lance").uri,
+        quota,
+        gone,
+    )
+    with run.timed("list"):
+        table, counted = listing.list_new(search, source.layout)
+    _say_listing(run, source, counted)
+    return table, counted
+
+
 def decide(run: Run[Any], writer: Writer, source: Source) -> None:
     """Apply --labels, then give images without a split theirs."""
     store, settings = writer.store, source.settings
     if settings.labels is not None:
-        at, labelled = _remotely(
+        at, labelled = remotely(
             apply_labels,
             writer.version(store.images),
             settings.labels,
@@ -260,7 +280,7 @@ def assign(run: Run[Any], writer: Writer) -> None:
     """Give images without a split theirs, and report contradictions."""
     store = writer.store
     groups = writer.ensure(store.groups, schemas.GROUPS)
-    images, groups, assigned = _remotely(
+    images, groups, assigned = remotely(
         assign_splits, writer.version(store.images), groups, store.description
     )
     writer.moved(store.images, images)
@@ -289,9 +309,7 @@ def augment_train(
     views = tuple(range(1, settings.augmented_views + 1))
     at = writer.version(store.images)
     computed = writer.version(results) if results.exists() else None
-    table, files = _remotely(
-        _list_train, at, computed, len(views), run.work.join("train.lance").uri
-    )
+    table, files = remotely(_list_train, at, computed, len(views), run.work.join("train.lance").uri)
     if files:
         run.say(f"{len(views)} views ({settings.augment}) of {files:,} train images")
     work = Work(
@@ -320,7 +338,7 @@ def keep_in_order(run: Run[Any], writer: Writer) -> None:
     """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
-    run.counts["store"] = _remotely(count_images, writer.version(writer.store.images))
+    run.counts["store"] = remotely(count_images, writer.version(writer.store.images))
     run.inputs |= {
         "store": writer.store.uri,
         "versions": {
@@ -350,7 +368,8 @@ def _say_listing(run: Run[Any], source: Source, counted: Counted) -> None:
         raise InputError(f"--data {source.data.uri}: no files there")
 
 
-def _mark_missing(writer: Writer, files: list[str]) -> None:
+def mark_missing(writer: Writer, files: list[str]) -> None:
+    """Write down that images are not there any more; `files` hold lists of their keys."""
     keys = [key for file in files for key in json.loads(locate(file).read_bytes())]
     schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("status")])
     rows = pa.table([keys, [schemas.MISSING] * len(keys)], schema=schema)
@@ -372,7 +391,7 @@ def _prove(
     if results is None or not results.exists():
         return
     _mend(run, writer, results)
-    lacking = _remotely(_still_lacking, images, writer.version(results), before)
+    lacking = remotely(_still_lacking, images, writer.version(results), before)
     if lacking:
         raise RuntimeError(f"{lacking:,} images that were read have no results")
 
@@ -380,7 +399,7 @@ def _prove(
 def _mend(run: Run[Any], writer: Writer, results: Table) -> None:
     if not results.exists():
         return
-    at, removed = _remotely(proof.remove_repeated, writer.version(results))
+    at, removed = remotely(proof.remove_repeated, writer.version(results))
     writer.moved(results, at)
     if removed:
         run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
@@ -436,13 +455,3 @@ def count_images(images: TableVersion) -> dict[str, Any]:
         "errors_by_reason": dict(reasons.most_common()),
         "by_split": {split: dict(sorted(labels.items())) for split, labels in by_split.items()},
     }
-
-
-def _remotely(function: Any, *arguments: Any, keep: bool = False) -> Any:
-    """A function in a task, so that the driver stays small; a reference to it with `keep`."""
-    import ray
-
-    wrapped = [[one] if isinstance(one, ray.ObjectRef) else one for one in arguments]
-    task = ray.remote(function).options(max_retries=0, **look().light)
-    reference = task.remote(*wrapped)
-    return reference if keep else ray.get(reference)

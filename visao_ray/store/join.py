@@ -22,6 +22,9 @@ from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.store import PLAIN, Store
 from visao_ray.store.table import TableVersion
 
+#: Before the id of a run, the name of the tags on versions that it reads.
+RUN_TAG = "run-"
+
 _SCAN_ROWS = 65_536
 _VECTOR_ROWS = 2048
 #: Where a content has files in several splits, it belongs to the first of these: what test holds
@@ -80,32 +83,41 @@ def pin(
     Raises:
         InputError: that run has no tags in the store, or there is no such table.
     """
-    tables = store.tables()
     names = {"images": "images", "verdicts": "verdicts"}
     if results is not None:
         names["results"] = results
         if recipe is not None:
             names["augmented"] = f"{results.rpartition('/')[0]}/{recipe}"
+    if not store.verdicts.exists() or (
+        as_of is not None and RUN_TAG + as_of not in store.verdicts.tags()
+    ):
+        del names["verdicts"]  # there are none, or there were none when that run read the store
     found: dict[str, TableVersion | None] = {"verdicts": None}
-    tag = f"run-{run}"
-    for role, name in names.items():
-        if name not in tables and role == "verdicts":
-            continue
-        if name not in tables:
-            there = ", ".join(each for each in tables if "/" in each) or "no vectors"
-            raise InputError(f"--store {store.uri}: has no {name}; it has {there}")
-        table = tables[name]
-        tags = table.tags()
-        if as_of is not None and f"run-{as_of}" not in tags:
-            raise InputError(
-                f"--as-of {as_of}: no run of that id has read {name} of {store.uri}, or it was "
-                "forgotten; the id stands in the run's result.json"
-            )
-        known = tags.get(f"run-{as_of}" if as_of is not None else tag)
-        at = table.at(known) if known is not None else table.latest()
-        table.tag(tag, at.version)
-        found[role] = at
+    found |= {role: pin_table(store, name, run, as_of) for role, name in names.items()}
     return Snapshot(store=store.uri, **found)  # type: ignore[arg-type]
+
+
+def pin_table(store: Store, name: str, run: str, as_of: str | None = None) -> TableVersion:
+    """Tag the version of one table that a run is going to read; see `pin`.
+
+    Raises:
+        InputError: as `pin`.
+    """
+    tables = store.tables()
+    if name not in tables:
+        there = ", ".join(each for each in tables if "/" in each) or "no vectors"
+        raise InputError(f"--store {store.uri}: has no {name}; it has {there}")
+    table = tables[name]
+    tags = table.tags()
+    read = RUN_TAG + (as_of if as_of is not None else run)
+    if as_of is not None and read not in tags:
+        raise InputError(
+            f"--as-of {as_of}: no run of that id has read {name} of {store.uri}, or it was "
+            "forgotten; the id stands in the run's result.json"
+        )
+    at = table.at(tags[read]) if read in tags else table.latest()
+    table.tag(RUN_TAG + run, at.version)
+    return at
 
 
 def plain_vectors(extractor: str) -> str:

@@ -27,22 +27,27 @@ def contents_without(images: TableVersion, results: TableVersion | None, views: 
     return np.setdiff1d(wanted, done, assume_unique=True)
 
 
-def remove_repeated(results: TableVersion) -> tuple[TableVersion, int]:
-    """Keep one row of each content and view; returns the new version and the rows removed.
-
-    Rows can be there twice where the actor that assigns contents was lost in the middle of a job.
-    """
+def repeated_rows(results: TableVersion) -> npt.NDArray[np.uint64]:
+    """Ids of rows whose content and view an earlier row has already."""
     scanner = results.open().scanner(
         columns=["content_id", "view"], with_row_id=True, batch_size=_SCAN_ROWS
     )
     rows = pa.Table.from_batches(scanner.to_batches(), schema=scanner.projected_schema)
     if not rows.num_rows:
-        return results, 0
+        return np.zeros(0, np.uint64)
     contents, views = as_bytes(rows["content_id"]), rows["view"].to_numpy()
     numbers = rows["_rowid"].to_numpy()
     order = np.lexsort((numbers, views, contents))
     same = (contents[order][1:] == contents[order][:-1]) & (views[order][1:] == views[order][:-1])
-    surplus = numbers[order][1:][same]
+    return np.asarray(numbers[order][1:][same])
+
+
+def remove_repeated(results: TableVersion) -> tuple[TableVersion, int]:
+    """Keep one row of each content and view; returns the new version and the rows removed.
+
+    Rows can be there twice where the actor that assigns contents was lost in the middle of a job.
+    """
+    surplus = repeated_rows(results)
     if not len(surplus):
         return results, 0
     dataset = results.open()
