@@ -9,7 +9,8 @@ rows a step on each worker as in plain `fit`. Everything is measured in one run,
    own: fed by tf.data that decodes the same JPEG files every epoch, in turns with ours (the bar is
    held against this one: it is the same work), and fed with pixels that are in memory already (the
    most that this model can do here).
-2. jobs/train.py with one worker, then with two: Ray Train, and Ray Data from the manifest.
+2. jobs/train.py with one worker, then with two: Ray Train, and Ray Data from the files of --data,
+   which each run reads once into a store of its own before it trains.
 
 Images a second are those of the median epoch after the first: of its training steps alone, and of
 all of it, with validation and, in ours, checkpoint and TensorBoard.
@@ -167,11 +168,11 @@ def plain(load: Load, in_memory: bool) -> Speed:
         return process.submit(plain_fit, load, in_memory).result()
 
 
-def job(verb: str, **options: object) -> None:
-    """A job in its own process with a Ray of its own; its lines go to stderr."""
+def train(**options: object) -> None:
+    """jobs/train.py in its own process with a Ray of its own; its lines go to stderr."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     subprocess.run(
-        [sys.executable, f"jobs/{verb}.py", "--dataset=vazios", *flags],
+        [sys.executable, "jobs/train.py", "--dataset=vazios", *flags],
         cwd=REPOSITORY,
         env={**os.environ, "RAY_ADDRESS": "local"},
         stdout=sys.stderr,
@@ -179,13 +180,12 @@ def job(verb: str, **options: object) -> None:
     )
 
 
-def ours(load: Load, manifest: Path, out: Path, workers: int) -> Speed:
+def ours(load: Load, out: Path, workers: int) -> Speed:
     """jobs/train.py, with as many rows a step on each worker as plain fit has."""
-    job(
-        "train",
+    train(
         family="simple_cnn",
         architecture="cnn_a2",
-        manifest=manifest,
+        data=load.data,
         image_size=load.side,
         epochs=load.epochs,
         patience=load.epochs,
@@ -248,15 +248,13 @@ def main() -> int:
         place = Path(name)
         load = Load(place / "scans", options.images, options.side, options.batch, options.epochs)
         scans(load)
-        job("manifest", data=load.data, out=place / "listed")
-        manifest = place / "listed" / "manifest"
         # In turns, each of ours held against the rival before and after it: a machine that slows
         # down or speeds up by a tenth, as they do, favours nobody.
         memory, files, ones = plain(load, True), [plain(load, False)], []
         for turn in range(options.turns):
-            ones.append(ours(load, manifest, place / f"one{turn}", 1))
+            ones.append(ours(load, place / f"one{turn}", 1))
             files.append(plain(load, False))
-        two = ours(load, manifest, place / "two", 2)
+        two = ours(load, place / "two", 2)
 
     if len({speed.parameters for speed in (*files, *ones, memory, two)}) != 1:
         raise RuntimeError("the models are not the same")
