@@ -28,14 +28,14 @@ ROOT = Path(__file__).parents[1]
 JOB = """
 import json, sys, time, urllib.request
 import ray
-from visao_ray.features.pipeline import extract_features
+from visao_ray.features.extract import extract_images
 from visao_ray.runs import execute
 from visao_ray.settings import ExtractSettings
 
 port, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _metrics_export_port=port,
          _system_config={"metrics_report_interval_ms": 1000})
-execute(ExtractSettings(**settings), extract_features)
+execute(ExtractSettings(**settings), extract_images)
 deadline = time.monotonic() + 20
 before = None
 while time.monotonic() < deadline:
@@ -92,7 +92,7 @@ def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
     return Metered(
         json.loads((folder / "out" / "result.json").read_text()),
         samples,
-        [json.loads(line) for line in lines if line.startswith('{"extracted"')],
+        [json.loads(line) for line in lines if line.startswith('{"images"')],
     )
 
 
@@ -121,9 +121,9 @@ def test_the_counters_say_what_the_result_says(run):
 
 
 def test_the_log_tells_every_block_and_the_run(run):
-    assert sum(line["extracted"] for line in run.lines) == 40
+    assert sum(line["images"] for line in run.lines) == 40
     told = run.result["details"]["stages"]["extract"]
-    assert len(run.lines) == told["blocks"]
+    assert len(run.lines) == 5  # units of 9 images
     assert sum(line["seconds"] for line in run.lines) == pytest.approx(told["extract"], abs=0.01)
     for line in run.lines:
         names = {
@@ -135,6 +135,10 @@ def test_the_log_tells_every_block_and_the_run(run):
         assert {name: line[name] for name in names} == names
 
 
+#: Of `graph.Work` and `vectors.VectorWork`.
+STEPS = ("extract", "augment", "read", "predict")
+
+
 def test_ray_calls_the_data_set_and_its_operators_by_names_that_speak(run):
     named = f"extract-vazios-{run.result['run']}"
     operators = {
@@ -142,7 +146,8 @@ def test_ray_calls_the_data_set_and_its_operators_by_names_that_speak(run):
         for sample in run.samples["ray_data_output_rows"]
         if sample.labels["dataset"].startswith(named)
     }
-    assert {"MapBatches(load)", "MapBatches(Extractor)", "Write"} <= operators
+    for name in ("load_unit", "ModelActor", "write_rows"):
+        assert f"MapBatches({name})" in operators
 
 
 def expressions() -> list[str]:
@@ -274,6 +279,17 @@ def test_alerts_are_rules_of_prometheus_over_metrics_that_there_are():
             assert set(re.findall(r"\$labels\.(\w+)", text)) <= given, rule["alert"]
 
 
+def test_the_alert_of_stalled_jobs_knows_the_data_sets_of_jobs_that_read_images(run):
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "VisaoRayStalled"]
+    asked = re.findall(r'(\w+)\{dataset=~"([^"]*)"\}', rule["expr"])
+    assert len(asked) == 2
+    for metric, pattern in asked:
+        named = [sample.labels["dataset"] for sample in run.samples[metric]]
+        assert any(re.fullmatch(pattern, name) for name in named), metric
+        for step in STEPS:
+            assert re.fullmatch(pattern, f"{step}-vazios-af4d3ccf"), step
+
+
 def test_the_alert_of_errors_has_the_limit_that_jobs_have():
     (rule,) = [rule for rule in alerts() if rule["alert"] == "VisaoRayErrors"]
     limit = ManifestSettings.model_fields["max_errors"].default
@@ -281,34 +297,50 @@ def test_the_alert_of_errors_has_the_limit_that_jobs_have():
     assert str(limit) in rule["annotations"]["description"]
 
 
-# A driver that counts and exits at once, as one does that has lost its lease.
+# A driver that counts and exits at once, for another one fences the table that it writes to.
 EXIT = """
 import logging, sys
+import pyarrow as pa
 import ray
-from visao_ray.meters import count_lease_lost, count_retries
+from visao_ray.core.lease import Owner
+from visao_ray.meters import count_retries
+from visao_ray.runs import main
+from visao_ray.settings import ExtractSettings
+from visao_ray.store import schemas
+from visao_ray.store.store import Description, create_or_open
+from visao_ray.store.table import fence, write_fragments
 
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
-labels = {"run": "af4d3ccf", "verb": "extract", "step": "extract", "dataset": "vazios"}
-count_retries("commit", labels, 3)
-count_retries("commit", labels, 0)
-count_lease_lost(labels)
-sys.exit(1)
+
+def work(settings, run):
+    labels = run.labels("extract", "vazios")
+    count_retries("commit", labels, 3)
+    count_retries("commit", labels, 0)
+    owner = Owner.here(job="extract", run=run.id)
+    vazios = Description({"name": "vazios"}, 0, 0.1, 0.1)
+    with create_or_open(settings.store, vazios, owner) as writer:
+        groups = writer.store.groups
+        fence(writer.ensure(groups, schemas.GROUPS))
+        rows = pa.Table.from_pylist([{"group": "1"}], schema=schemas.GROUPS)
+        writer.append(groups, write_fragments(groups.uri, schemas.GROUPS, rows))
+
+main(ExtractSettings, work, ["--data", sys.argv[2], "--store", sys.argv[2]])
 """
 HEAD = """
 import subprocess, sys, urllib.request
 import ray
 
-port, driver = int(sys.argv[1]), sys.argv[2]
+port, driver, store = int(sys.argv[1]), *sys.argv[2:]
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _metrics_export_port=port)
 address = ray.get_runtime_context().gcs_address
-assert subprocess.run([sys.executable, "-c", driver, address]).returncode == 1
+assert subprocess.run([sys.executable, "-c", driver, address, store]).returncode == 1
 print(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode())
 """
 
 
-def test_a_driver_that_exits_has_reported_its_counts():
+def test_a_driver_that_loses_its_lease_has_reported_its_counts(tmp_path):
     process = subprocess.run(
-        [sys.executable, "-c", HEAD, str(free_ports(1)[0]), EXIT],
+        [sys.executable, "-c", HEAD, str(free_ports(1)[0]), EXIT, str(tmp_path / "store")],
         env=os.environ | OWN_RAY,
         capture_output=True,
         text=True,

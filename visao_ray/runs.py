@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from visao_ray import meters
 from visao_ray.core.driver_log import DriverLog, quiet_terminal
 from visao_ray.core.lease import Lease, LeaseLost, Owner
 from visao_ray.core.ray_internals import own_ray_variables
@@ -58,6 +59,8 @@ class Run(Generic[S]):
     settings: S
     out: Location
     id: str = ""  # the same in logs and results, however often the run is started
+    step: str = ""  # the latest, and its dataset
+    dataset: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -72,7 +75,8 @@ class Run(Generic[S]):
         return self.out.join("work")
 
     def labels(self, step: str, dataset: str) -> dict[str, str]:
-        """What logs and metrics tell a step of this run by."""
+        """What logs and metrics tell a step of this run by, which begins now."""
+        self.step, self.dataset = step, dataset
         return {"run": self.id, "verb": self.settings.job, "step": step, "dataset": dataset}
 
     def name(self, step: str, dataset: str) -> str:
@@ -313,7 +317,11 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
     result = run.out.join("result.json")
     started, clock = _now(), time.perf_counter()
     with _logged(run):
-        work(settings, run)
+        try:
+            work(settings, run)
+        except LeaseLost:
+            meters.count_lease_lost(run.labels(run.step, run.dataset))
+            raise
     run.timings["total"] = time.perf_counter() - clock
     content: dict[str, Any] = {
         "job": settings.job,
