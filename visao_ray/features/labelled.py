@@ -132,11 +132,14 @@ def load_vectors(snapshot: Snapshot, dataset: Dataset) -> tuple[Summary, Labelle
         InputError: no train or val rows, labels that are not of the dataset, one class alone, a
             class without train rows (datasets with fixed classes).
     """
+    assert snapshot.results is not None
     examples = read_examples(snapshot, _SPLITS)
     splits = _texts(examples.splits)
-    of = {split: np.flatnonzero(pc.equal(splits, split).to_numpy(False)) for split in _SPLITS}
-    for split, places in of.items():
-        if not len(places):
+    of: dict[str, npt.NDArray[np.int64]] = {
+        split: np.flatnonzero(pc.equal(splits, split).to_numpy(False)) for split in _SPLITS
+    }
+    for split, found in of.items():
+        if not len(found):
             raise InputError(
                 f"{snapshot.store}: no {split} rows; training needs labelled images with vectors "
                 "in the splits train and val"
@@ -145,7 +148,7 @@ def load_vectors(snapshot: Snapshot, dataset: Dataset) -> tuple[Summary, Labelle
     group_names, groups = _groups(examples)
     train, val = of["train"], of["val"]
     places, views = [train], [np.zeros(len(train), np.int16)]
-    augmented = None
+    augmented: TableRows | None = None
     if snapshot.augmented is not None:
         augmented, row_places, row_views = _augmented(
             snapshot.augmented, examples.contents[train], len(train)

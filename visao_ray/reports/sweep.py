@@ -65,7 +65,11 @@ class SweepPage:
         metrics: every metric of the winner on val, as `classification_metrics` tells them.
         positive: the class that the levers are about.
         classes: how many.
-        counts: ``images``, and feature rows of ``train`` and ``val``; all optional.
+        counts: ``images``, and rows of ``train`` and ``val``; all optional.
+        sample: rows of ``train`` and ``val`` that the search saw, where they were a sample: then
+            `trials`, `history`, `levers`, `importance` and `class_weights` are of the sample, and
+            `finalists`, `refits` and `metrics` of all rows.
+        refits: heads fitted anew on all rows: as `trials`, with ``refit_of``.
         seconds: wall time.
         warnings: of this dataset.
     """
@@ -83,6 +87,8 @@ class SweepPage:
     positive: str | None = None
     classes: int = 2
     counts: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, int] | None = None
+    refits: pa.Table | None = None
     seconds: float = 0.0
     warnings: Sequence[str] = ()
 
@@ -169,6 +175,7 @@ class _Trial:
     settings: Mapping[str, Any]
     objective: float | None
     row: Mapping[str, Any]
+    refitted: bool = False  # after a search on a sample: all figures are of all rows
 
     @property
     def kind(self) -> str:
@@ -185,17 +192,31 @@ class _Trial:
 
 def _trials(page: SweepPage) -> list[_Trial]:
     """In order of number; a trial without a finite objective counts as failed."""
-    found = []
-    for row in page.trials.to_pylist():
-        clean = {name: _finite(value) for name, value in row.items()}
-        settings = {
-            name.removeprefix("setting."): value
-            for name, value in clean.items()
-            if name.startswith("setting.")
-        }
-        ok = clean.get("status", "ok") == "ok"
-        found.append(_Trial(row["number"], settings, clean["objective"] if ok else None, clean))
+    found = [_trial(row, row["number"]) for row in page.trials.to_pylist()]
     return sorted(found, key=lambda trial: trial.number)
+
+
+def _trial(row: Mapping[str, Any], number: int, refitted: bool = False) -> _Trial:
+    clean = {name: _finite(value) for name, value in row.items()}
+    settings = {
+        name.removeprefix("setting."): value
+        for name, value in clean.items()
+        if name.startswith("setting.")
+    }
+    ok = clean.get("status", "ok") == "ok"
+    return _Trial(number, settings, clean["objective"] if ok else None, clean, refitted)
+
+
+def _refitted(page: SweepPage, ranked: Sequence[_Trial]) -> list[_Trial]:
+    """The same trials, with the figures of all rows where their heads were fitted anew."""
+    if page.refits is None:
+        return list(ranked)
+    again = {
+        row["refit_of"]: _trial(row, row["refit_of"], refitted=True)
+        for row in page.refits.to_pylist()
+    }
+    known = {number: trial for number, trial in again.items() if not trial.failed}
+    return [known.get(trial.number, trial) for trial in ranked]
 
 
 def _finite(value: Any) -> Any:
@@ -216,12 +237,13 @@ def _dataset(page: SweepPage) -> dict[str, Any]:
         ),
     )
     varied = _varied(trials)
+    shown = _refitted(page, ranked)
     return {
         "page": page,
-        "headline": _headline(page, ranked, len(trials)),
-        "won": _won(page, ranked),
-        "tiles": _tiles(page, ranked),
-        "top": _top(page, ranked),
+        "headline": _headline(page, shown, len(trials)),
+        "won": _won(page, shown),
+        "tiles": _tiles(page, shown),
+        "top": _top(page, shown),
         "fixed": {
             name: value
             for name, value in (trials[0].settings if trials else {}).items()
@@ -363,7 +385,9 @@ def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
 
 
 def _folded(page: SweepPage) -> bool:
-    """Whether trials were judged on folds instead of one hold-out."""
+    """Whether finalists were judged on folds instead of one hold-out."""
+    if page.sample is not None:
+        return False
     folds = page.trials["folds"].to_pylist() if "folds" in page.trials.column_names else []
     return any(values is not None and len(values) > 1 for values in folds)
 
@@ -479,6 +503,7 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
                 "kind": _KINDS.get(trial.kind, trial.kind),
                 "simple": trial.kind != "dense",
                 "default": trial.number == 0,
+                "fitted": "all rows" if trial.refitted else "sample",
                 "words": in_words(trial.settings),
                 "objective": _estimate(entry.get("objective")),
                 "folds": f"{_value(min(folds))}–{_value(max(folds))}" if folds else "",

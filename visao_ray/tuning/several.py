@@ -14,27 +14,27 @@ from visao_ray.runs import Run, execute, start_ray
 from visao_ray.settings import SweepSettings
 from visao_ray.storage import locate
 from visao_ray.tuning.space import read_space
-from visao_ray.tuning.sweep import dataset_of_labels, make_sweep, sweep_page, write_report
+from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
 
 
 def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     """The sweep job: of one dataset, or of several, each in a folder of its own below `--out`.
 
     Raises:
-        InputError: as `make_sweep`; two tables of the same dataset.
+        InputError: as `make_sweep`; two stores of datasets with the same name.
     """
     read_space(settings.space)  # before Ray: it is often mistyped
-    if len(settings.features) == 1:
+    if len(settings.store) == 1:
         make_sweep(settings, run)
         return
-    sources: dict[Dataset, str] = {}
-    for uri in settings.features:
-        dataset = dataset_of_labels(uri)
-        if dataset in sources:
-            raise InputError(
-                f"--features {sources[dataset]} and {uri} are both of dataset {dataset.name}"
-            )
-        sources[dataset] = uri
+    sources: dict[str, str] = {}
+    datasets: dict[str, Dataset] = {}
+    for uri in settings.store:
+        _, dataset = describe(uri)
+        name = dataset.name
+        if name in sources:
+            raise InputError(f"--store {sources[name]} and {uri} are both of dataset {name}")
+        sources[name], datasets[name] = uri, dataset
     import ray
 
     start_ray()
@@ -43,18 +43,17 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(sources), spawn) as processes:
         begun = {
-            dataset.name: processes.submit(
+            name: processes.submit(
                 _sweep_one,
                 settings.part(
                     SweepSettings,
-                    dataset=dataset.name,
-                    features=[uri],
-                    out=run.out.join(dataset.name).uri,
+                    store=[uri],
+                    out=run.out.join(name).uri,
                     fresh=False,
                 ),
                 address,
             )
-            for dataset, uri in sources.items()
+            for name, uri in sources.items()
         }
         results = {name: future.result() for name, future in begun.items()}
     run.counts |= {"datasets": {name: result["counts"] for name, result in results.items()}}
@@ -64,8 +63,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     run.details |= {name: result["details"] for name, result in results.items()}
     run.metrics |= {name: result["metrics"] for name, result in results.items()}
     pages = [
-        sweep_page(run.out.join(dataset.name), dataset, results[dataset.name])
-        for dataset in sources
+        sweep_page(run.out.join(name), dataset, results[name]) for name, dataset in datasets.items()
     ]
     write_report(run, f"Sweeps of {', '.join(results)}", pages)
 

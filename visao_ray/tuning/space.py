@@ -91,7 +91,7 @@ class SearchSpace(BaseModel):
             InputError: a class weight for a class that is not there.
         """
         kinds: tuple[Any, ...] = ("dense",)
-        if rows * rows * len(classes) <= _MOST:
+        if svm_is_feasible(rows, len(classes)):
             kinds = ("dense",) * 10 + ("logistic", "svm")
         weights: tuple[Any, ...] = ("none", "balanced", "effective", "root")
         if positive is not None and len(classes) == 2:
@@ -188,6 +188,11 @@ class Suggested:
     def number(self, name: str, within: Range) -> float:
         """By Optuna's own distributions."""
         return float(self._trial.suggest_float(name, within.low, within.high, log=within.log))
+
+
+def svm_is_feasible(rows: int, classes: int) -> bool:
+    """Whether an SVM, or anything that takes the square of the rows, is fitted in minutes."""
+    return rows * rows * classes <= _MOST
 
 
 def read_space(told: Mapping[str, Any]) -> SearchSpace:
