@@ -67,10 +67,10 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 benchmark: $(VENV)/.dev
-	$(BIN)/python tests/benchmarks/extraction.py
-	$(BIN)/python tests/benchmarks/training.py
-	$(BIN)/python tests/benchmarks/sweep.py
-	$(BIN)/python tests/benchmarks/scaling.py
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

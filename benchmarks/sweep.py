@@ -1,6 +1,6 @@
 """How much faster a sweep is than KerasTuner and than Ray Tune as its guides have it.
 
-    python tests/benchmarks/sweep.py
+    python benchmarks/sweep.py
 
 Everyone trains the same 16 heads, drawn once from the space that the study searched with KerasTuner
 on chest films (02d: one hidden layer, its units, dropout, Adam's learning rate), on the same rows
@@ -47,7 +47,7 @@ from visao_ray.datasets.registry import find_dataset
 from visao_ray.features.vectors import load_features
 from visao_ray.storage import locate
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_224"
 LITE0 = REPOSITORY.parent / "shared" / "weights" / "efficientnet_lite0_imagenet.keras"
 BASE, CLASSES = "chest_xray", ("NORMAL", "PNEUMONIA")

@@ -1,6 +1,6 @@
 """What many images cost, what more nodes bring, and whether the forecast of both comes true.
 
-    python tests/benchmarks/scaling.py
+    python benchmarks/scaling.py
 
 1. 200,000 tiny images on an S3 server, all different, through a network that costs nothing: files
    listed a second, and the driver's peak memory, beside that of a tenth of the images.
@@ -34,7 +34,7 @@ from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 from visao_ray.forecast import Nodes, StageCosts, forecast
 from visao_ray.storage import Location, locate
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from ray_nodes import RayNodes, ray_nodes  # noqa: E402

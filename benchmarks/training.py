@@ -1,6 +1,6 @@
 """How close a worker comes to plain `keras.fit`, and what a second worker adds.
 
-    python tests/benchmarks/training.py
+    python benchmarks/training.py
 
 The study's CNN-A2 from random weights on rendered vazios scans of its own size, on CPUs, as many
 rows a step on each worker as in plain `fit`. Everything is measured in one run, rivals in turn:
@@ -38,7 +38,7 @@ from verdict import MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 CLASSES = ("nvazio", "vazio")
 RATE = 1e-3
 

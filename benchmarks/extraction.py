@@ -1,6 +1,6 @@
 """How close extraction comes to the network alone, and what it costs the driver.
 
-    python tests/benchmarks/extraction.py
+    python benchmarks/extraction.py
 
 Everything is measured in one run, rivals in turn:
 
@@ -33,7 +33,7 @@ from verdict import CORES, MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
 
 # The job in its own process; afterwards that process tells its peak memory and Ray's spilling.
