@@ -265,7 +265,8 @@ class Writer:
         """
         if of.uri not in self._versions:
             self.check()
-            self._versions[of.uri] = TableVersion(of.uri, of.create(schema))
+            # A stale writer may have created it since this one began.
+            self._versions[of.uri] = table.fence(TableVersion(of.uri, of.create(schema)))
         found = self._versions[of.uri]
         if found.schema.names != schema.names:
             raise InputError(

@@ -21,7 +21,7 @@ from lance.fragment import FragmentMetadata
 
 from visao_ray.core.lease import LeaseLost
 from visao_ray.core.object_store import storage_options
-from visao_ray.storage import Location, reason
+from visao_ray.storage import Location, is_outage, reason
 from visao_ray.store import schemas
 
 #: Lance's own default is 6 GiB a process. Look-up actors take the larger one.
@@ -36,6 +36,7 @@ _IO_BUFFER = 64 * 1024**2
 _MERGE_ROWS = 8192  # Lance joins a source of small batches in little memory, a whole table not
 _TRIES = 5  # to see a commit through
 _PAUSE_S = 1.0
+_RETRIES = 12  # of one S3 request: some 20 s; with Lance's 3 a server that restarts fails the job
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,11 @@ class Table:
 
     def exists(self) -> bool:
         """Whether it was created."""
-        return self.location.join("_versions").exists()
+        versions = self.location.join("_versions")
+        if not versions.is_local:
+            return versions.exists()
+        # A kill in the middle of its creation leaves folders without a version.
+        return any(entry.name.endswith(".manifest") for entry in versions.children())
 
     def create(self, schema: pa.Schema) -> int:
         """Create the empty table unless it exists; returns its version."""
@@ -240,23 +245,27 @@ def commit(at: TableVersion, operation: LanceOperation.BaseOperation) -> TableVe
 
 
 def _see_through(at: TableVersion, transaction: Transaction) -> TableVersion:
+    failure: Exception | None = None
     for attempt in range(_TRIES):
+        time.sleep(_PAUSE_S * max(0, attempt - 1))
         try:
+            # The attempt before may have taken effect although its answer said otherwise, or none
+            # came.
+            found = _find(at, transaction.uuid) if failure is not None else None
+            if found is not None:
+                return found
+            if isinstance(failure, CommitConflictError):
+                break
             done = lance.LanceDataset.commit(at.uri, transaction, storage_options=_options(at.uri))
             return TableVersion(at.uri, int(done.version))
         except Exception as error:
-            # It may have taken effect although the answer says otherwise, or none came.
-            time.sleep(_PAUSE_S * attempt)
-            found = _find(at, transaction.uuid)
-            if found is not None:
-                return found
-            if isinstance(error, CommitConflictError):
-                raise LeaseLost(
-                    f"{at.uri}: another writer changed the table: {reason(error)}"
-                ) from error
-            if attempt == _TRIES - 1:
-                raise
-    raise AssertionError
+            failure = error
+    assert failure is not None
+    if isinstance(failure, CommitConflictError):
+        raise LeaseLost(f"{at.uri}: another writer changed the table: {reason(failure)}") from (
+            failure
+        )
+    raise failure
 
 
 def _find(at: TableVersion, uuid: str) -> TableVersion | None:
@@ -291,17 +300,24 @@ def _key(at: TableVersion) -> str:
 
 
 def _open(uri: str, version: int | str | None, index_cache: int = INDEX_CACHE) -> Any:
-    return lance.dataset(
-        uri,
-        version=version,
-        index_cache_size_bytes=index_cache,
-        metadata_cache_size_bytes=_METADATA_CACHE,
-        storage_options=_options(uri),
-    )
+    try:
+        return lance.dataset(
+            uri,
+            version=version,
+            index_cache_size_bytes=index_cache,
+            metadata_cache_size_bytes=_METADATA_CACHE,
+            storage_options=_options(uri),
+        )
+    except ValueError as error:
+        if is_outage(error):  # Lance calls it a wrong value
+            raise OSError(str(error)) from error
+        raise
 
 
 def _options(uri: str) -> dict[str, str] | None:
-    return storage_options() if uri.startswith("s3://") else None
+    if not uri.startswith("s3://"):
+        return None
+    return {**storage_options(), "client_max_retries": str(_RETRIES)}
 
 
 def quoted(text: str) -> str:
