@@ -921,6 +921,8 @@ def _explain(kind: type[CommandSettings], problem: Any) -> str:
 
 def _explain_flag(kind: type[CommandSettings], text: str) -> str:
     unknown = re.search(r"unrecognized arguments: (\S+)", text)
+    if unknown and not unknown.group(1).startswith("-"):
+        return f"unexpected word {unknown.group(1)}: words without a flag come first; see --help"
     if unknown:
         return f"unknown flag {unknown.group(1)}" + _closest(kind, unknown.group(1).split("=")[0])
     missing = re.search(r"arguments are required: (\w+)", text)

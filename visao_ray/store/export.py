@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import pin_table
 from visao_ray.store.store import PLAIN, Store
-from visao_ray.store.table import LOOKUP_INDEX_CACHE, TableVersion, quoted
+from visao_ray.store.table import LOOKUP_INDEX_CACHE, TableVersion, quoted, reason_of_lance
 
 #: Files between half and twice this size suit DuckDB, Spark and object stores.
 FILE_BYTES = 256 * 1024**2
@@ -183,8 +182,7 @@ def _wrong_condition(table: TableVersion, where: str) -> str | None:
     try:
         table.open().scanner(columns=[table.schema.names[0]], filter=where).explain_plan()
     except ValueError as error:
-        text = str(error).splitlines()[0].removeprefix("Invalid user input: ")
-        return re.sub(r"\.?,? /\S+\.rs:.*$", "", text)  # where in Lance's own source it was raised
+        return reason_of_lance(error)
     return None
 
 

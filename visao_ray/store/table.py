@@ -8,6 +8,7 @@ among the versions since, because an acknowledgement that is lost must not appen
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -323,3 +324,9 @@ def _options(uri: str) -> dict[str, str] | None:
 def quoted(text: str) -> str:
     """A text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def reason_of_lance(error: BaseException) -> str:
+    """The first line of an error, without the place in Lance's own source where it was raised."""
+    text = re.sub(r"\.?,? /\S+\.rs:\d.*$", "", str(error), flags=re.MULTILINE)
+    return reason(OSError(text.removeprefix("Invalid user input: ")))

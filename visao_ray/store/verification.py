@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow.compute as pc
 
-from visao_ray.storage import reason
 from visao_ray.store import proof, schemas
 from visao_ray.store.store import PLAIN, Store
-from visao_ray.store.table import TableVersion
+from visao_ray.store.table import TableVersion, reason_of_lance
 
 _READABLE = f"status = '{schemas.OK}'"
 _IMAGE_STATUS = ", ".join(
@@ -44,7 +43,9 @@ def find_problems(uri: str) -> list[str]:
             at.open().validate()  # type: ignore[no-untyped-call]
             tables[name] = at
         except (OSError, ValueError) as error:
-            problems.append(f"{name}: version {at.version} cannot be read: {reason(error)}")
+            problems.append(
+                f"{name}: version {at.version} cannot be read: {reason_of_lance(error)}"
+            )
     images = tables.get("images")
     if images is not None:
         problems += _check_images(images)
