@@ -26,9 +26,14 @@ _LOGGERS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}
 _SILENT = "ray.tune"
 #: A limit on writers is meant for large datasets; on small ones Ray Data warns it is not reached.
 _EXPECTED = "The maximum number of concurrent tasks for"
-#: Of our own doing, and harmless: Ray starts its processes by fork and exec, and Ray Data's
-#: progress bars are switched off.
-_HARMLESS = ("lance is not fork-safe", "Progress bars disabled")
+#: Of our own doing, and harmless: Ray starts its processes by fork and exec, Ray Data's progress bars
+#: and Tune's own files are switched off, and a limit on writers is not met by few images.
+_HARMLESS = (
+    "lance is not fork-safe",
+    "Progress bars disabled",
+    "Failed to fetch metrics for",
+    "The maximum number of concurrent tasks for",
+)
 _EVERY_S = {"disk": 1.0, "object store": 60.0}
 _LAST_S = 30.0  # for the last write: a store that fails must not keep a job from its end
 _LIMIT = 10_000  # records in the file; the rest is counted
