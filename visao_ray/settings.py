@@ -142,16 +142,27 @@ class JobSettings(CommandSettings):
         return kind(**{**shared, **changes})
 
 
-class StoreJobSettings(JobSettings):
+class StoreOptions(BaseSettings):
+    """Where the dataset's store is."""
+
+    store: str | None = Field(
+        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
+    )
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out."""
+        if self.store is not None:
+            return self.store
+        return f"{str(getattr(self, 'out', None) or '').rstrip('/')}/store"
+
+
+class StoreJobSettings(StoreOptions, JobSettings):
     """What jobs share that read and write a store."""
 
     again: ClassVar[str] = "The same command again does what is new."
 
     out: str | None = Field(  # type: ignore[assignment]
         None, description="folder or s3://bucket/prefix for result.json (STORE/runs/DATE-JOB)"
-    )
-    store: str | None = Field(
-        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
     )
 
     @model_validator(mode="after")
@@ -162,10 +173,6 @@ class StoreJobSettings(JobSettings):
             raise ValueError("--fresh: a store only grows; choose another --store to start anew")
         return self
 
-    def store_uri(self) -> str:
-        """The store: --store, or one below --out."""
-        return self.store if self.store is not None else f"{(self.out or '').rstrip('/')}/store"
-
     def out_uri(self, started: str) -> str:
         """The folder of a start at that time: --out, or one below the store."""
         if self.out is not None:
@@ -173,7 +180,7 @@ class StoreJobSettings(JobSettings):
         return f"{self.store_uri().rstrip('/')}/runs/{started.replace(':', '-')}-{self.job}"
 
 
-class SourceOptions(BaseSettings):
+class SourceOptions(StoreOptions):
     """Which images, and what is known of them."""
 
     dataset: str | None = Field(
@@ -495,10 +502,6 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings
         _one_source(self)
         return self
 
-    def store_uri(self) -> str:
-        """The store: --store, or one below --out for images outside a store."""
-        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
-
 
 class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
     """Predict every image that a model has not seen yet, labelled or not.
@@ -638,10 +641,6 @@ class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
             return self.inputs == "vectors" or (self.inputs is None and self.store is not None)
         return self.family == "head"
 
-    def store_uri(self) -> str:
-        """The store: --store, or one below --out for images outside a store."""
-        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
-
     @model_validator(mode="after")
     def _source(self) -> TrainSettings:
         _one_source(self)
@@ -727,14 +726,6 @@ class PipelineSettings(
         "evaluate",
         "report.html",
     )
-
-    store: str | None = Field(
-        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
-    )
-
-    def store_uri(self) -> str:
-        """The store: --store, or one below --out."""
-        return self.store if self.store is not None else f"{self.out.rstrip('/')}/store"
 
     @model_validator(mode="after")
     def _source(self) -> PipelineSettings:

@@ -26,8 +26,8 @@ _LOGGERS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}
 _SILENT = "ray.tune"
 #: A limit on writers is meant for large datasets; on small ones Ray Data warns it is not reached.
 _EXPECTED = "The maximum number of concurrent tasks for"
-#: Of our own doing, and harmless: Ray starts its processes by fork and exec, Ray Data's progress bars
-#: and Tune's own files are switched off, and a limit on writers is not met by few images.
+#: Of our own doing, and harmless: Ray starts its processes by fork and exec, Ray Data's progress
+#: bars and Tune's own files are switched off, and a limit on writers is not met by few images.
 _HARMLESS = (
     "lance is not fork-safe",
     "Progress bars disabled",

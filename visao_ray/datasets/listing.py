@@ -306,7 +306,7 @@ def _known(
     if images is None:
         return {}
     columns = ["key", "etag", "bytes", "content_id", "status"]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for prefix in [*sorted(without), None]:
         stop = end if prefix is None else min(prefix, end)
         if begin < stop:

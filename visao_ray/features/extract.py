@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from visao_ray.core.lease import Owner
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
+from visao_ray.datasets.labels import check_labels
 from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import SPLITS, Dataset
@@ -232,9 +233,11 @@ def list_source(
         A table of `listing.LISTING` in the run's scratch, and the counts.
 
     Raises:
-        InputError: no files there.
+        InputError: no files there, or --labels has a fault.
     """
     settings = source.settings
+    if settings.labels is not None:  # it is applied at the end, which may be hours from now
+        remotely(check_labels, settings.labels, source.dataset, source.data)
     gone = run.work.join("gone") if settings.mark_missing else None
     quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
     search = Search(

@@ -121,10 +121,10 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file into uint8 RGB pixels of `[size, size, 3]`.
 
-    Gray is repeated in the three channels, unless `repeat_grey` is False: a grey file then gives
-    `[size, size, 1]`, a third of the bytes to send; 16-bit gray maps 0..65535 to 0..255; transparency is
-    laid over white, the background of scans; of several frames the first is taken; EXIF
-    orientation is applied. Safe to call from many threads.
+    Gray is repeated in the three channels, unless `repeat_grey` is False: a gray file then gives
+    `[size, size, 1]`, a third of the bytes to send. 16-bit gray maps 0..65535 to 0..255;
+    transparency is laid over white, the background of scans; of several frames the first is
+    taken; EXIF orientation is applied. Safe to call from many threads.
 
     Args:
         data: the whole file.

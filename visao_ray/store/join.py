@@ -8,7 +8,7 @@ then read in one sequential scan and put in their places.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,12 +155,13 @@ class Examples:
     def take(self, rows: npt.NDArray[np.int64]) -> Examples:
         """These rows, which must be in ascending order."""
         chosen = pa.array(rows)
-        return Examples(
-            self.contents[rows],
-            *(column.take(chosen) for column in (self.keys, self.labels, self.groups, self.splits)),
-            conflicts=self.conflicts,
-            mixed=self.mixed,
-            without=self.without,
+        return replace(
+            self,
+            contents=self.contents[rows],
+            keys=self.keys.take(chosen),
+            labels=self.labels.take(chosen),
+            groups=self.groups.take(chosen),
+            splits=self.splits.take(chosen),
         )
 
 
@@ -284,7 +285,7 @@ def _ranks(splits: pa.DictionaryArray) -> npt.NDArray[np.int64]:
     rank = {name: place for place, name in enumerate(_PRECEDENCE)}
     of_code = np.array([rank[name] for name in splits.dictionary.to_pylist()], np.int64)
     codes = splits.indices.fill_null(-1).to_numpy()
-    return np.append(of_code, len(_PRECEDENCE))[codes]
+    return np.asarray(np.append(of_code, len(_PRECEDENCE))[codes], np.int64)
 
 
 def _differs(

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from lance.commit import CommitConflictError
-from lance.optimize import Compaction
+from lance.optimize import Compaction, CompactionOptions
 
 from visao_ray.core.lease import LeaseLost
-from visao_ray.storage import reason
-from visao_ray.store.table import TableVersion
+from visao_ray.store.table import TableVersion, refusals
 
 KEEP = timedelta(days=14)
 
@@ -49,7 +47,7 @@ def compact(at: TableVersion, at_least: int | None = None) -> TableVersion:
         small = sum(each.count_rows() < rows for each in dataset.get_fragments())
         if small < (enough if at_least is None else at_least):
             continue
-        options = {
+        options: CompactionOptions = {
             "target_rows_per_fragment": rows,
             "max_rows_per_group": _BATCH_ROWS,
             "batch_size": _BATCH_ROWS,
@@ -58,12 +56,8 @@ def compact(at: TableVersion, at_least: int | None = None) -> TableVersion:
         plan = Compaction.plan(dataset, options)
         if not plan.num_tasks():
             continue
-        try:
+        with refusals(at.uri):
             Compaction.commit(dataset, [task.execute(dataset) for task in plan.tasks])
-        except CommitConflictError as error:
-            raise LeaseLost(f"{at.uri}: another writer changed the table: {reason(error)}") from (
-                error
-            )
         at = TableVersion(at.uri, int(dataset.version))
     return at
 
@@ -91,8 +85,18 @@ def clean(at: TableVersion, keep: timedelta = KEEP) -> Cleaned:
 
     Files that a killed job wrote and never committed are removed at once, which is safe behind a
     fence alone: a stale writer that committed them later would name files that are gone.
+
+    Args:
+        at: the newest version.
+        keep: age of a version from which on it goes.
+
+    Raises:
+        LeaseLost: somebody else changed the table since `at`, and may be about to commit files.
     """
-    found = at.open().cleanup_old_versions(
+    dataset = at.open()
+    if dataset.latest_version != at.version:
+        raise LeaseLost(f"{at.uri}: another writer changed the table")
+    found = dataset.cleanup_old_versions(
         older_than=keep, delete_unverified=True, error_if_tagged_old_versions=False
     )
     return Cleaned(found.bytes_removed, found.old_versions, found.data_files_removed)
