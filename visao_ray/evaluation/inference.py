@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,8 +135,8 @@ def predict_contents(
     """
     results = writer.store.predictions(table_name(model))
     writer.ensure(results, schemas.results(model.outputs, model.metadata))
-    place = run.work.join("predict.lance")
-    place.delete()  # of a start that was killed
+    # Not under the name of an earlier start's: workers may have that one open still.
+    place = run.work.join(f"predict-{uuid.uuid4().hex}.lance")
     by = _predict_images if model.about.takes == "images" else _predict_vectors
     with run.timed("predict"):
         done = by(run, writer, model, contents, pool, place.uri)

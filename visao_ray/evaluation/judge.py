@@ -36,7 +36,7 @@ from visao_ray.runs import Run, start_ray, to_json
 from visao_ray.settings import EvaluateOptions, EvaluateSettings
 from visao_ray.storage import Location
 from visao_ray.store import schemas
-from visao_ray.store.join import Examples, Snapshot, pin, pin_table, read_examples
+from visao_ray.store.join import RUN_TAG, Examples, Snapshot, pin, pin_table, read_examples
 from visao_ray.store.mapped import MappedVectors, TableRows, VectorFile
 from visao_ray.store.proof import Contents
 from visao_ray.store.rows import find_rows, read_rows
@@ -154,6 +154,7 @@ def evaluate_in(
         with store.writing(owner_of(run), run.say) as writer:
             done = predict_contents(run, writer, model, missing, pool)
             keep_in_order(run, writer)
+        table.untag(RUN_TAG + run.id)  # of a start before this one, which lacked some
         seen = done.errors
         if done.computed and run.timings.get("predict"):
             run.throughput["images_per_second"] = done.computed / run.timings["predict"]
