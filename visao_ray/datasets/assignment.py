@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray.datasets.labels import read_labels
+from visao_ray.datasets.labels import check_labels, read_labels
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.splits import decide_splits
 from visao_ray.storage import Location
@@ -66,15 +66,13 @@ def apply_labels(
         InputError: the file, a label or a split is not valid.
         LeaseLost: somebody else changed the table since.
     """
+    rows = check_labels(uri, dataset, root)  # of what comes last too, before anything is changed
     changed = {}
-    rows = 0
     for column, target in _SET.items():
         schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field(target)])
 
         def values(column: str = column, schema: pa.Schema = schema) -> Iterator[pa.RecordBatch]:
-            nonlocal rows
             for batch in read_labels(uri, dataset, root):
-                rows += batch.num_rows if column == "label" else 0
                 found = batch.filter(batch[column].is_valid())
                 if found.num_rows:
                     yield pa.RecordBatch.from_arrays([found["key"], found[column]], schema=schema)
