@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from visao_ray.datasets import listing
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
+from visao_ray.features.extract import new_listing
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.inference.graph import Work, run_graph
@@ -135,11 +135,9 @@ def predict_contents(
     """
     results = writer.store.predictions(table_name(model))
     writer.ensure(results, schemas.results(model.outputs, model.metadata))
-    # Not under the name of an earlier start's: workers may have that one open still.
-    place = run.work.join(f"predict-{uuid.uuid4().hex}.lance")
     by = _predict_images if model.about.takes == "images" else _predict_vectors
     with run.timed("predict"):
-        done = by(run, writer, model, contents, pool, place.uri)
+        done = by(run, writer, model, contents, pool, new_listing(run))
         at, removed = remotely(proof.remove_repeated, writer.version(results))
         writer.moved(results, at)
     if removed:

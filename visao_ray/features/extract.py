@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -246,7 +247,7 @@ def list_source(
         tuple(settings.ignore),
         images,
         without,
-        run.work.join("listing.lance").uri,
+        new_listing(run),
         quota,
         gone,
     )
@@ -312,7 +313,7 @@ def augment_train(
     views = tuple(range(1, settings.augmented_views + 1))
     at = writer.version(store.images)
     computed = writer.version(results) if results.exists() else None
-    table, files = remotely(_list_train, at, computed, len(views), run.work.join("train.lance").uri)
+    table, files = remotely(_list_train, at, computed, len(views), new_listing(run))
     if files:
         run.say(f"{len(views)} views ({settings.augment}) of {files:,} train images")
     work = Work(
@@ -328,6 +329,11 @@ def augment_train(
     with run.timed("augment"):
         run_graph(run, writer, work, pool)
     _mend(run, writer, results)
+
+
+def new_listing(run: Run[Any]) -> str:
+    """URI of a listing that no start of this run has written to, and that no worker has open."""
+    return run.work.join(f"listing-{uuid.uuid4().hex}.lance").uri
 
 
 def _list_train(
