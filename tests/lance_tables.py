@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from visao_ray.storage import locate
 from visao_ray.store import schemas, table
 from visao_ray.store.table import TableVersion, write_fragments
 
@@ -18,3 +19,13 @@ def group_rows(names: Sequence[str], split: str | None = "train") -> pa.Table:
 def append_groups(at: TableVersion, names: Sequence[str], split: str = "train") -> TableVersion:
     """Append groups as one fragment."""
     return table.append(at, write_fragments(at.uri, schemas.GROUPS, group_rows(names, split)))
+
+
+def files_of(uri: str) -> dict[str, int]:
+    """Size of every file below a table, by its path in it."""
+    place = locate(uri)
+    found = {}
+    for file in place.files():
+        info = file.filesystem.get_file_info(file.path)
+        found[file.path[len(place.path) + 1 :]] = info.size
+    return found

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from visao_ray.store import schemas
+from visao_ray.store import schemas, table
 from visao_ray.store.table import TableVersion
 
 Contents = npt.NDArray[np.bytes_]
@@ -47,12 +47,8 @@ def remove_repeated(results: TableVersion) -> tuple[TableVersion, int]:
 
     Rows can be there twice where the actor that assigns contents was lost in the middle of a job.
     """
-    surplus = repeated_rows(results)
-    if not len(surplus):
-        return results, 0
-    dataset = results.open()
-    dataset.delete(f"_rowid IN ({','.join(map(str, surplus.tolist()))})")
-    return TableVersion(results.uri, int(dataset.version)), len(surplus)
+    surplus = repeated_rows(results).tolist()
+    return table.delete(results, surplus), len(surplus)
 
 
 def ids(of: TableVersion, where: str | None = None) -> Contents:

@@ -11,8 +11,9 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lance
 import pyarrow as pa
@@ -30,7 +31,7 @@ INDEX_CACHE = 64 * 1024**2
 LOOKUP_INDEX_CACHE = 512 * 1024**2
 _METADATA_CACHE = 64 * 1024**2
 #: Written into each table when it is created, so that no later release of Lance changes it.
-_FILE_FORMAT = "2.1"
+_FILE_FORMAT: Literal["2.1"] = "2.1"
 
 _BATCH_ROWS = 4096  # of a scan; a row of vectors has 8 kB
 _IO_BUFFER = 64 * 1024**2
@@ -214,25 +215,69 @@ def insert_new(at: TableVersion, rows: pa.RecordBatchReader | pa.Table) -> tuple
     Raises:
         LeaseLost: somebody else changed the table since `at`.
     """
+    # Two inserts of one key do not conflict for Lance where they are committed as transactions; a
+    # fence between reading and committing does.
+    at = commit(at, _nothing(at))
     builder = at.open().merge_insert(_key(at)).when_not_matched_insert_all()
     return _merged(at, builder, rows)
+
+
+def delete(at: TableVersion, rows: Sequence[int]) -> TableVersion:
+    """Delete rows by their numbers, as a scan with row ids of this version gives them.
+
+    Raises:
+        LeaseLost: somebody else changed the table since `at`.
+    """
+    by_fragment: dict[int, list[int]] = {}
+    for row in rows:
+        by_fragment.setdefault(row >> 32, []).append(row)
+    fragments = {fragment.fragment_id: fragment for fragment in at.open().get_fragments()}
+    changed, gone = [], []
+    for number, part in by_fragment.items():
+        left = fragments[number].delete(f"_rowid IN ({','.join(map(str, part))})")
+        if left is None:
+            gone.append(number)
+        else:
+            changed.append(left)
+    return commit(at, LanceOperation.Delete(changed, gone, "by row id")) if by_fragment else at
 
 
 def fence(at: TableVersion) -> TableVersion:
     """Make commits of whoever started from an earlier version fail: a change of nothing.
 
-    Lance refuses an append or a rewrite that was begun before a projection. That is measured, not
+    It puts the table's own fragments in the place of its fragments, so that Lance refuses an
+    append, an update, a deletion or a rewrite that was begun before. That is measured, not
     documented; `tests/store/test_rules.py` says when it no longer holds.
     """
     for attempt in range(_TRIES):
-        dataset = _open(at.uri, None)
-        found = TableVersion(at.uri, int(dataset.version))
+        found = TableVersion(at.uri, int(_open(at.uri, None).version))
         try:
-            return commit(found, LanceOperation.Project(dataset.lance_schema))
+            return commit(found, _nothing(found))
         except LeaseLost:  # a stale writer committed in between; after the fence it cannot
             if attempt == _TRIES - 1:
                 raise
     raise AssertionError
+
+
+def _nothing(at: TableVersion) -> LanceOperation.BaseOperation:
+    dataset = at.open()
+    fragments = [fragment.metadata for fragment in dataset.get_fragments()]
+    return LanceOperation.Merge(fragments, dataset.lance_schema)
+
+
+@contextmanager
+def refusals(uri: str) -> Iterator[None]:
+    """Say that the lease is lost where Lance refuses a commit of its own making.
+
+    Raises:
+        LeaseLost: somebody else changed the table since.
+    """
+    try:
+        yield
+    except (CommitConflictError, OSError) as error:
+        if isinstance(error, CommitConflictError) or "commit conflict" in str(error):
+            raise LeaseLost(f"{uri}: another writer changed the table: {reason(error)}") from error
+        raise
 
 
 def commit(at: TableVersion, operation: LanceOperation.BaseOperation) -> TableVersion:
@@ -262,11 +307,8 @@ def _see_through(at: TableVersion, transaction: Transaction) -> TableVersion:
         except Exception as error:
             failure = error
     assert failure is not None
-    if isinstance(failure, CommitConflictError):
-        raise LeaseLost(f"{at.uri}: another writer changed the table: {reason(failure)}") from (
-            failure
-        )
-    raise failure
+    with refusals(at.uri):
+        raise failure
 
 
 def _find(at: TableVersion, uuid: str) -> TableVersion | None:
@@ -300,7 +342,9 @@ def _key(at: TableVersion) -> str:
     return str(key)
 
 
-def _open(uri: str, version: int | str | None, index_cache: int = INDEX_CACHE) -> Any:
+def _open(
+    uri: str, version: int | str | None, index_cache: int = INDEX_CACHE
+) -> lance.LanceDataset:
     try:
         return lance.dataset(
             uri,
