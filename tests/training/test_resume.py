@@ -74,6 +74,7 @@ def undisturbed(dataset, tmp_path_factory, _ray_at_end):
     assert max(result["details"]["export"]["differences"].values()) <= 1e-5
     counts = result["counts"]
     assert (counts["images"], counts["ok"], counts["errors"]) == (SCANS, SCANS, 0)
+    assert [counts[name] for name in ("listed", "new", "known", "read")] == [SCANS, SCANS, 0, SCANS]
     judged = sum(counts["by_split"][split]["images"] for split in ("val", "test"))
     assert len(probabilities(out)[0]) == judged > 0
     return out, result
@@ -82,6 +83,7 @@ def undisturbed(dataset, tmp_path_factory, _ray_at_end):
 def assert_same(out, result, undisturbed):
     """Figures, weights and predictions are those of the run that nobody disturbed."""
     calm_out, calm = undisturbed
+    assert result["counts"] == calm["counts"]
     rows, expected = result["details"]["history"], calm["details"]["history"]
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     figures = ("loss", "accuracy", "auc", "val_loss", "val_accuracy", "val_auc", "learning_rate")

@@ -308,6 +308,12 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
     found = evaluate_in(run, snapshot, engine, pool, run.settings)
     counts = found.to_counts()
     run.counts |= {"by_split": counts.pop("by_split"), "evaluated": counts}
+    if found.errors:
+        reasons = ", ".join(f"{count:,} {name}" for name, count in found.errors.most_common())
+        run.warn(
+            f"{counts['errors']:,} of {counts['images']:,} images could not be predicted "
+            f"({reasons}): figures are of the others"
+        )
     run.inputs["versions"] |= snapshot.to_json()["versions"]
     run.details |= {
         "model": engine.name,
