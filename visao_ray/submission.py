@@ -71,6 +71,7 @@ def submit(
     logging.getLogger("ray").setLevel(logging.ERROR)  # it names every ignore file, three times
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS would win over an argument
     environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     try:
