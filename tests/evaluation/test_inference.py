@@ -3,29 +3,23 @@ numbers."""
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.dataset as pads
 import pytest
 from conftest import SEED, join_ray
+from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
-from visao_ray.backend import import_keras
 from visao_ray.datasets.chest_xray import CHEST_XRAY
-from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import open_model, table_name
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.images.decode import decode
 from visao_ray.models import saved
-from visao_ray.models.saved import ModelAbout
 from visao_ray.runs import execute
 from visao_ray.settings import EvaluateSettings
 from visao_ray.storage import locate
 from visao_ray.store import Store, schemas
-
-SIDE = 32
-CLASSES = ("nvazio", "vazio")
 
 
 @pytest.fixture(scope="module")
@@ -39,31 +33,7 @@ def dataset(scans, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """URIs of models with the outputs `probability`, `embedding` and `both`."""
-    keras = import_keras()
-    folder = tmp_path_factory.mktemp("models")
-
-    def seeded(seed):
-        return keras.initializers.GlorotUniform(seed=seed)
-
-    pixels = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="pixels")
-    x = keras.layers.Rescaling(1 / 255)(pixels)
-    x = keras.layers.Conv2D(8, 4, strides=4, activation="relu", kernel_initializer=seeded(1))(x)
-    embedding = keras.layers.Dense(6, kernel_initializer=seeded(2))(keras.layers.Flatten()(x))
-    dense = keras.layers.Dense(2, "softmax", kernel_initializer=seeded(3), name="probability")
-    probability = dense(embedding)
-    kinds = {
-        "probability": probability,
-        "embedding": {"embedding": embedding},
-        "both": {"probability": probability, "embedding": embedding},
-    }
-    uris = {}
-    for name, output in kinds.items():
-        classes = () if name == "embedding" else CLASSES
-        about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
-        uris[name] = str(folder / f"{name}.keras")
-        locate(uris[name]).write_bytes(saved.pack(keras.Model(pixels, output), about))
-    return uris
+    return pixel_models(tmp_path_factory.mktemp("models"))
 
 
 def settings(out, model, **source):
@@ -240,25 +210,6 @@ def test_a_model_without_classes(classified, dataset, models, tmp_path, ray_clus
     for split in ("val", "test"):
         assert result["metrics"][split] == {"precision_at_20": found_in(whole, split)}
         assert result["counts"]["by_split"][split] == whole["counts"]["by_split"][split]
-
-
-def vector_model(store, output, folder, **changes):
-    """URI and Keras model of 8-number vectors as `store` has them."""
-    keras = import_keras()
-    found = Store.open(str(store))
-    (name,) = found.extractors()
-    made = schemas.description(found.vectors(name).latest().schema)
-    inputs = {pool: keras.Input((8,), name=pool) for pool in ("avg", "max")}
-    start = keras.initializers.GlorotUniform(seed=5)
-    joined = keras.layers.Concatenate()([inputs["avg"], inputs["max"]])
-    embedding = keras.layers.Dense(3, kernel_initializer=start)(joined)
-    probability = keras.layers.Dense(2, "softmax", kernel_initializer=start)(embedding)
-    outputs = {"embedding": embedding, "probability": probability}
-    model = keras.Model(inputs, {kind: outputs[kind] for kind in output})
-    about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
-    uri = str(folder / "model.keras")
-    locate(uri).write_bytes(saved.pack(model, replace(about, **changes)))
-    return uri, model
 
 
 def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):

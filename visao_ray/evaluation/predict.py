@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
@@ -35,17 +36,50 @@ from visao_ray.store.store import Store, Writer
 CSV = "predictions.csv"
 
 
-def predict_new(settings: PredictSettings, run: Run[Any]) -> tuple[Worklist, Decision]:
+@dataclass(frozen=True)
+class Predicted:
+    """What a start of the job predicted and listed.
+
+    Attributes:
+        dataset: its name.
+        model: whose predictions they are.
+        since, batch: which images were asked for, as the settings say it.
+        decision: how probabilities become a decision.
+        worklist: the images, first what should be looked at first.
+    """
+
+    dataset: str
+    model: KerasModel
+    since: str | None
+    batch: str | None
+    decision: Decision
+    worklist: Worklist
+
+    def check_errors(self, most: float) -> None:
+        """Fail where too many new images could not be predicted; all is written by now.
+
+        Raises:
+            InputError: a larger share of them than `most`.
+        """
+        counts = self.worklist.counts
+        errors, new = counts["errors"], counts["new"]
+        if errors and errors > most * new:
+            reasons = counts["errors_by_reason"].items()
+            raise InputError(
+                f"{errors:,} of {new:,} new images could not be predicted "
+                f"({', '.join(f'{count:,} {name}' for name, count in reasons)}), more than "
+                f"--max-errors {most:g} allows; the column 'error' of {CSV} says why"
+            )
+
+
+def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     """Predict what has no predictions by the model, and write `predictions.csv`.
 
     Images below --data enter the store first; a model of pixels predicts them while they are read.
 
-    Returns:
-        What was listed, and how it was decided.
-
     Raises:
         InputError: no such store, data, model or evaluation, or they do not fit; somebody else
-            writes to the store; too many images that could not be used (after writing them).
+            writes to the store.
     """
     model = open_model(settings.model, settings.batch_size)
     decision = read_decision(model, settings.evaluation)
@@ -85,8 +119,8 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> tuple[Worklist, Dec
     if done.computed and run.timings["predict"]:
         run.throughput["images_per_second"] = done.computed / run.timings["predict"]
     _say(run, worklist)
-    _check_errors(settings, worklist)
-    return worklist, decision
+    dataset = model.about.dataset.name
+    return Predicted(dataset, model, settings.since, settings.batch, decision, worklist)
 
 
 def _check(settings: PredictSettings, model: KerasModel) -> Source | None:
@@ -137,14 +171,3 @@ def _say(run: Run[Any], worklist: Worklist) -> None:
         f"{rest}"
     )
     run.say(f"{worklist.states.total():,} images in {run.out.join(CSV).uri}")
-
-
-def _check_errors(settings: PredictSettings, worklist: Worklist) -> None:
-    errors, new = worklist.counts["errors"], worklist.counts["new"]
-    if errors and errors > settings.max_errors * new:
-        reasons = worklist.counts["errors_by_reason"]
-        told = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
-        raise InputError(
-            f"{errors:,} of {new:,} new images could not be predicted ({told}), more than "
-            f"--max-errors {settings.max_errors:g} allows; the column 'error' of {CSV} says why"
-        )

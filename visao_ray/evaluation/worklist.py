@@ -388,7 +388,8 @@ def _table(
 ) -> pa.Table:
     """Rows of the CSV; a file without a prediction has a reason instead."""
     columns = {name: files.table[name] for name in files.table.column_names}
-    columns["first_seen"] = pc.strftime(columns["first_seen"], format="%Y-%m-%dT%H:%M:%SZ")
+    seconds = columns["first_seen"].cast(pa.timestamp("s", "UTC"), safe=False)
+    columns["first_seen"] = pc.strftime(seconds, format="%Y-%m-%dT%H:%M:%SZ")
     columns["error"] = pa.array(files.reasons, pa.string())
     if not decision.classes:
         return pa.table(columns)

@@ -1,0 +1,70 @@
+"""Models that cost nothing, packed as visao_ray keeps them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from visao_ray.backend import import_keras
+from visao_ray.datasets.vazios import VAZIOS
+from visao_ray.models import saved
+from visao_ray.models.saved import ModelAbout
+from visao_ray.storage import locate
+from visao_ray.store import Store, schemas
+
+SIDE = 32
+CLASSES = ("nvazio", "vazio")
+
+
+def pixel_models(folder: Path) -> dict[str, str]:
+    """URIs of models of 32×32 pixels, with the outputs `probability`, `embedding` and `both`."""
+    keras = import_keras()
+
+    def seeded(seed: int) -> Any:
+        return keras.initializers.GlorotUniform(seed=seed)
+
+    pixels = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="pixels")
+    x = keras.layers.Rescaling(1 / 255)(pixels)
+    x = keras.layers.Conv2D(8, 4, strides=4, activation="relu", kernel_initializer=seeded(1))(x)
+    embedding = keras.layers.Dense(6, kernel_initializer=seeded(2))(keras.layers.Flatten()(x))
+    dense = keras.layers.Dense(2, "softmax", kernel_initializer=seeded(3), name="probability")
+    probability = dense(embedding)
+    kinds = {
+        "probability": probability,
+        "embedding": {"embedding": embedding},
+        "both": {"probability": probability, "embedding": embedding},
+    }
+    uris = {}
+    for name, output in kinds.items():
+        classes = () if name == "embedding" else CLASSES
+        about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
+        uris[name] = str(folder / f"{name}.keras")
+        locate(uris[name]).write_bytes(saved.pack(keras.Model(pixels, output), about))
+    return uris
+
+
+def vector_model(
+    store: Path, outputs: tuple[str, ...], folder: Path, **changes: Any
+) -> tuple[str, Any]:
+    """URI and keras.Model of a model of the vectors that a store has, 8 numbers a pool.
+
+    Args:
+        store: with the vectors of one extractor.
+        outputs: of `probability` and `embedding`.
+        folder: where it is kept.
+        changes: of what it says of itself.
+    """
+    keras = import_keras()
+    found = Store.open(str(store))
+    (name,) = found.extractors()
+    made = schemas.description(found.vectors(name).latest().schema)
+    inputs = {pool: keras.Input((8,), name=pool) for pool in ("avg", "max")}
+    start = keras.initializers.GlorotUniform(seed=5)
+    joined = keras.layers.Concatenate()([inputs["avg"], inputs["max"]])
+    embedding = keras.layers.Dense(3, kernel_initializer=start)(joined)
+    probability = keras.layers.Dense(2, "softmax", kernel_initializer=start)(embedding)
+    there = {"embedding": embedding, "probability": probability}
+    model = keras.Model(inputs, {kind: there[kind] for kind in outputs})
+    about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
+    uri = str(folder / "model.keras")
+    locate(uri).write_bytes(saved.pack(model, replace(about, **changes)))
+    return uri, model

@@ -1,0 +1,187 @@
+"""The page of a day: the images that a model predicted, first those that need a look."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from visao_ray.evaluation.predict import CSV, Predicted
+from visao_ray.evaluation.worklist import (
+    ERROR,
+    FIRST,
+    NEAR,
+    NEAR_POSITIVE,
+    NO_VECTORS,
+    OTHER,
+    POSITIVE,
+    Decision,
+)
+from visao_ray.images.decode import DecodeError, thumbnail
+from visao_ray.reports import figures
+from visao_ray.reports.figures import Figure
+from visao_ray.reports.formats import estimate
+from visao_ray.reports.report import render
+from visao_ray.resources import remotely
+from visao_ray.runs import Run
+from visao_ray.storage import Location, locate
+
+PAGE = "day.html"
+_THUMBNAIL = 224  # longer side in pixels
+_READERS = 8  # pictures read at once
+_CLASSES_SHOWN = 12
+
+
+def write_day(run: Run[Any], predicted: Predicted) -> None:
+    """Write `day.html` below `run.out`, in a task, which reads the pictures."""
+    place = run.out.join(PAGE)
+    with run.timed("page"):
+        remotely(_write, predicted, run.warnings, place)
+    run.say(f"what to look at first: {place.uri}")
+
+
+def render_day(
+    predicted: Predicted, pictures: Sequence[bytes | None], warnings: Sequence[str] = ()
+) -> str:
+    """The page as one HTML document that needs no network; whatever it is given is escaped.
+
+    Args:
+        predicted: what it shows; the page computes no metric.
+        pictures: a JPEG of each of the first images; None where there is none to be had.
+        warnings: shown at the top.
+    """
+    return render("day.html.j2", _page(predicted, pictures, warnings))
+
+
+def _write(predicted: Predicted, warnings: Sequence[str], place: Location) -> None:
+    keys = [row["key"] for row in predicted.worklist.first[:FIRST]]
+    with ThreadPoolExecutor(_READERS) as pool:
+        pictures = list(pool.map(_picture, keys))
+    place.write_bytes(render_day(predicted, pictures, warnings).encode())
+
+
+def _picture(key: str) -> bytes | None:
+    try:
+        image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
+    except (OSError, DecodeError):
+        return None  # gone since it was predicted: its card says so
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=80)
+    return sink.getvalue()
+
+
+def _page(
+    predicted: Predicted, pictures: Sequence[bytes | None], warnings: Sequence[str]
+) -> dict[str, Any]:
+    worklist, decision = predicted.worklist, predicted.decision
+    cards = [
+        {**row, "percent": f"{100 * row['probability']:.1f}", "uri": _uri(picture)}
+        for row, picture in zip(worklist.first[:FIRST], pictures, strict=True)
+    ]
+    ranked = sum(worklist.states[state] for state in (POSITIVE, NEAR_POSITIVE, OTHER))
+    return {
+        "predicted": predicted,
+        "decision": decision,
+        "table": CSV,
+        "warnings": warnings,
+        "counts": worklist.counts,
+        "headline": _headline(predicted, ranked),
+        "about_threshold": _about_threshold(decision),
+        "tiles": _tiles(predicted),
+        "cards": cards,
+        "ranked": ranked,
+        "order": _order(decision),
+        "histogram": _histogram(predicted) if ranked and decision.classes else None,
+        "classes": worklist.classes.most_common(_CLASSES_SHOWN),
+        "more_classes": max(0, len(worklist.classes) - _CLASSES_SHOWN),
+        "figures": {name: estimate(of, _kind(name)) for name, of in decision.figures.items()},
+    }
+
+
+def _headline(predicted: Predicted, ranked: int) -> str:
+    decision, states = predicted.decision, predicted.worklist.states
+    chosen = _chosen(predicted)
+    if not states.total():
+        return f"No images {chosen}."
+    if decision.positive is not None:
+        return (
+            f"{states[POSITIVE]:,} of {ranked:,} images {chosen} have a probability of "
+            f"{decision.positive} of at least {decision.threshold:.3g}."
+        )
+    if decision.classes:
+        return f"{ranked:,} images {chosen}, the least certain first."
+    return f"{ranked:,} images {chosen}: the model embeds them, it has no classes."
+
+
+def _about_threshold(decision: Decision) -> str:
+    """Where the threshold comes from, said plainly."""
+    if decision.positive is None:
+        return ""
+    if decision.target_recall is not None:
+        return (
+            f"The threshold {decision.threshold:.3g} was chosen on val, to find at least "
+            f"{100 * decision.target_recall:g} % of {decision.positive} there."
+        )
+    why = (
+        "the evaluation chose none"
+        if decision.evaluation is not None
+        else "no evaluation of the model was given (--evaluation)"
+    )
+    return f"The threshold is {decision.threshold:g} because {why}: nobody chose it on images."
+
+
+def _order(decision: Decision) -> str:
+    if decision.positive is not None:
+        return f"Ordered by the probability of {decision.positive}, the highest first."
+    return "Ordered by the probability of the most probable class, the lowest first."
+
+
+def _tiles(predicted: Predicted) -> list[tuple[str, int]]:
+    decision, states = predicted.decision, predicted.worklist.states
+    tiles = [("images listed", states.total())]
+    if decision.positive is not None:
+        low = NEAR * decision.threshold
+        tiles += [
+            (f"{decision.positive}: at least {decision.threshold:.3g}", states[POSITIVE]),
+            (f"just below: at least {low:.3g}", states[NEAR_POSITIVE]),
+            (f"below {low:.3g}", states[OTHER]),
+        ]
+    tiles += [
+        (name, states[state])
+        for name, state in (("could not be predicted", ERROR), ("have no vectors yet", NO_VECTORS))
+        if states[state]
+    ]
+    return tiles
+
+
+def _histogram(predicted: Predicted) -> Figure:
+    decision = predicted.decision
+    named = decision.positive or "the most probable class"
+    return figures.probabilities(
+        predicted.worklist.histogram,
+        decision.threshold if decision.positive is not None else None,
+        "Probabilities of these images",
+        figures.printable(f"predicted probability of {named}"),
+        [figures.TEST],
+    )
+
+
+def _kind(name: str) -> str:
+    return "area" if name == "ROC AUC" else "share"
+
+
+def _uri(picture: bytes | None) -> str | None:
+    if picture is None:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def _chosen(predicted: Predicted) -> str:
+    """Which images were asked for, in words that follow 'images'."""
+    if predicted.since is None and predicted.batch is None:
+        return "that were new to the model"
+    parts = [f"first seen from {predicted.since} on"] if predicted.since is not None else []
+    parts += [f"that entered as {predicted.batch}"] if predicted.batch is not None else []
+    return " and ".join(parts)
