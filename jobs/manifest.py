@@ -1,6 +1,6 @@
-"""List a base: one row an image, with its label, size, sha256, group and split."""
+"""List a dataset against a store: what is new, changed or gone. Reads no image."""
 
-from visao_ray.bases.manifest import make_manifest
+from visao_ray.features.manifest import make_manifest
 from visao_ray.runs import main
 from visao_ray.settings import ManifestSettings
 

@@ -1,4 +1,4 @@
-"""Render a synthetic base: X-ray scans that look real, with the truth written beside them."""
+"""Render synthetic scans: X-ray images that look real, with the truth written beside them."""
 
 from visao_ray.bases.scanner.job import render_scans
 from visao_ray.runs import main

@@ -1,4 +1,4 @@
-"""Search the head's hyperparameters and class weights on cached features; val chooses."""
+"""Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
 from visao_ray.runs import main
 from visao_ray.settings import SweepSettings

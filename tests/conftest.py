@@ -1,4 +1,4 @@
-"""What tests share: one Ray, one S3 server, one small base, one tiny network."""
+"""What tests share: one Ray, one S3 server, one small dataset, one tiny network."""
 
 import logging
 import subprocess
@@ -69,7 +69,7 @@ def ray_cluster(_ray_at_end: None) -> None:
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendered vazios base: nvazio/… and vazio/…, 40 scans."""
+    """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
     from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
     root = tmp_path_factory.mktemp("scans")
@@ -102,27 +102,31 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def extracted(
+def store(
     scans: Path, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory, _ray_at_end: None
 ) -> Path:
-    """Output of an extract job over `scans`, in batches and blocks that do not divide 40."""
-    from visao_ray.features.pipeline import extract_features
+    """A store with the 40 `scans` and their vectors of `tiny_backbone`; `extract/` is its run.
+
+    Tests read it, and may leave predictions and tags; whoever adds images copies it first.
+    """
+    from visao_ray.features.extract import extract_images
     from visao_ray.runs import execute
     from visao_ray.settings import ExtractSettings
 
     join_ray()
-    out = tmp_path_factory.mktemp("extracted") / "out"
+    place = tmp_path_factory.mktemp("stores") / "store"
     settings = ExtractSettings(
-        base="vazios",
+        dataset="vazios",
         data=str(scans),
-        out=str(out),
+        store=str(place),
+        out=str(place.parent / "extract"),
         seed=SEED,
         weights=tiny_backbone,
         batch_size=7,
         rows_per_block=9,
     )
-    execute(settings, extract_features)
-    return out
+    execute(settings, extract_images)
+    return place
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun
     weights = locate(f"{s3.uri}/pipeline/tiny.keras")
     weights.write_bytes(Path(tiny_backbone).read_bytes())
     out = f"{s3.uri}/pipeline/out"
-    options = {"base": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
+    options = {"dataset": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
     options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     # Short: sockets below it may have 107 characters.

@@ -1,4 +1,4 @@
-"""Runs of jobs as people start them, and small bases to run them on."""
+"""Runs of jobs as people start them, and small datasets to run them on."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Bad and odd image files, as real bases hold them, with what they must decode to.
+"""Bad and odd image files, as real datasets hold them, with what they must decode to.
 
 The expected pixels come from the arrays that the files are made from, or, for the good files
 handed in, from Pillow's own full decode: never from the code under test.

@@ -1,32 +1,59 @@
-"""A proxy before the S3 server that makes trouble on demand: slow, failing, cutting off.
+"""A proxy before the S3 server that makes trouble on demand: slow, failing, cutting off, holding.
 
     python s3_proxy.py PORT SERVER_PORT FOLDER
 
 `FOLDER/faults.json` says what share of requests meets which fault, and may change at any time;
-`FOLDER/met.json` counts those that did.
+`FOLDER/met.json` counts those that did. Faults of chosen requests, and the counts of all requests,
+go over `CONTROL`, a path that is no bucket's.
 """
 
 import asyncio
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Any
+from urllib.parse import unquote
+from urllib.request import Request, urlopen
 
 import aiohttp
 from aiohttp import web
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from s3_server import ACCESS_KEY, SECRET
 from yarl import URL
 
+CONTROL = "/proxy-control"
 _SLOW_DOWN = """<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"""
 _STALL_S = 10.0
 _HOPS = {"transfer-encoding", "connection", "keep-alive", "expect"}
+_CONDITIONS = {"if-match", "if-none-match"}
+_KEEP_S = 5.0  # less than servers keep an idle connection: a PUT on a closed one would fail
+
+
+@dataclass
+class Chosen:
+    """Requests by method and a regular expression that is searched in `bucket/key`."""
+
+    method: str
+    pattern: str
+    times: int
+
+    def takes(self, method: str, path: str) -> bool:
+        """Whether this is one of them; counts down."""
+        if not self.times or method != self.method or not re.search(self.pattern, path):
+            return False
+        self.times -= 1
+        return True
 
 
 class Proxy:
@@ -36,24 +63,91 @@ class Proxy:
         self._target, self._folder = target, folder
         self._dice = random.Random(0)
         self._met: Counter[str] = Counter()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._lost: list[Chosen] = []
+        self._paused: list[Chosen] = []
+        self._held: dict[asyncio.Future[bool], str] = {}  # its result: whether to pass it on
+        self._ignores_conditions = False
+
+    async def connect(self, _: web.Application) -> AsyncIterator[None]:
+        """Connections to the server, for as long as the proxy runs."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S)
+        async with aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        ) as self._session:
+            yield
+
+    async def control(self, request: web.Request) -> web.Response:
+        """One order of a test: its name and arguments as JSON."""
+        order = await request.json()
+        answer = getattr(self, f"_order_{order.pop('order')}")(**order)
+        return web.json_response(answer)
+
+    def _order_requests(self, method: str, prefix: str) -> dict[str, int]:
+        return {
+            path: count
+            for (verb, path), count in self._requests.items()
+            if verb == method and path.startswith(prefix)
+        }
+
+    def _order_reset(self) -> None:
+        self._requests.clear()
+
+    def _order_lose(self, method: str, pattern: str, times: int) -> None:
+        self._lost.append(Chosen(method, pattern, times))
+
+    def _order_ignore_conditions(self, yes: bool) -> None:
+        self._ignores_conditions = yes
+
+    def _order_pause(self, method: str, pattern: str, times: int) -> None:
+        self._paused.append(Chosen(method, pattern, times))
+
+    def _order_held(self) -> list[str]:
+        return list(self._held.values())
+
+    def _order_release(self, drop: bool) -> None:
+        self._paused.clear()
+        for request in self._held:
+            request.set_result(not drop)
+        self._held.clear()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request."""
         body = await request.read()
         if request.path == "/proxy-is-up":
             return web.Response(text="yes")
+        path = unquote(request.raw_path.partition("?")[0]).lstrip("/")
+        self._requests[request.method, path] += 1
         faults = json.loads((self._folder / "faults.json").read_text())
         drawn = self._dice.random()
         for fault, share in faults.items():
             if drawn < share:
-                self._met[fault] += 1
-                (self._folder / "met.json").write_text(json.dumps(self._met))
+                self._meet(fault)
                 answer = await self._fail(fault, request)
                 if answer is not None:
                     return answer
                 break
             drawn -= share
-        return await self._pass_on(request, body)
+        if any(chosen.takes(request.method, path) for chosen in self._paused) and (
+            not await self._hold(path)
+        ):
+            return self._reset(request)
+        lost = any(chosen.takes(request.method, path) for chosen in self._lost)
+        answer = await self._pass_on(request, body)
+        if lost:
+            self._meet("lost_response")
+            return self._reset(request)
+        return answer
+
+    def _meet(self, fault: str) -> None:
+        self._met[fault] += 1
+        (self._folder / "met.json").write_text(json.dumps(self._met))
+
+    async def _hold(self, path: str) -> bool:
+        """Wait for a release; returns whether the request goes on."""
+        released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._held[released] = path
+        return await released
 
     async def _fail(self, fault: str, request: web.Request) -> web.Response | None:
         if fault == "slow_down":
@@ -61,27 +155,27 @@ class Proxy:
         if fault == "stall":
             await asyncio.sleep(_STALL_S)
             return None
-        assert request.transport is not None
-        request.transport.abort()  # a reset, for the other side
+        return self._reset(request)
+
+    def _reset(self, request: web.Request) -> web.Response:
+        if request.transport is not None:  # the other side may have gone first
+            request.transport.abort()  # a reset, for the other side
         return web.Response()
 
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
         # As written: a path that is encoded anew would not fit its signature.
         url = URL(f"http://127.0.0.1:{self._target}{request.raw_path}", encoded=True)
         sent = {k: v for k, v in request.headers.items() if k.lower() not in _HOPS}
+        if self._ignores_conditions and _CONDITIONS & {name.lower() for name in sent}:
+            sent = _without_conditions(request.method, str(url), sent, body)
         try:
-            async with (
-                aiohttp.ClientSession(auto_decompress=False) as session,
-                session.request(
-                    request.method, url, headers=sent, data=body, allow_redirects=False
-                ) as found,
-            ):
+            async with self._session.request(
+                request.method, url, headers=sent, data=body, allow_redirects=False
+            ) as found:
                 headers = {k: v for k, v in found.headers.items() if k.lower() not in _HOPS}
                 content = await found.read()
         except aiohttp.ClientError:  # the server is gone: so are we
-            answer = await self._fail("reset", request)
-            assert answer is not None
-            return answer
+            return self._reset(request)
         if request.method == "HEAD":
             response = web.StreamResponse(status=found.status, headers=headers)
             await response.prepare(request)
@@ -90,11 +184,27 @@ class Proxy:
         return web.Response(status=found.status, headers=headers, body=content)
 
 
+def _without_conditions(
+    method: str, url: str, headers: dict[str, str], body: bytes
+) -> dict[str, str]:
+    """The headers of a request without its conditions, signed anew: the signature covers them."""
+    unsigned = _CONDITIONS | {"authorization", "x-amz-date"}
+    kept = {k: v for k, v in headers.items() if k.lower() not in unsigned}
+    again = AWSRequest(method=method, url=url, headers=kept, data=body)
+    S3SigV4Auth(Credentials(ACCESS_KEY, SECRET), "s3", "us-east-1").add_auth(again)
+    return dict(again.headers.items())
+
+
 @dataclass(frozen=True)
 class Faults:
-    """What a running proxy does."""
+    """What a running proxy does.
+
+    Paths are `bucket/key`, as `Location.path` has them; patterns are regular expressions that are
+    searched in them.
+    """
 
     folder: Path
+    port: int
 
     @contextlib.contextmanager
     def met(self, **shares: float) -> Iterator[None]:
@@ -110,6 +220,61 @@ class Faults:
         file = self.folder / "met.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
+    def requests(self, method: str, prefix: str) -> int:
+        """Number of requests of a method to paths that start with a prefix, since the reset."""
+        return sum(self.paths(method, prefix).values())
+
+    def paths(self, method: str, prefix: str) -> dict[str, int]:
+        """The same, path by path."""
+        return dict(self._order("requests", method=method, prefix=prefix))
+
+    def reset(self) -> None:
+        """Count requests from zero."""
+        self._order("reset")
+
+    def lose_responses(self, method: str, pattern: str, times: int = 1) -> None:
+        """Pass the next such requests on, and drop the connection instead of answering."""
+        self._order("lose", method=method, pattern=pattern, times=times)
+
+    @contextlib.contextmanager
+    def ignored_conditions(self) -> Iterator[None]:
+        """Let the server see no If-Match and no If-None-Match, as one that ignores them."""
+        self._order("ignore_conditions", yes=True)
+        try:
+            yield
+        finally:
+            self._order("ignore_conditions", yes=False)
+
+    @contextlib.contextmanager
+    def paused(self, method: str, pattern: str, times: int = sys.maxsize) -> Iterator[None]:
+        """Hold such requests before the server sees them; those still held at the end are dropped.
+
+        Hold the first `times` of them only, if that is given.
+        """
+        self._order("pause", method=method, pattern=pattern, times=times)
+        try:
+            yield
+        finally:
+            self.release(drop=True)
+
+    def wait_until_held(self, timeout: float = 60.0) -> list[str]:
+        """Paths of the held requests, as soon as there are any. Raises TimeoutError."""
+        end = time.monotonic() + timeout
+        while not (held := list(self._order("held"))):
+            if time.monotonic() > end:
+                raise TimeoutError(f"no request was held for {timeout:g} s")
+            time.sleep(0.02)
+        return held
+
+    def release(self, drop: bool = False) -> None:
+        """Pass held requests on (or drop them, as if they had never left), and hold no more."""
+        self._order("release", drop=drop)
+
+    def _order(self, order: str, **arguments: object) -> Any:
+        body = json.dumps({"order": order, **arguments}).encode()
+        with urlopen(Request(f"http://127.0.0.1:{self.port}{CONTROL}", body)) as answer:
+            return json.load(answer)
+
 
 @contextlib.contextmanager
 def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
@@ -123,7 +288,7 @@ def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
             time.sleep(0.1)
         else:
             raise RuntimeError("the proxy does not answer")
-        yield Faults(folder)
+        yield Faults(folder, port)
     finally:
         process.kill()
         process.wait()
@@ -132,5 +297,7 @@ def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
 if __name__ == "__main__":
     application = web.Application(client_max_size=1024**3)
     handler = Proxy(int(sys.argv[2]), Path(sys.argv[3]))
+    application.cleanup_ctx.append(handler.connect)
+    application.router.add_post(CONTROL, handler.control)
     application.router.add_route("*", "/{tail:.*}", handler.handle)
     web.run_app(application, host="127.0.0.1", port=int(sys.argv[1]), print=None)

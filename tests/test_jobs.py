@@ -9,19 +9,20 @@ import pytest
 from job_runs import ROOT, run_job, write_files
 
 from visao_ray.backend import import_keras
-from visao_ray.bases.manifest import make_manifest
-from visao_ray.features.pipeline import extract_features
+from visao_ray.features.extract import extract_images
+from visao_ray.features.manifest import make_manifest
 from visao_ray.runs import _main
 from visao_ray.settings import ExtractSettings, ManifestSettings
 
+HELP_S = 2.0  # of one core, whatever else this machine does
 HELP = """
-import runpy, sys
+import runpy, sys, time
 sys.argv = [sys.argv[1], "--help"]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as stop:
     heavy = {"ray", "tensorflow", "keras", "matplotlib", "sklearn"} & set(sys.modules)
-    print((stop.code, sorted(heavy)))
+    print((stop.code, sorted(heavy), time.process_time()))
 """
 
 
@@ -37,9 +38,12 @@ def test_help_is_light(job):
         check=True,
     )
     *told, last = run.stdout.splitlines()
-    assert ast.literal_eval(last) == (0, [])
+    code, heavy, seconds = ast.literal_eval(last)
+    assert (code, heavy) == (0, [])
+    assert seconds < HELP_S
     assert told[0].startswith(f"usage: {job}")
-    assert ("--address" if job == "submit.py" else "--out") in run.stdout
+    flag = {"submit.py": "--address", "store.py": "--store"}.get(job, "--out")
+    assert flag in run.stdout
     assert run.stderr == ""
 
 
@@ -53,25 +57,63 @@ def one_line(stderr: str, *says: str) -> None:
 @pytest.mark.parametrize(
     ("verb", "arguments", "says"),
     [
-        ("extract", "--base lungs --data {data} --out {out}", ("--base lungs", "vazios")),
-        ("manifest", "--base vazios --data {data} --uot {out}", ("--uot", "--out")),
-        ("manifest", "--base vazios --data {tmp}/none --out {out}", ("--data {tmp}/none", "exist")),
-        ("pipeline", "--base vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
-        ("manifest", "--base vazios --data s3://no-such-bucket/x --out {out}", ("no-such-bucket",)),
-        ("extract", "--base vazios --data {data} --out s3://no-such-bucket/x", ("no-such-bucket",)),
-        ("scanner", "--base ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
-        ("sweep", "--base vazios --features {tmp}/none --out {out}", ("{tmp}/none", "features")),
-        ("evaluate", "--base vazios --features {data} --model x --out {out}", ("features table",)),
-        ("submit", "extrac --base vazios", ("'extrac'", "extract")),
-        ("submit", "extract --base vazios --dat {data} --out {out}", ("--dat", "--data")),
+        ("extract", "--dataset lungs --data {data} --out {out}", ("--dataset lungs", "vazios")),
+        (
+            "train",
+            "--family simple_cnn --dataset ncm --monitor auc --data {data} --out {out}",
+            ("--monitor auc", "two classes", "ncm"),
+        ),
+        ("pipeline", "--dataset lungs.toml --out {out}", ("lungs.toml", "rendered", "--data")),
+        ("submit", "extract --dataset lungs --data {data} --out {out}", ("--dataset lungs",)),
+        ("manifest", "--dataset vazios --data {data} --uot {out}", ("--uot", "--out")),
+        (
+            "manifest",
+            "--dataset vazios --data {tmp}/none --out {out}",
+            ("--data {tmp}/none", "exist"),
+        ),
+        ("manifest", "--data {data} --store {tmp}/none", ("{tmp}/none", "--dataset is needed")),
+        ("pipeline", "--dataset vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
+        (
+            "manifest",
+            "--dataset vazios --data s3://no-such-bucket/x --out {out}",
+            ("no-such-bucket",),
+        ),
+        (
+            "extract",
+            "--dataset vazios --data {data} --out s3://no-such-bucket/x",
+            ("no-such-bucket",),
+        ),
+        ("extract", "--data {data} --store {tmp}/none", ("{tmp}/none", "--dataset is needed")),
+        ("scanner", "--dataset ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
+        ("sweep", "--store {tmp}/none --out {out}", ("--store {tmp}/none", "jobs/extract.py")),
+        (
+            "evaluate",
+            "--store {tmp}/none --model {tmp}/x.keras --out {out}",
+            ("{tmp}/",),
+        ),
+        (
+            "train",
+            "--family head --store {tmp}/none --out {out}",
+            ("--store {tmp}/none", "jobs/extract.py"),
+        ),
+        (
+            "export",
+            "--store {tmp}/none --table images --out {out}",
+            ("--store {tmp}/none", "jobs/extract.py"),
+        ),
+        ("store", "verify --store {tmp}/none", ("--store {tmp}/none", "jobs/extract.py")),
+        ("store", "--store {tmp}/none", ("ACTION is missing",)),
+        ("submit", "extrac --dataset vazios", ("'extrac'", "extract", "store")),
+        ("submit", "store forget --store {data}", ("RUN is missing",)),
+        ("submit", "extract --dataset vazios --dat {data} --out {out}", ("--dat", "--data")),
         (
             "submit",
-            "--address http://127.0.0.1:9 extract --base vazios --data {data} --out {out}",
+            "--address http://127.0.0.1:9 extract --dataset vazios --data {data} --out {out}",
             ("--address http://127.0.0.1:9",),
         ),
         (
             "extract",
-            "--base vazios --data {data} --out {out} --gpus-per-worker 64",
+            "--dataset vazios --data {data} --out {out} --gpus-per-worker 64",
             ("--gpus-per-worker 64", "leave it out"),
         ),
     ],
@@ -87,13 +129,13 @@ def test_wrong_settings(verb, arguments, says, tmp_path, s3):
     assert "hush" not in run.stdout + run.stderr
 
 
-def test_a_base_without_images(tmp_path, capsys, ray_cluster):
+def test_a_dataset_without_images(tmp_path, capsys, ray_cluster):
     for label in ("vazio", "nvazio"):
         (tmp_path / "data" / label).mkdir(parents=True)
-    told = ["--base", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    told = ["--dataset", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     capsys.readouterr()
     assert _main(ManifestSettings, make_manifest, told) == 2
-    one_line(capsys.readouterr().err, "no images", str(tmp_path / "data"))
+    one_line(capsys.readouterr().err, "no files", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +158,20 @@ def misfits(tmp_path_factory):
         ("s3://{bucket}/none.keras", ("none.keras: cannot be read",)),
     ],
 )
-def test_weights_that_do_not_fit(
-    weights, says, misfits, s3, extracted, ray_cluster, tmp_path, capsys
-):
+def test_weights_that_do_not_fit(weights, says, misfits, s3, scans, ray_cluster, tmp_path, capsys):
     uri = weights.format(misfits=misfits, bucket=s3.bucket)
-    told = ["--manifest", f"{extracted}/listing/manifest", "--out", str(tmp_path / "out")]
+    told = ["--dataset", "vazios", "--data", str(scans), "--store", str(tmp_path / "store")]
     told += ["--weights", uri, "--image-size", "32"]
     told += [] if uri.endswith(".keras") else ["--backbone", "mobilenetv2"]
     capsys.readouterr()
-    assert _main(ExtractSettings, extract_features, told) == 2
+    assert _main(ExtractSettings, extract_images, told) == 2
     one_line(capsys.readouterr().err, *says)
+    assert not (tmp_path / "store" / "store.json").exists()
 
 
-def test_weights_that_are_not_there(extracted, tmp_path):
+def test_weights_that_are_not_there(scans, tmp_path):
     """The same in a process of its own, with a Ray of its own."""
-    told = ["--manifest", f"{extracted}/listing/manifest", "--out", str(tmp_path / "out")]
+    told = ["--dataset", "vazios", "--data", str(scans), "--out", str(tmp_path / "out")]
     run = run_job("extract", *told, "--weights", f"{tmp_path}/none.keras")
     assert run.returncode == 2, run.stderr
     one_line(run.stderr, f"--weights {tmp_path}/none.keras", "cannot be read")

@@ -83,7 +83,7 @@ def test_gpus_are_used_where_there_is_one_for_everybody():
     assert fit_workers(3, Worker(), Cluster((GPU,))).gpus == 0
 
 
-def test_light_tasks_keep_off_a_head_that_takes_no_work():
+def test_light_tasks_keep_off_nodes_that_take_no_work():
     assert Cluster((CPU,)).light == {"num_cpus": 0}
-    kept = Cluster((HEAD, CPU), idle_head="abc").light
-    assert kept == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "!abc"}}
+    kept = Cluster((HEAD, CPU), idle=("abc",)).light
+    assert kept == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "!in(abc)"}}

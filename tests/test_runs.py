@@ -1,6 +1,7 @@
 """The job contract: one output folder, one run, one result, one exit status."""
 
 import json
+import os
 from typing import ClassVar
 
 import numpy as np
@@ -51,8 +52,11 @@ def out(request, tmp_path) -> Location:
 
 
 def files(location: Location) -> dict[str, bytes]:
+    """What a run left, beside the file that says who works there."""
     start = len(location.uri) + 1
-    return {file.uri[start:]: file.read_bytes() for file in location.files()}
+    found = {file.uri[start:]: file.read_bytes() for file in location.files()}
+    found.pop("lease", None)
+    return found
 
 
 def test_a_run_and_the_same_again(out, capsys):
@@ -158,9 +162,21 @@ def test_files_that_are_nobodys_business_stay(tmp_path):
 
 def test_an_out_that_cannot_be_written(tmp_path, s3):
     (tmp_path / "file").write_text("x")
-    for out in (f"{tmp_path}/file/out", f"{tmp_path}/file", "/proc/out", "s3://no-such-bucket/x"):
-        with pytest.raises(InputError, match=f"--out {out}: cannot be written"):
+    reasons = dict.fromkeys((f"{tmp_path}/file/out", f"{tmp_path}/file", "/proc/out"), "cannot be")
+    reasons["s3://no-such-bucket/x"] = ".* there is no such bucket"
+    for out, why in reasons.items():
+        with pytest.raises(InputError, match=f"--out {out}: {why}"):
             execute(CountSettings(out=out), never)
+
+
+def test_two_at_once(tmp_path):
+    """A second process may not work in the folder of one that does."""
+
+    def inside(_settings: JobSettings, _run: Run) -> None:
+        with pytest.raises(InputError, match=f"--out {tmp_path}.*pid {os.getpid()}"):
+            execute(CountSettings(out=str(tmp_path)), never)
+
+    execute(CountSettings(out=str(tmp_path)), inside)
 
 
 def test_result_json_comes_last_and_whole(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
     train = locate(f"{out.uri}-train")
     settings = TrainSettings(
         family="transfer",
-        base="vazios",
+        dataset="vazios",
         manifest=out.join("extract/listing/manifest").uri,
         weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
         head=out.join("sweep/head.keras").uri,

@@ -12,6 +12,7 @@ import pytest
 
 from visao_ray import stages, tables
 from visao_ray.backend import import_keras
+from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.evaluation.inference import Predictor
 from visao_ray.features.pipeline import Loading, load
 from visao_ray.forecast import Nodes
@@ -24,7 +25,7 @@ from visao_ray.stages import SPENT, Stages
 from visao_ray.storage import locate
 from visao_ray.tables import TABLE
 
-LABELS = {"run": "0", "verb": "test", "step": "test", "base": "vazios"}
+LABELS = {"run": "0", "verb": "test", "step": "test", "dataset": "vazios"}
 NODES = Nodes(1, loaders=2, actors=1, writers=2)
 
 
@@ -92,7 +93,7 @@ def test_an_image_in_two_tables_counts_once(scans, tmp_path):
     pixels = keras.Input((32, 32, 3), dtype="uint8", name="pixels")
     embedding = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(pixels))
     outputs = {"embedding": embedding, "probability": keras.layers.Softmax()(embedding)}
-    about = ModelAbout("vazios", "tiny", ("a", "b", "c"), "images", {}, image_size=32, epoch=1)
+    about = ModelAbout(VAZIOS, "tiny", ("a", "b", "c"), "images", {}, image_size=32, epoch=1)
     model = locate(str(tmp_path / "model.keras"))
     model.write_bytes(saved.pack(keras.Model(pixels, outputs), about))
     broken = tmp_path / "broken.jpg"
@@ -153,7 +154,7 @@ def test_the_result_tells_stages_and_the_run(extracted):
 
 
 def test_a_run_keeps_its_id_when_it_goes_on(tmp_path):
-    settings = ExtractSettings(base="vazios", data="in", out=f"{tmp_path}/out")
+    settings = ExtractSettings(dataset="vazios", data="in", out=f"{tmp_path}/out")
     seen = []
 
     def interrupted(_settings, run):

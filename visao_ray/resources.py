@@ -7,10 +7,11 @@ nodes there are, and against those that an autoscaler may start, before anything
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from visao_ray.core.ray_internals import node_groups
 from visao_ray.errors import InputError
 
 _GIB = 1024**3
@@ -37,15 +38,15 @@ class Cluster:
 
     nodes: tuple[Node, ...]
     limits: tuple[Node, ...] = ()
-    idle_head: str | None = None  # id of a head that takes no work
+    idle: tuple[str, ...] = ()  # ids of nodes that take no work, as a head started with no CPUs
     gpu_ids: tuple[str, ...] = ()  # of the nodes with GPUs
 
     @property
     def light(self) -> dict[str, Any]:
-        """Of tasks that ask for no CPU: options that keep them off a head which takes no work."""
-        if self.idle_head is None:
+        """Of tasks that ask for no CPU: options that keep them off nodes which take no work."""
+        if not self.idle:
             return {"num_cpus": 0}
-        return {"num_cpus": 0, "label_selector": {"ray.io/node-id": f"!{self.idle_head}"}}
+        return {"num_cpus": 0, "label_selector": {"ray.io/node-id": f"!in({','.join(self.idle)})"}}
 
     @property
     def reader(self) -> dict[str, Any]:
@@ -155,26 +156,41 @@ def look() -> Cluster:
     Raises:
         InputError: none of its nodes takes work.
     """
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    idle_heads = [
-        node["NodeID"]
-        for node in nodes
-        if "node:__internal_head__" in node["Resources"] and not node["Resources"].get("CPU")
-    ]
-    found = Cluster(
-        tuple(Node(node["Resources"]) for node in nodes),
-        _limits(),
-        next(iter(idle_heads), None),
-        tuple(node["NodeID"] for node in nodes if node["Resources"].get("GPU")),
-    )
+    found = present()
     if not found.total("CPU"):
         raise InputError(
             "the cluster has no node with CPUs for work, only its head; add one "
             "(ray start --address=HEAD:PORT)"
         )
     return found
+
+
+def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) -> Any:
+    """What a function returns, called once in a task: the driver stays small.
+
+    Args:
+        function: to call.
+        arguments: of it. References stay references; the function gets each in a list of one.
+        keep: return a reference instead.
+    """
+    import ray
+
+    wrapped = [[one] if isinstance(one, ray.ObjectRef) else one for one in arguments]
+    reference = ray.remote(function).options(max_retries=0, **look().light).remote(*wrapped)
+    return reference if keep else ray.get(reference)
+
+
+def present() -> Cluster:
+    """The cluster that this process is connected to, whether it can take work or not."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        tuple(Node(node["Resources"]) for node in nodes),
+        tuple(Node(offers, count if count >= 0 else _UNLIMITED) for offers, count in node_groups()),
+        tuple(node["NodeID"] for node in nodes if not node["Resources"].get("CPU")),
+        tuple(node["NodeID"] for node in nodes if node["Resources"].get("GPU")),
+    )
 
 
 def fit_workers(workers: int, worker: Worker, cluster: Cluster) -> Worker:
@@ -259,17 +275,3 @@ def _flags(worker: Worker) -> list[str]:
         found.append(f"--memory-per-worker {worker.memory:g}")
     found += [f"--worker-resources {name}={amount:g}" for name, amount in worker.resources.items()]
     return found
-
-
-def _limits() -> tuple[Node, ...]:
-    """The nodes that the cluster's autoscaler may start; none where there is no autoscaler."""
-    # Ray has no public way to ask for it; `pyproject.toml` pins the release this was checked with.
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    if config is None:
-        return ()
-    return tuple(
-        Node(dict(group.resources), group.max_count if group.max_count >= 0 else _UNLIMITED)
-        for group in config.node_group_configs
-    )

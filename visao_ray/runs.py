@@ -22,16 +22,20 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
+from visao_ray import meters
+from visao_ray.core.driver_log import DriverLog, quiet_terminal
+from visao_ray.core.lease import Lease, LeaseLost, Owner
+from visao_ray.core.ray_internals import own_ray_variables
 from visao_ray.errors import InputError
-from visao_ray.settings import JobSettings, parse
+from visao_ray.settings import CommandSettings, JobSettings, StoreJobSettings, parse
 from visao_ray.storage import OUTAGES, Location, is_outage, locate, reason
 
+C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
 
@@ -55,6 +59,8 @@ class Run(Generic[S]):
     settings: S
     out: Location
     id: str = ""  # the same in logs and results, however often the run is started
+    step: str = ""  # the latest, and its dataset
+    dataset: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -68,13 +74,14 @@ class Run(Generic[S]):
         """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
         return self.out.join("work")
 
-    def labels(self, step: str, base: str) -> dict[str, str]:
-        """What logs and metrics tell a step of this run by."""
-        return {"run": self.id, "verb": self.settings.job, "step": step, "base": base}
+    def labels(self, step: str, dataset: str) -> dict[str, str]:
+        """What logs and metrics tell a step of this run by, which begins now."""
+        self.step, self.dataset = step, dataset
+        return {"run": self.id, "verb": self.settings.job, "step": step, "dataset": dataset}
 
-    def name(self, step: str, base: str) -> str:
+    def name(self, step: str, dataset: str) -> str:
         """What Ray's dashboard calls a step of this run."""
-        return f"{step}-{base}-{self.id}"
+        return f"{step}-{dataset}-{self.id}"
 
     def say(self, message: str) -> None:
         """One line of progress on the terminal."""
@@ -141,8 +148,28 @@ def main(kind: type[S], work: Work[S], arguments: Sequence[str] | None = None) -
 
 
 def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
+    def job(settings: S) -> int:
+        execute(settings, work)
+        return 0
+
+    return run_command(kind, job, arguments)
+
+
+def run_command(
+    kind: type[C], command: Callable[[C], int], arguments: Sequence[str] | None = None
+) -> int:
+    """Run a command with the settings of its command line, and say in one line what stopped it.
+
+    Args:
+        kind: of the settings.
+        command: takes them and returns an exit status.
+        arguments: of the command line; this process's own if None.
+
+    Returns:
+        The command's exit status; 2 for bad input, 1 for a failure of ours.
+    """
     try:
-        execute(parse(kind, arguments), work)
+        return command(parse(kind, sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -163,6 +190,12 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return 1
+        if isinstance(cause, LeaseLost):
+            print(
+                f"error: {cause}; another process goes on with this, or the same command does",
+                file=sys.stderr,
+            )
+            return 1
         traceback.print_exc()
         print(
             f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
@@ -170,7 +203,6 @@ def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return 0
 
 
 def execute(settings: S, work: Work[S]) -> dict[str, Any]:
@@ -179,33 +211,117 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     Raises:
         InputError: another run, or somebody else's files, stand in `--out`.
     """
+    if isinstance(settings, StoreJobSettings):
+        return _grow(settings, work)
     out = locate(settings.out)
-    run = Run(settings=settings, out=out)
+    run = Run(settings=settings, out=out, id=_identify(out, _now()))
+    with _writable(out):
+        finished = _finished(run)
+        if finished is not None:
+            return finished
+    with _leased(run):
+        with _writable(out):
+            previous = _previous(out, settings)
+            if settings.fresh and previous is not None:
+                _put_aside(out, settings)
+                previous = None
+            if previous is None:
+                run.id = _claim(out, settings)
+            else:
+                run.id = _identify(out, previous["started"])
+                run.say(f"going on with the run of {previous['started']} in {out.uri}")
+        return _perform(settings, run, work)
+
+
+def _finished(run: Run[S]) -> dict[str, Any] | None:
+    """The content of result.json where the run is finished and shall not be done again.
+
+    Raises:
+        InputError: another run, or somebody else's files, stand in `--out`.
+    """
+    out, settings = run.out, run.settings
+    previous = _previous(out, settings)
+    if previous is None:
+        _check_free(out, settings)
+        return None
+    if settings.fresh:
+        return None
+    if previous["settings"] != settings.identity():
+        raise InputError(_difference(out, previous, settings))
     result = out.join("result.json")
-    try:
-        previous = _read_json(out.join("run.json"))
+    if not result.exists():
+        return None
+    run.work.delete()  # a kill right after the result was written leaves it behind
+    run.say(f"already finished: {result.uri} (--fresh to do it again)")
+    return dict(_read_json(result) or {})
+
+
+def _previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
+    """What an earlier start in this folder wrote first; None where there was none.
+
+    Raises:
+        InputError: the folder belongs to another job.
+    """
+    previous = _read_json(out.join("run.json"))
+    if previous is not None:
+        _check_ours(out, previous, settings)
+    return previous
+
+
+def _grow(settings: Any, work: Work[Any]) -> dict[str, Any]:
+    """Run a job that finds out what is new and does that; it never goes on with an earlier run."""
+    started = _now()
+    out = locate(settings.out_uri(started))
+    run = Run(settings=settings, out=out, id=_identify(out, f"{started} {os.getpid()}"))
+    with _writable(out):
+        previous = _read_json(out.join("result.json"))
         if previous is not None:
             _check_ours(out, previous, settings)
-        if settings.fresh and previous is not None:
-            _put_aside(out, settings)
-            previous = None
-        if previous is None:
-            run.id = _claim(out, settings)
-        elif previous["settings"] != settings.identity():
-            raise InputError(_difference(out, previous, settings))
-        elif result.exists():
-            run.work.delete()  # a kill right after the result was written leaves it behind
-            run.say(f"already finished: {result.uri} (--fresh to do it again)")
-            return dict(_read_json(result) or {})
-        else:
-            run.id = _identify(out, previous["started"])
-            run.say(f"going on with the run of {previous['started']} in {out.uri}")
+    with _leased(run):
+        run.work.delete()  # of a start that was killed: the store knows what is done
+        return _perform(settings, run, work)
+
+
+@contextlib.contextmanager
+def _leased(run: Run[Any]) -> Iterator[None]:
+    """Hold the run's folder, so that no second process works in it at the same time.
+
+    Raises:
+        InputError: another process holds it; the message names it.
+    """
+    out, owner = run.out, Owner.here(job=run.settings.job, run=run.id)
+    with _writable(out):
+        if out.is_local:
+            os.makedirs(out.path, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(Lease(out.join("lease"), owner, say=run.say))
+        except InputError as error:
+            raise InputError(f"--out {out.uri}: {error}") from error
+        yield
+
+
+@contextlib.contextmanager
+def _writable(out: Location) -> Iterator[None]:
+    """Say plainly where --out cannot be written; an outage of the object store says nothing."""
+    try:
+        yield
     except OSError as error:
         if is_outage(error):
             raise
         raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
+
+
+def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
+    """Do the work and write `result.json`, whose content is returned."""
+    result = run.out.join("result.json")
     started, clock = _now(), time.perf_counter()
-    work(settings, run)
+    with _logged(run):
+        try:
+            work(settings, run)
+        except LeaseLost:
+            meters.count_lease_lost(run.labels(run.step, run.dataset))
+            raise
     run.timings["total"] = time.perf_counter() - clock
     content: dict[str, Any] = {
         "job": settings.job,
@@ -228,6 +344,19 @@ def execute(settings: S, work: Work[S]) -> dict[str, Any]:
     run.work.delete()
     run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
     return content
+
+
+@contextlib.contextmanager
+def _logged(run: Run[Any]) -> Iterator[None]:
+    """Keep what Ray and Python warn of in the block, and say at its end how much there is."""
+    log = DriverLog(run.out.join("log"))
+    try:
+        with log:
+            yield
+    finally:
+        if log.count:
+            plural = "" if log.count == 1 else "s"
+            run.say(f"{log.count} warning{plural} of Ray and Python in {log.file.uri}")
 
 
 def start_ray() -> None:
@@ -259,26 +388,16 @@ def start_ray() -> None:
     # Object storage hiccups; a file that fails for good is caught and becomes an error row.
     context.retried_map_errors = [*OUTAGES]
     context.max_map_retries = 3
-    # A limit on writers is meant for large bases; on small ones Ray Data warns that it is not met.
-    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
-    # What they log of a failure, with traces, they raise or tell callbacks too: jobs tell it once.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    quiet_terminal()
 
 
 def _tune_own_ray() -> None:
     """Settings of a Ray that is started for one job, on this machine; a cluster has its own."""
-    # It would end idle processes beyond one a core and start them again later, a second or two of
-    # work each time: readers, actors and writers are more than cores. And it would warn of more
-    # than four starting at once a core: Ray Train starts eight.
-    processes = str(2 * (os.cpu_count() or 1) + 6)
-    os.environ.setdefault("RAY_num_workers_soft_limit", processes)
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", processes)
-    # A task that asks for no GPU must not find one, beside an actor that has it all to itself.
+    for name, value in own_ray_variables().items():
+        os.environ.setdefault(name, value)
+    # A task that asks for no GPU must not find one, beside an actor that has it all to itself. Ray
+    # itself names this variable in a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    # What every process would tell a dashboard that is not there, every second.
-    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 
 @contextlib.contextmanager
@@ -336,10 +455,11 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(inner) if isinstance(inner, BaseException) else error
 
 
-def _claim(out: Location, settings: JobSettings) -> str:
-    """Take an output folder for this run, unless it holds tables that no run of ours made.
+def _check_free(out: Location, settings: JobSettings) -> None:
+    """Refuse a folder with tables that no run of ours made.
 
-    Returns the run's id.
+    Raises:
+        InputError: it holds such.
     """
     for name in ("result.json", "work", *settings.writes):
         if out.join(name).exists():
@@ -347,6 +467,11 @@ def _claim(out: Location, settings: JobSettings) -> str:
                 f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
                 "choose another --out"
             )
+
+
+def _claim(out: Location, settings: JobSettings) -> str:
+    """Take an output folder for this run; returns the run's id."""
+    _check_free(out, settings)
     started = _now()
     run = _identify(out, started)
     content = {
@@ -355,8 +480,6 @@ def _claim(out: Location, settings: JobSettings) -> str:
         "settings": settings.identity(),
         "started": started,
     }
-    if out.is_local:
-        os.makedirs(out.path, exist_ok=True)
     out.join("run.json").write_bytes(to_json(content))
     return run
 
@@ -370,7 +493,7 @@ def _put_aside(out: Location, settings: JobSettings) -> None:
     stamp = _now().replace(":", "-")
     names = (f"{stamp}.{number}" if number else stamp for number in itertools.count())
     place = next(place for name in names if not (place := out.join("previous", name)).exists())
-    for name in ("result.json", *settings.writes, "work", "run.json"):
+    for name in ("result.json", *settings.writes, "log", "work", "run.json"):
         if out.join(name).exists():
             out.join(name).move(place.join(name))
 

@@ -11,12 +11,14 @@ import inspect
 import re
 import tomllib
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliPositionalArg,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -25,12 +27,17 @@ from pydantic_settings import (
 from visao_ray.errors import InputError
 from visao_ray.resources import Worker
 
+C = TypeVar("C", bound="CommandSettings")
 S = TypeVar("S", bound="JobSettings")
 
 #: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
 _HOW: dict[str, Any] = {"operational": True}
 
-BaseName = Literal["chest_xray", "vazios", "ncm"]
+#: Marks settings that stand in a fixed place on the command line, without a flag.
+_POSITIONAL = get_args(CliPositionalArg[str])[1]
+
+#: Datasets whose scans can be rendered.
+Synthetic = Literal["chest_xray", "vazios", "ncm"]
 ObjectiveName = Literal[
     "roc_auc",
     "average_precision",
@@ -43,11 +50,18 @@ ObjectiveName = Literal[
     "recall_at_precision",
 ]
 Activation = Literal["relu", "gelu", "tanh"]
+_DATASET = "chest_xray, vazios, ncm, or FILE.toml that describes another dataset"
 ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
 
 
-class JobSettings(BaseSettings):
-    """What all jobs share."""
+class CommandSettings(BaseSettings):
+    """What all commands share.
+
+    Attributes:
+        job: name of the file in jobs/; empty for groups of settings.
+        example: flags to try, for `--help`.
+        again: what the same command does the second time, for `--help`.
+    """
 
     model_config = SettingsConfigDict(
         cli_kebab_case=True,
@@ -59,29 +73,17 @@ class JobSettings(BaseSettings):
         frozen=True,
     )
 
-    job: ClassVar[str]
+    job: ClassVar[str] = ""
     example: ClassVar[str] = ""
-    #: What the job writes below `out`, beside run.json and result.json.
-    writes: ClassVar[tuple[str, ...]] = ()
-
-    out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
-    seed: int = Field(0, ge=0, description="same seed, same result")
-    fresh: bool = Field(
-        False,
-        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
-        "Without it (or with --resume) an unfinished run goes on where it was",
-        json_schema_extra=_HOW,
-    )
+    again: ClassVar[str] = ""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Let `--help` end with a command to try."""
         super().__pydantic_init_subclass__(**kwargs)
-        cls.__doc__ = (
-            f"{inspect.cleandoc(cls.__doc__ or '')}\n\n"
-            f"  python jobs/{cls.job}.py {cls.example}\n\n"
-            "The same command again goes on where an interrupted run was."
-        )
+        if cls.job:
+            command = f"  python jobs/{cls.job}.py {cls.example}"
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{command}\n\n{cls.again}"
 
     @classmethod
     def settings_customise_sources(
@@ -94,6 +96,26 @@ class JobSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # never from environment variables: a run must be told in full
 
+
+class JobSettings(CommandSettings):
+    """What all jobs share: an output folder with a result.json.
+
+    Attributes:
+        writes: what the job writes below `out`, beside run.json and result.json.
+    """
+
+    again: ClassVar[str] = "The same command again goes on where an interrupted run was."
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
+    seed: int = Field(0, ge=0, description="same seed, same result")
+    fresh: bool = Field(
+        False,
+        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
+        "Without it (or with --resume) an unfinished run goes on where it was",
+        json_schema_extra=_HOW,
+    )
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what the job makes: those that a resumed run must repeat."""
         how = {
@@ -103,34 +125,91 @@ class JobSettings(BaseSettings):
         }
         return self.model_dump(mode="json", exclude=how | {"out"})
 
-    def part(self, kind: type[S], **changes: Any) -> S:
-        """The settings of another job that this one contains, with `changes`."""
-        shared = {name: value for name, value in self if name in kind.model_fields}
+    def part(self, kind: type[S], without: type[BaseSettings] | None = None, **changes: Any) -> S:
+        """The settings of another job that this one contains, with `changes`.
+
+        Args:
+            kind: of the other job.
+            without: a group of settings that are left at their defaults.
+            changes: values by name.
+        """
+        left_out = without.model_fields if without is not None else {}
+        shared = {
+            name: value
+            for name, value in self
+            if name in kind.model_fields and name not in left_out
+        }
         return kind(**{**shared, **changes})
 
 
-class ManifestSettings(JobSettings):
-    """List a base: one row an image, with its label, size, sha256, group and split."""
+class StoreOptions(BaseSettings):
+    """Where the dataset's store is."""
 
-    job: ClassVar[str] = "manifest"
-    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/listing"
-    writes: ClassVar[tuple[str, ...]] = ("manifest", "errors")
-
-    base: BaseName = Field(description="which base the images belong to")
-    data: str = Field(
-        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…"
+    store: str | None = Field(
+        None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
     )
-    groups: str | None = Field(
+
+    def store_uri(self) -> str:
+        """The store: --store, or one below --out."""
+        if self.store is not None:
+            return self.store
+        return f"{str(getattr(self, 'out', None) or '').rstrip('/')}/store"
+
+
+class StoreJobSettings(StoreOptions, JobSettings):
+    """What jobs share that read and write a store."""
+
+    again: ClassVar[str] = "The same command again does what is new."
+
+    out: str | None = Field(  # type: ignore[assignment]
+        None, description="folder or s3://bucket/prefix for result.json (STORE/runs/DATE-JOB)"
+    )
+
+    @model_validator(mode="after")
+    def _places(self) -> StoreJobSettings:
+        if self.out is None and self.store is None:
+            raise ValueError("--store is missing: folder or s3://bucket/prefix of the store")
+        if self.fresh:
+            raise ValueError("--fresh: a store only grows; choose another --store to start anew")
+        return self
+
+    def out_uri(self, started: str) -> str:
+        """The folder of a start at that time: --out, or one below the store."""
+        if self.out is not None:
+            return self.out
+        return f"{self.store_uri().rstrip('/')}/runs/{started.replace(':', '-')}-{self.job}"
+
+
+class SourceOptions(StoreOptions):
+    """Which images, and what is known of them."""
+
+    dataset: str | None = Field(
+        None, description=f"{_DATASET}; a store that exists knows its own", json_schema_extra=_HOW
+    )
+    data: str | None = Field(
         None,
-        description="CSV with the columns key,group (container, bill of lading, patient) that "
-        "replaces the base's own group rule; a group never stands in two splits",
+        description="folder or s3://bucket/prefix of images. A folder named like a class gives its "
+        "label, a train, val or test folder above it the split; other images have no label",
     )
-    val_share: float = Field(0.1, gt=0, lt=1, description="share carved for val if no val/ folder")
+    labels: str | None = Field(
+        None,
+        description="CSV or Parquet with the columns key, label, group, split (key needed): sets "
+        "them for images that are in the store or enter now",
+    )
+    batch: str | None = Field(
+        None, description="name under which new images enter (today's date)", json_schema_extra=_HOW
+    )
+    mark_missing: bool = Field(
+        False,
+        description="write down which images of the store are not below --data any more",
+        json_schema_extra=_HOW,
+    )
+    val_share: float = Field(0.1, gt=0, lt=1, description="share drawn for val if no val/ folder")
     test_share: float = Field(
-        0.1, gt=0, lt=1, description="share carved for test if no test/ folder"
+        0.1, gt=0, lt=1, description="share drawn for test if no test/ folder"
     )
     ignore: list[str] = Field(
-        [], description="name of a folder to pass over; may be given again (hidden ones always are)"
+        [], description="name of a folder to leave out; may be given again (hidden ones always are)"
     )
     limit: int | None = Field(
         None, ge=1, description="at most N images, taken evenly from the class folders"
@@ -139,23 +218,52 @@ class ManifestSettings(JobSettings):
         0.05,
         ge=0,
         le=1,
-        description="share of unreadable images above which the job fails (after writing them)",
+        description="share of unusable new images above which the job fails (after writing them)",
         json_schema_extra=_HOW,
     )
 
     @model_validator(mode="after")
-    def _shares(self) -> ManifestSettings:
+    def _leave_train(self) -> SourceOptions:
         if self.val_share + self.test_share >= 1:
             raise ValueError("--val-share and --test-share leave nothing to train on")
         return self
 
 
-def _refuse_listing(settings: ManifestSettings) -> None:
-    """Nothing is listed without --data: a flag of the listing would do nothing."""
-    for name in ("groups", "val_share", "test_share", "ignore", "limit"):
+class ManifestSettings(SourceOptions, StoreJobSettings):
+    """List --data against a store: what is new, changed or gone. Reads no pixel; sets --labels."""
+
+    job: ClassVar[str] = "manifest"
+    example: ClassVar[str] = "--data s3://bucket/vazios --store s3://bucket/store"
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> ManifestSettings:
+        _require_data(self)
+        for name in ("batch", "max_errors", "val_share", "test_share"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} belongs to jobs/extract.py: a manifest reads no image")
+        return self
+
+
+def _require_data(settings: SourceOptions) -> None:
+    if settings.data is None:
+        raise ValueError("--data is missing: folder or s3://bucket/prefix of images")
+
+
+def _refuse_source(settings: SourceOptions) -> None:
+    """A flag that belongs to --data would do nothing without it."""
+    for name in ("labels", "batch", "mark_missing", "val_share", "test_share", "ignore", "limit"):
         if getattr(settings, name) != type(settings).model_fields[name].default:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} belongs to the listing of --data; it is done already")
+            raise ValueError(f"{flag} belongs to --data; a store is read as it is")
+
+
+def _one_source(settings: Any) -> None:
+    """Either images to read first, or a store that has them."""
+    if (settings.data is None) == (settings.store is None):
+        raise ValueError("give either --store or --data (images outside a store)")
+    if settings.data is None:
+        _refuse_source(settings)
 
 
 class BackboneOptions(BaseSettings):
@@ -255,27 +363,15 @@ class ExtractOptions(BackboneOptions, ActorOptions):
         return 1 if self.views is None else self.views
 
 
-class ExtractSettings(ExtractOptions, ManifestSettings):
-    """Run every image of a base once through a network and keep its feature vectors."""
+class ExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
+    """Run what is new below --data once through a network and keep its vectors in the store."""
 
     job: ClassVar[str] = "extract"
-    example: ClassVar[str] = "--base vazios --data s3://bucket/vazios --out out/extract"
-    writes: ClassVar[tuple[str, ...]] = ("features", "errors", "listing")
-
-    base: BaseName | None = Field(None, description="which base; needed with --data")  # type: ignore[assignment]
-    data: str | None = Field(  # type: ignore[assignment]
-        None, description="images to list first; or give --manifest"
-    )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
+    example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --store s3://bucket/store"
 
     @model_validator(mode="after")
-    def _source(self) -> ExtractSettings:
-        if (self.data is None) == (self.manifest is None):
-            raise ValueError("give either --data (with --base) or --manifest")
-        if self.data is not None and self.base is None:
-            raise ValueError("--data needs --base chest_xray, vazios or ncm")
-        if self.data is None:
-            _refuse_listing(self)
+    def _needs_data(self) -> ExtractSettings:
+        _require_data(self)
         return self
 
 
@@ -289,7 +385,7 @@ class SweepOptions(BaseSettings):
         None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
     )
     objective_class: str | None = Field(
-        None, description="class that f2 and recall_at_precision are about (the base's positive)"
+        None, description="class that f2 and recall_at_precision are about (the dataset's positive)"
     )
     precision_floor: float = Field(
         0.9, gt=0, le=1, description="precision that recall_at_precision must keep"
@@ -322,11 +418,26 @@ class SweepOptions(BaseSettings):
     )
 
 
-class SweepSettings(SweepOptions, JobSettings):
-    """Search the head's hyperparameters and class weights on cached features; val chooses."""
+class VectorOptions(BaseSettings):
+    """Which vectors of a store are read, and at which version."""
+
+    extractor: str | None = Field(
+        None, description="whose vectors, where the store has those of several (jobs/store.py)"
+    )
+    recipe: str | None = Field(
+        None, description="augmented views of train to learn from too, such as G1@0 (recipe@seed)"
+    )
+    as_of: str | None = Field(
+        None,
+        description="id of an earlier run (in its result.json): read the store as that run did",
+    )
+
+
+class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, JobSettings):
+    """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
     job: ClassVar[str] = "sweep"
-    example: ClassVar[str] = "--features out/extract/features --out out/sweep"
+    example: ClassVar[str] = "--store s3://bucket/store --out s3://bucket/runs/sweep"
     writes: ClassVar[tuple[str, ...]] = (
         "trials",
         "history",
@@ -336,20 +447,24 @@ class SweepSettings(SweepOptions, JobSettings):
         "report.html",
         "tensorboard",
         "tune",
-        *get_args(BaseName),
     )
 
-    base: BaseName | None = Field(None, description="which base it is (its labels tell)")
-    features: list[str] = Field(
+    store: list[str] = Field(
         min_length=1,
-        description="features table made by jobs/extract.py; give several for several bases, side "
-        "by side under one report",
+        description="store that jobs/extract.py made; give several for several datasets, side by "
+        "side under one report",
+    )
+    rows: int | None = Field(
+        None,
+        ge=2,
+        description="search on a sample of about N train and val images, of whole groups, with the "
+        "classes in their shares; the best heads are then fitted on all",
     )
 
     @model_validator(mode="after")
-    def _one_base(self) -> SweepSettings:
-        if self.base is not None and len(self.features) > 1:
-            raise ValueError("--base is for one --features; several tell their bases by labels")
+    def _one_store(self) -> SweepSettings:
+        if len(self.store) > 1 and (self.extractor is not None or self.as_of is not None):
+            raise ValueError("--extractor and --as-of are for one --store")
         return self
 
 
@@ -365,43 +480,46 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ActorOptions, ManifestSettings):
-    """Judge a model: threshold from val, then every metric on test, once, with intervals.
-
-    A model of features judges --features, one of images --data or --manifest.
-    """
+class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings):
+    """Judge a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
     example: ClassVar[str] = (
-        "--base vazios --features out/extract/features --model out/sweep/head.keras "
-        "--out out/evaluate"
+        "--store s3://bucket/store --model out/sweep/head.keras --out out/evaluate"
     )
-    writes: ClassVar[tuple[str, ...]] = (
-        "predictions",
-        "embeddings",
-        "evaluation.json",
-        "errors",
-        "listing",
-    )
+    writes: ClassVar[tuple[str, ...]] = ("predictions", "embeddings", "evaluation.json", "store")
 
     model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
-    features: str | None = Field(None, description="features table made by jobs/extract.py")
-    data: str | None = Field(  # type: ignore[assignment]
+    store: str | None = Field(None, description="store that jobs/extract.py made")
+    as_of: str | None = Field(
         None,
-        description="images to list first (with the --seed and shares of the training, where "
-        "splits are carved); or give --manifest or --features",
+        description="id of an earlier run (in its result.json): read the store as that run did",
     )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
     batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
 
     @model_validator(mode="after")
     def _source(self) -> EvaluateSettings:
-        given = [name for name in ("features", "data", "manifest") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give one of --features, --data and --manifest")
-        if self.data is None:
-            _refuse_listing(self)
+        _one_source(self)
         return self
+
+
+class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
+    """Predict every image that a model has not seen yet, labelled or not.
+
+    Writes the store's predictions, a CSV, and a page that shows first what to look at first.
+    """
+
+    job: ClassVar[str] = "predict"
+    example: ClassVar[str] = "--model out/sweep/head.keras --store s3://bucket/store --since today"
+
+    model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
+    since: str | None = Field(
+        None,
+        description="list and show images first seen from this day on: today, or such as "
+        "2026-11-24, in UTC (all)",
+        json_schema_extra=_HOW,
+    )
+    batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
 
 
 class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
@@ -455,7 +573,7 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
     l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
     views: int | None = Field(
-        None, ge=0, description="head: augmented views of the features table that are used (all)"
+        None, ge=1, description="most augmented views of --recipe that are used (all)"
     )
     head: str | None = Field(
         None, description="head.keras of jobs/sweep.py to start from (transfer, head)"
@@ -492,12 +610,12 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     )
 
 
-class TrainSettings(TrainOptions, ManifestSettings):
+class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
     """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
 
     job: ClassVar[str] = "train"
     example: ClassVar[str] = (
-        "--family simple_cnn --base vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
+        "--family simple_cnn --dataset vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
     )
     writes: ClassVar[tuple[str, ...]] = (
         "model.keras",
@@ -505,28 +623,44 @@ class TrainSettings(TrainOptions, ManifestSettings):
         "predictions",
         "embeddings",
         "evaluation.json",
-        "errors",
-        "checked",
         "checkpoints",
         "tensorboard",
-        "listing",
+        "store",
     )
 
-    data: str | None = Field(  # type: ignore[assignment]
-        None, description="images to list first; or give --manifest or --features"
+    store: str | None = Field(None, description="store that jobs/extract.py made")
+    inputs: Literal["vectors", "pixels"] | None = Field(
+        None,
+        description="siamese, svm: what they are trained on (vectors of --store, pixels of --data)",
     )
-    manifest: str | None = Field(None, description="manifest table made before by jobs/manifest.py")
-    features: str | None = Field(None, description="features table made by jobs/extract.py")
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether the family is trained on vectors rather than on pixels."""
+        if self.family in ("siamese", "svm"):
+            return self.inputs == "vectors" or (self.inputs is None and self.store is not None)
+        return self.family == "head"
 
     @model_validator(mode="after")
     def _source(self) -> TrainSettings:
-        given = [name for name in ("data", "manifest", "features") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give one of --data, --manifest and --features")
-        if self.family == "head" and given != ["features"]:
-            raise ValueError("--family head is trained on --features")
-        if self.family in ("simple_cnn", "transfer", "autoencoder") and given == ["features"]:
-            raise ValueError(f"--family {self.family} is trained on images: give --data")
+        _one_source(self)
+        if self.family == "head" and self.store is None:
+            raise ValueError("--family head is trained on vectors: give --store")
+        if self.inputs is not None and self.family not in ("siamese", "svm"):
+            raise ValueError(f"--inputs is for siamese and svm, not {self.family}")
+        if self.inputs == "vectors" and self.store is None:
+            raise ValueError("--inputs vectors: give --store, which has them")
+        if self.data is not None and self.as_of is not None:
+            raise ValueError("--as-of belongs to --store; --data is read as it is now")
+        for name in ("extractor", "recipe"):
+            if getattr(self, name) is not None and not self.takes_vectors:
+                raise ValueError(
+                    f"--{name} is about vectors, and --family {self.family} takes pixels"
+                )
+        if self.views is not None and self.recipe is None:
+            raise ValueError("--views is about the augmented views of a --recipe: give that too")
+        if self.augment != "none" and self.takes_vectors:
+            raise ValueError("--augment is for pixels; vectors of augmented views are a --recipe")
         if self.head is not None and self.family not in ("transfer", "head"):
             raise ValueError(f"--head is for transfer and head, not {self.family}")
         if self.fine_tune_from is not None and self.family != "transfer":
@@ -540,19 +674,15 @@ class TrainSettings(TrainOptions, ManifestSettings):
             raise ValueError("--family siamese needs an even number of rows a worker")
         if self.epochs == 0 and self.head is None:
             raise ValueError("--epochs 0 needs a --head that is trained already")
-        if self.data is None:
-            _refuse_listing(self)
         if self.xla and self.join == "concatenation" and self.workers > 1:
             raise ValueError("--xla cannot compile the join of several workers; leave it out")
         if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
             raise ValueError(f"--monitor {self.monitor}: {self.family} has a loss only")
-        if self.monitor == "auc" and self.base == "ncm":
-            raise ValueError("--monitor auc is for bases of two classes")
         return self
 
 
 class ScannerOptions(BaseSettings):
-    """What a rendered base is like."""
+    """What a rendered dataset is like."""
 
     images: int = Field(1200, ge=4, description="images to render")
     classes: int = Field(868, ge=2, le=868, description="cargo headings (ncm only)")
@@ -565,41 +695,144 @@ class ScannerOptions(BaseSettings):
 
 
 class ScannerSettings(ScannerOptions, JobSettings):
-    """Render a synthetic base: X-ray scans that look real, with the truth written beside them."""
+    """Render synthetic scans: X-ray images that look real, with the truth written beside them."""
 
     job: ClassVar[str] = "scanner"
-    example: ClassVar[str] = "--base ncm --images 5000 --classes 100 --out out/scans"
+    example: ClassVar[str] = "--dataset ncm --images 5000 --classes 100 --out out/scans"
     writes: ClassVar[tuple[str, ...]] = ("images", "truth")
 
-    base: BaseName = Field(description="which base to render")
+    dataset: Synthetic = Field(description="which dataset to render")
+    unlabelled: bool = Field(
+        False,
+        description="in one folder, images/arrived/, as scans arrive before they are labelled",
+    )
 
 
 class PipelineSettings(
-    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, ManifestSettings
+    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, SourceOptions, JobSettings
 ):
-    """From a bucket of images to a judged classifier: list, extract, sweep, evaluate, report.
+    """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
 
-    Without --data the base is rendered first (synthetic scans), so that it runs anywhere.
+    Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
     """
 
     job: ClassVar[str] = "pipeline"
-    example: ClassVar[str] = "--base chest_xray --data chest_xray --out out/chest"
+    example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
     writes: ClassVar[tuple[str, ...]] = (
         "scanner",
+        "store",
         "extract",
         "sweep",
         "evaluate",
         "report.html",
     )
 
-    data: str | None = Field(  # type: ignore[assignment]
+    @model_validator(mode="after")
+    def _source(self) -> PipelineSettings:
+        if self.data is None and self.dataset not in get_args(Synthetic):
+            raise ValueError(
+                f"--dataset {self.dataset}: scans are rendered for "
+                f"{', '.join(get_args(Synthetic))} alone; give --data"
+            )
+        return self
+
+
+class ExportSettings(JobSettings):
+    """Write a table of a store as Parquet files for DuckDB, Spark or pandas."""
+
+    job: ClassVar[str] = "export"
+    example: ClassVar[str] = (
+        "--store s3://bucket/store --table predictions --join --out s3://bucket/exports/today"
+    )
+    writes: ClassVar[tuple[str, ...]] = ("images", "groups", "verdicts", "vectors", "predictions")
+
+    store: str = Field(description="store that jobs/extract.py made")
+    table: Literal["images", "groups", "verdicts", "vectors", "predictions"] = Field(
+        description="which table"
+    )
+    extractor: str | None = Field(
+        None, description="vectors: whose, where the store has those of several (jobs/store.py)"
+    )
+    recipe: str | None = Field(
+        None, description="vectors: augmented views, such as G1@0 (images as they are)"
+    )
+    model: str | None = Field(
+        None, description="predictions: whose, where the store has those of several (jobs/store.py)"
+    )
+    join: bool = Field(
+        False,
+        description="vectors, predictions, verdicts: with the columns of images, one row a file "
+        "that has them",
+    )
+    where: str | None = Field(
         None,
-        description="folder or s3://bucket/prefix with train|val|test/CLASS/… or CLASS/…; "
-        "rendered when not given",
+        description="SQL condition on columns of the table; with --join on columns of the table or "
+        "of images: label = 'vazio'",
+    )
+    split: list[Literal["train", "val", "test"]] = Field(
+        [], description="images of this split alone; may be given again (all)"
+    )
+    as_of: str | None = Field(
+        None,
+        description="id of an earlier run (in its result.json): read the store as that run did",
     )
 
+    @model_validator(mode="after")
+    def _fits_table(self) -> ExportSettings:
+        for flag, value, table in (
+            ("--extractor", self.extractor, "vectors"),
+            ("--recipe", self.recipe, "vectors"),
+            ("--model", self.model, "predictions"),
+        ):
+            if value is not None and self.table != table:
+                raise ValueError(f"{flag} is for --table {table}, not {self.table}")
+        if self.join and self.table in ("images", "groups"):
+            raise ValueError(f"--join is for vectors, predictions and verdicts, not {self.table}")
+        if self.split and not self.join and self.table not in ("images", "groups"):
+            raise ValueError(f"--split: {self.table} have no split; add --join")
+        return self
 
-def parse(kind: type[S], arguments: Sequence[str]) -> S:
+
+class StoreToolSettings(CommandSettings):
+    """What is in a store, whether it is sound, and how to keep it small.
+
+    status and verify only read; the others take the store's lease. verify ends with status 1 where
+    something is wrong.
+    """
+
+    job: ClassVar[str] = "store"
+    example: ClassVar[str] = "status --store s3://bucket/store"
+
+    action: CliPositionalArg[Literal["status", "verify", "compact", "clean", "forget"]] = Field(
+        description="status: tables, images, coverage, runs; verify: is all there, once; compact: "
+        "join small files; clean: remove old versions; forget: release what a run read"
+    )
+    run: CliPositionalArg[str | None] = Field(
+        None, description="forget: id of the run, as status and its result.json have it"
+    )
+    store: str = Field(description="folder or s3://bucket/prefix of the store")
+    as_json: bool = Field(False, alias="json", description="status: print JSON")
+    older_than: timedelta | None = Field(
+        None,
+        ge=timedelta(0),
+        description="clean: age from which on versions go that no run has read, such as 7d (14d)",
+    )
+
+    @model_validator(mode="after")
+    def _fits_action(self) -> StoreToolSettings:
+        for name, value, action in (
+            ("RUN", self.run, "forget"),
+            ("--json", self.as_json or None, "status"),
+            ("--older-than", self.older_than, "clean"),
+        ):
+            if value is not None and self.action != action:
+                raise ValueError(f"{name} is for {action}, not {self.action}")
+        if self.action == "forget" and self.run is None:
+            raise ValueError("forget: RUN is missing: id of a run, as status shows it")
+        return self
+
+
+def parse(kind: type[C], arguments: Sequence[str]) -> C:
     """Settings of a job from its command line and the TOML file named by `--settings`.
 
     Raises:
@@ -621,10 +854,9 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
     try:
         return kind(_cli_parse_args=rest, **values)  # type: ignore[call-arg]
     except SystemExit:  # after --help, which knows the fields alone
-        print(
-            "  --settings FILE       TOML file with any of these settings; flags win over it\n"
-            "  --resume              go on with an unfinished run, as without it"
-        )
+        print("  --settings FILE       TOML file with any of these settings; flags win over it")
+        if issubclass(kind, JobSettings):
+            print("  --resume              go on with an unfinished run, as without it")
         raise
     except ValidationError as error:
         raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
@@ -632,11 +864,20 @@ def parse(kind: type[S], arguments: Sequence[str]) -> S:
         raise InputError(_explain_flag(kind, str(error))) from None
 
 
-def _flags(kind: type[JobSettings]) -> list[str]:
-    return ["--" + name.replace("_", "-") for name in kind.model_fields] + ["--settings"]
+def _flags(kind: type[CommandSettings]) -> list[str]:
+    return [_called(kind, name) for name in kind.model_fields] + ["--settings"]
 
 
-def _read_toml(kind: type[JobSettings], name: str) -> dict[str, Any]:
+def _called(kind: type[CommandSettings], name: str) -> str:
+    """A setting as people write it: a flag, or a word for what stands in a fixed place."""
+    field = kind.model_fields.get(name)
+    if field is not None and _POSITIONAL in field.metadata:
+        return name.upper()
+    called = field.alias or name if field is not None else name
+    return "--" + called.replace("_", "-")
+
+
+def _read_toml(kind: type[CommandSettings], name: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -650,17 +891,17 @@ def _read_toml(kind: type[JobSettings], name: str) -> dict[str, Any]:
     return values
 
 
-def _closest(kind: type[JobSettings], name: str) -> str:
+def _closest(kind: type[CommandSettings], name: str) -> str:
     flag = "--" + name.lstrip("-").replace("_", "-")
     close = difflib.get_close_matches(flag, _flags(kind), n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"
 
 
-def _explain(kind: type[JobSettings], problem: Any) -> str:
+def _explain(kind: type[CommandSettings], problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if not problem["loc"]:
         return message
-    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    flag = _called(kind, str(problem["loc"][0]))
     if problem["type"] == "missing":
         field = kind.model_fields[str(problem["loc"][0])]
         return f"{flag} is missing: {field.description}"
@@ -669,8 +910,14 @@ def _explain(kind: type[JobSettings], problem: Any) -> str:
     return f"{flag} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
-def _explain_flag(kind: type[JobSettings], text: str) -> str:
+def _explain_flag(kind: type[CommandSettings], text: str) -> str:
     unknown = re.search(r"unrecognized arguments: (\S+)", text)
+    if unknown and not unknown.group(1).startswith("-"):
+        return f"unexpected word {unknown.group(1)}: words without a flag come first; see --help"
     if unknown:
         return f"unknown flag {unknown.group(1)}" + _closest(kind, unknown.group(1).split("=")[0])
+    missing = re.search(r"arguments are required: (\w+)", text)
+    if missing:
+        field = kind.model_fields[missing.group(1).lower()]
+        return f"{missing.group(1)} is missing: {field.description}"
     return re.sub(r"^error parsing CLI: ", "", text).splitlines()[0]

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -135,19 +136,40 @@ def images(count: int) -> pa.Array:
 
 def written(rows: pa.Table, seconds: float, now: float) -> Stages:
     """What the rows of one write cost, with the seconds of the write, at `now` since 1970."""
-    spent = tables.matrix(rows[SPENT]).astype(np.float64)
-    sums = dict(zip(_TOLD[1:], spent[:, 1:].sum(axis=0).tolist(), strict=True))
-    bad = np.asarray(pc.equal(rows[TABLE], "errors"))
+    failed = pc.equal(rows[TABLE], "errors")
+    return summed(rows[SPENT], failed, rows.drop_columns([SPENT, TABLE]).nbytes, seconds, now)
+
+
+def summed(
+    spent: pa.ChunkedArray, failed: pa.ChunkedArray, write_bytes: int, seconds: float, now: float
+) -> Stages:
+    """What the rows of one write cost.
+
+    Args:
+        spent: the column of their costs.
+        failed: bool[N], whether a row's image could not be used.
+        write_bytes: of the rows, as they are written.
+        seconds: of the write.
+        now: seconds since 1970.
+    """
+    costs = tables.matrix(spent).astype(np.float64)
+    sums = dict(zip(_TOLD[1:], costs[:, 1:].sum(axis=0).tolist(), strict=True))
+    bad = np.asarray(failed)
     return Stages(
-        ok=round(spent[~bad, 0].sum()),
-        errors=round(spent[bad, 0].sum()),
+        ok=round(costs[~bad, 0].sum()),
+        errors=round(costs[bad, 0].sum()),
         blocks=1,
-        write_bytes=rows.drop_columns([SPENT, TABLE]).nbytes,
+        write_bytes=write_bytes,
         write=seconds,
         first=now,
         last=now,
         **sums,
     )
+
+
+def counted(spent: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Whether a row stands for an image of its own; further views of it do not."""
+    return np.asarray(tables.matrix(spent)[:, 0] > 0)
 
 
 def about(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:

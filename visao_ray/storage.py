@@ -31,6 +31,7 @@ OUTAGES = (
     "AWS Error INTERNAL_FAILURE",
     "AWS Error REQUEST_TIMEOUT",
     r"HTTP status 5\d\d",
+    r"Generic S3 error: .* after \d+ retries",  # of Lance and obstore
 )
 _ATTEMPTS = 11  # of one S3 request before it counts as failed: 26 s, each wait twice the one before
 _CONNECT_S = 5.0

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from visao_ray import settings as all_settings
+from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
-from visao_ray.settings import JobSettings, parse
+from visao_ray.settings import CommandSettings, parse
 from visao_ray.storage import reason
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -67,10 +68,10 @@ def submit(
     import yaml
     from ray.job_submission import JobSubmissionClient
 
-    for part in ("dashboard", "_private"):  # they tell of every ignore file, three times
-        logging.getLogger(f"ray.{part}").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names every ignore file, three times
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS would win over an argument
     environment = yaml.safe_load((_ROOT / "cluster" / "runtime_env.yaml").read_text()) or {}
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     try:
@@ -146,18 +147,20 @@ def _check(verb: str, flags: Sequence[str]) -> None:
     kinds = {
         kind.job: kind
         for kind in vars(all_settings).values()
-        if isinstance(kind, type) and issubclass(kind, JobSettings) and hasattr(kind, "job")
+        if isinstance(kind, type) and issubclass(kind, CommandSettings) and kind.job
     }
     if verb not in kinds:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
-    parse(kinds[verb], flags)
+    dataset = getattr(parse(kinds[verb], flags), "dataset", None)
+    if dataset is not None and "://" not in dataset:  # a bucket may be open to the cluster alone
+        find_dataset(dataset)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="submit.py",
         description="Submit a job to a Ray cluster, show its lines, and exit as it does.",
-        epilog="python jobs/submit.py extract --base vazios --data s3://bucket/vazios --out "
+        epilog="python jobs/submit.py extract --dataset vazios --data s3://bucket/vazios --out "
         "s3://bucket/runs/1\n\nThe cluster's nodes have their credentials from their role or "
         "environment: none are taken from here. The driver runs on the head.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

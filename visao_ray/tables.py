@@ -26,7 +26,8 @@ from visao_ray.storage import Location, insisted, reason
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
-VERSION = "1"
+#: Of tables whose columns have changed; that of the others is 1.
+_VERSIONS = {"manifest": "2"}
 _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
 
 SPLITS = ("train", "val", "test")
@@ -37,18 +38,22 @@ _AHEAD = 4  # files read at once
 TABLE = "table"
 
 
+def _version(name: str) -> bytes:
+    return _VERSIONS.get(name, "1").encode()
+
+
 def named_schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """A table's schema with its name and version in the metadata, as `validate` looks for them."""
-    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: VERSION.encode()})
+    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: _version(name)})
 
 
-#: One row an image found in a base. `split` and `group` decide who may see it.
+#: One row an image found in a dataset. `split` and `group` decide who may see it.
 MANIFEST = named_schema(
     "manifest",
     [
         ("key", pa.string()),
         ("uri", pa.string()),
-        ("base", pa.string()),
+        ("dataset", pa.string()),
         ("label", pa.string()),
         ("split", pa.string()),
         ("group", pa.string()),
@@ -220,11 +225,11 @@ def validate(schema: pa.Schema, name: str, where: str) -> None:
     found = metadata.get(_NAME, b"none of visao_ray's").decode()
     if found != name:
         raise InputError(f"{where}: a table '{name}' is needed, but this one is '{found}'")
-    version = metadata.get(_VERSION, b"?").decode()
-    if version != VERSION:
+    version, ours = metadata.get(_VERSION, b"?"), _version(name)
+    if version != ours:
         raise InputError(
-            f"{where}: table '{name}' has version {version}, this program reads {VERSION}; "
-            "make it again"
+            f"{where}: table '{name}' has version {version.decode()}, this program reads "
+            f"{ours.decode()}; make it again"
         )
 
 

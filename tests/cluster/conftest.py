@@ -68,7 +68,9 @@ def images(s3: S3) -> Location:
 def manifest(site: Site, images: Location) -> Location:
     """Of the images, made on the cluster."""
     out = site.place("cluster/manifest")
-    run = site.nodes.submit("manifest", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}")
+    run = site.nodes.submit(
+        "manifest", "--dataset=vazios", f"--data={images.uri}", f"--out={out.uri}"
+    )
     assert run.returncode == 0, run.stdout
     return out.join("manifest")
 

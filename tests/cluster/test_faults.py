@@ -20,7 +20,7 @@ IMAGES, BLOCK = 1024, 16
 BLOCKS = IMAGES // BLOCK
 SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
 TRAIN = (
-    "--base=vazios",
+    "--dataset=vazios",
     "--family=simple_cnn",
     "--image-size=80",
     "--epochs=4",

@@ -43,7 +43,13 @@ def test_a_sweep(site, calm):
 
 def test_training(site, manifest):
     out = site.place("submission/train")
-    options = ("--base=vazios", "--image-size=80", "--epochs=2", "--batch-size=32", "--workers=2")
+    options = (
+        "--dataset=vazios",
+        "--image-size=80",
+        "--epochs=2",
+        "--batch-size=32",
+        "--workers=2",
+    )
     source = f"--manifest={manifest.uri}"
     run = site.nodes.submit("train", "--family=simple_cnn", source, f"--out={out.uri}", *options)
     assert run.returncode == 0, run.stdout
@@ -59,7 +65,7 @@ def test_a_pipeline(site, images):
     out = site.place("submission/pipeline")
     run = site.nodes.submit(
         "pipeline",
-        "--base=vazios",
+        "--dataset=vazios",
         f"--data={images.uri}",
         f"--out={out.uri}",
         "--limit=200",
@@ -104,10 +110,10 @@ def test_stopped_half_way_and_handed_in_again(site, manifest, calm):
     ],
 )
 def test_more_than_any_node_has(site, images, flags, says):
-    """Told within a minute, in one line, before a base of any size is listed."""
+    """Told within a minute, in one line, before a dataset of any size is listed."""
     out = site.place(f"submission/{flags.strip('-').split('=')[0]}")
     run = site.nodes.submit(
-        "extract", "--base=vazios", f"--data={images.uri}", f"--out={out.uri}", flags, timeout=60
+        "extract", "--dataset=vazios", f"--data={images.uri}", f"--out={out.uri}", flags, timeout=60
     )
     assert run.returncode == 2, run.stdout
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("error: ")]
@@ -116,7 +122,7 @@ def test_more_than_any_node_has(site, images, flags, says):
     train = site.nodes.submit(
         "train",
         "--family=simple_cnn",
-        "--base=vazios",
+        "--dataset=vazios",
         f"--data={images.uri}",
         f"--out={out.uri}-train",
         flags,
@@ -127,9 +133,9 @@ def test_more_than_any_node_has(site, images, flags, says):
 
 
 def test_wrong_settings_do_not_travel(site):
-    run = site.nodes.submit("extract", "--base=lungs", "--data=x", "--out=y", timeout=30)
+    run = site.nodes.submit("extract", "--dataset=lungs", "--data=x", "--out=y", timeout=30)
     assert run.returncode == 2
-    assert run.stdout.startswith("error: --base lungs")
+    assert run.stdout.startswith("error: --dataset lungs")
 
 
 def test_what_travels_is_small(site, calm):

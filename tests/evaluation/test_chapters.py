@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from visao_ray import tables
+from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.judge import judge, summary
 from visao_ray.evaluation.metrics import classification_metrics
@@ -84,7 +85,7 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     }
     where = locate(str(tmp_path))
     tables.write(where.join("part.parquet"), pa.table(rows), tables.predictions(classes))
-    judged = judge(where, "ncm", classes, 0.95, 0, 50)
+    judged = judge(where, NCM, classes, 0.95, 0, 50)
     test = judged["metrics"]["test"]
     chapters = test["per_chapter"]
     assert list(chapters) == ["01", "87", "97"]
@@ -105,6 +106,6 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     assert len(told) == 2
     assert f"{right.mean():.3f} (" in told[0]
 
-    page = write_report(ReportInputs(title="ncm", base="ncm", evaluation=judged))
+    page = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=judged))
     assert "Chapter (2 digits) right" in page
     assert "Chapter right, headings summed" in page

@@ -1,18 +1,20 @@
-"""A model of images, or of features, over a whole base: every image once, with a plain loop's
+"""A model of images, or of vectors, over a whole dataset: every image once, with a plain loop's
 numbers."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 from conftest import SEED, join_ray
 
-from visao_ray import tables
 from visao_ray.backend import import_keras
+from visao_ray.datasets.chest_xray import CHEST_XRAY
+from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
+from visao_ray.evaluation.inference import open_model, table_name
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.images.decode import decode
 from visao_ray.models import saved
@@ -20,15 +22,16 @@ from visao_ray.models.saved import ModelAbout
 from visao_ray.runs import execute
 from visao_ray.settings import EvaluateSettings
 from visao_ray.storage import locate
+from visao_ray.store import Store, schemas
 
 SIDE = 32
 CLASSES = ("nvazio", "vazio")
 
 
 @pytest.fixture(scope="module")
-def base(scans, tmp_path_factory):
+def dataset(scans, tmp_path_factory):
     """The scans, and one more file that is no image."""
-    root = tmp_path_factory.mktemp("base") / "scans"
+    root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     (root / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
     return root
@@ -57,17 +60,17 @@ def models(tmp_path_factory):
     uris = {}
     for name, output in kinds.items():
         classes = () if name == "embedding" else CLASSES
-        about = ModelAbout(
-            "vazios", "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4
-        )
+        about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
         uris[name] = str(folder / f"{name}.keras")
         locate(uris[name]).write_bytes(saved.pack(keras.Model(pixels, output), about))
     return uris
 
 
 def settings(out, model, **source):
-    how = {"base": "vazios", "seed": SEED, "replicates": 100, "batch_size": 7}
-    return EvaluateSettings(out=str(out), model=model, **how, **source)
+    how = {"seed": SEED, "replicates": 100, "batch_size": 7}
+    if "data" in source:
+        how["dataset"] = "vazios"
+    return EvaluateSettings(out=str(out), model=model, **(how | source))
 
 
 def rows_of(out, table):
@@ -77,43 +80,64 @@ def rows_of(out, table):
     return by_key
 
 
+def images_of(store):
+    table = Store.open(str(store)).images.latest()
+    return {row["key"]: row for row in table.read(schemas.IMAGES.names).to_pylist()}
+
+
+def results_of(store, model):
+    name = table_name(open_model(model, 1))
+    columns = ["content_id", "view", "status", "error_type"]
+    rows = Store.open(str(store)).predictions(name).latest().read(columns).to_pylist()
+    assert len({row["content_id"] for row in rows}) == len(rows)
+    assert all(row["view"] == 0 for row in rows)
+    return {row["content_id"]: row for row in rows}
+
+
 def found_in(result, split):
     return result["metrics"][split]["precision_at_20"]
 
 
-def plain(model, root, keys):
-    images = [decode((root / key).read_bytes(), SIDE, "stretch") for key in keys]
+def plain(model, keys):
+    images = [decode(locate(key).read_bytes(), SIDE, "stretch") for key in keys]
     return saved.load(locate(model))[0].predict(np.stack(images), verbose=0)
 
 
 @pytest.fixture(scope="module")
-def classified(base, models, tmp_path_factory, _ray_at_end):
+def classified(dataset, models, tmp_path_factory, _ray_at_end):
     join_ray()
     out = tmp_path_factory.mktemp("classified") / "out"
-    return out, execute(settings(out, models["both"], data=str(base)), evaluate_model)
+    return out, execute(settings(out, models["both"], data=str(dataset)), evaluate_model)
 
 
-def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, base, models):
+def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, models):
     out, result = classified
     counts = result["counts"]
-    assert (counts["images"], counts["ok"], counts["errors"]) == (41, 40, 1)
-    errors = rows_of(out, "errors")
-    assert set(errors) == {"vazio/broken.jpg"}
-    assert counts["errors_by_reason"] == {errors["vazio/broken.jpg"]["error_type"]: 1}
-    manifest = rows_of(out, "listing/manifest")
+    broken = str(dataset / "vazio" / "broken.jpg")
+    read = counts["read"]
+    assert (read["listed"], read["new"], read["ok"], read["errors"]) == (41, 41, 40, 1)
+    assert (counts["images"], counts["ok"], counts["errors"]) == (40, 40, 0)
+    images = images_of(out / "store")
+    assert {key for key, row in images.items() if row["status"] == "error"} == {broken}
+    reason = images[broken]["error"].split(":")[0]
+    assert read["errors_by_reason"] == {reason: 1}
     embeddings, predictions = rows_of(out, "embeddings"), rows_of(out, "predictions")
-    assert set(embeddings) == set(manifest) - set(errors)
-    judged = {key for key in embeddings if manifest[key]["split"] != "train"}
+    assert set(embeddings) == set(images) - {broken}
+    judged = {key for key in embeddings if images[key]["split"] != "train"}
     assert set(predictions) == judged
     assert 0 < len(judged) < 40
+    results = results_of(out / "store", models["both"])
+    assert {row["status"] for row in results.values()} == {"ok", "error"}
+    assert results[images[broken]["content_id"]]["error_type"] == reason
 
     keys = sorted(embeddings)
-    expected = plain(models["both"], base, keys)
+    expected = plain(models["both"], keys)
     made = np.array([embeddings[key]["embedding"] for key in keys])
     np.testing.assert_allclose(made, expected["embedding"], atol=1e-5, rtol=1e-5)
     for key, probability in zip(keys, expected["probability"], strict=True):
-        for name in ("label", "split", "group", "content_id"):
-            assert embeddings[key][name] == manifest[key][name]
+        for name in ("label", "split", "group"):
+            assert embeddings[key][name] == images[key][name]
+        assert embeddings[key]["content_id"] == images[key]["content_id"].hex()
         if key not in judged:
             continue
         row = predictions[key]
@@ -121,7 +145,7 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, base, mod
         assert row["predicted"] == CLASSES[probability.argmax()]
         assert row["model"] == embeddings[key]["model"] == "tiny epoch 4"
         for name in ("label", "split", "group"):
-            assert row[name] == manifest[key][name]
+            assert row[name] == images[key][name]
 
     for split in ("val", "test"):
         found = result["metrics"][split]
@@ -133,46 +157,84 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, base, mod
         assert counts["by_split"][split]["images"] == len(rows)
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["retrieval"]["val"]["precision_at_20"] == found_in(result, "val")
-    assert any(
-        "the model was trained with 7" in told for told in result["warnings"]
-    )  # other splits
+    digest = open_model(models["both"], 1).digest
+    assert evaluation["model"] == {"name": "tiny epoch 4", "digest": digest}
+    inputs = result["inputs"]
+    assert inputs["model_digest"] == digest
+    read = {name.removesuffix(".lance") for name in inputs["versions"]}
+    assert read == {"images", inputs["predictions"]}
+    wrong = [row for row in predictions.values() if row["split"] == "test"]
+    wrong = {row["key"] for row in wrong if row["predicted"] != row["label"]}
+    assert {row["key"] for row in evaluation["mistakes"]} == wrong
+    told = [row["probability"] for row in evaluation["mistakes"]]
+    assert told == sorted(told, reverse=True)
     assert not (out / "work").exists()
 
 
 def test_train_is_not_read_without_need(classified, models, tmp_path, ray_cluster):
-    """A classifier over the manifest; its images of train are gone."""
+    """A classifier over the store; the files of its train images are gone."""
     out, whole = classified
     before = rows_of(out, "predictions")
-    listing = pads.dataset(out / "listing" / "manifest").to_table()
-    manifest = rows_of(out, "listing/manifest")
-    judged = {key for key, row in manifest.items() if row["split"] != "train"}
-    uris = [row["uri"] if row["split"] != "train" else "/gone" for row in listing.to_pylist()]
-    position = listing.schema.get_field_index("uri")
-    listing = listing.set_column(position, "uri", pa.array(uris))
-    tables.write(locate(str(tmp_path / "manifest")), listing, tables.MANIFEST)
-    chosen = settings(tmp_path / "out", models["probability"], manifest=str(tmp_path / "manifest"))
-    result = execute(chosen, evaluate_model)
-    assert result["counts"]["images"] == len(judged)
+    images = images_of(out / "store")
+    judged = {key for key, row in images.items() if row["split"] in ("val", "test")}
+    train = [key for key, row in images.items() if row["split"] == "train"]
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for number, key in enumerate(train):
+        shutil.move(key, hidden / str(number))
+    try:
+        chosen = settings(tmp_path / "out", models["probability"], store=str(out / "store"))
+        result = execute(chosen, evaluate_model)
+    finally:
+        for number, key in enumerate(train):
+            shutil.move(hidden / str(number), key)
+    assert (result["counts"]["images"], result["counts"]["errors"]) == (len(judged), 0)
     predictions = rows_of(tmp_path / "out", "predictions")
-    assert set(predictions) == set(before)
+    assert set(predictions) == set(before) == judged
     for key, row in predictions.items():
         np.testing.assert_allclose(row["probability"], before[key]["probability"], atol=1e-5)
-    assert not any("trained with" in told for told in result["warnings"])  # these were given
+    contents = {images[key]["content_id"] for key in judged}
+    assert set(results_of(out / "store", models["probability"])) == contents
     assert not (tmp_path / "out" / "embeddings").exists()
     for split in ("val", "test"):
         assert result["metrics"][split]["accuracy"] == whole["metrics"][split]["accuracy"]
         assert "precision_at_20" not in result["metrics"][split]
 
 
-def test_a_model_without_classes(classified, models, tmp_path, ray_cluster):
+def test_images_that_are_gone_are_counted(classified, models, tmp_path, ray_cluster):
+    """A test image that cannot be read any more is an error with a reason, and asked for again."""
+    out, _ = classified
+    store = tmp_path / "store"
+    shutil.copytree(out / "store", store)
+    shutil.rmtree(store / "predictions")
+    images = images_of(store)
+    judged = sorted(key for key, row in images.items() if row["split"] in ("val", "test"))
+    gone = next(key for key in judged if images[key]["split"] == "test")
+    shutil.move(gone, tmp_path / "kept")
+    chosen = settings(tmp_path / "out", models["probability"], store=str(store), max_errors=0)
+    try:
+        with pytest.raises(InputError, match=rf"1 of {len(judged)} images .*more than --max-err"):
+            execute(chosen, evaluate_model)
+    finally:
+        shutil.move(tmp_path / "kept", gone)
+    assert set(rows_of(tmp_path / "out", "predictions")) == {*judged} - {gone}
+    result = execute(chosen, evaluate_model)  # the same run goes on, and the file is there again
+    assert (result["counts"]["ok"], result["counts"]["errors"]) == (len(judged), 0)
+    assert set(rows_of(tmp_path / "out", "predictions")) == {*judged}
+
+
+def test_a_model_without_classes(classified, dataset, models, tmp_path, ray_cluster):
     out, whole = classified
-    manifest = str(out / "listing" / "manifest")
-    chosen = settings(tmp_path / "out", models["embedding"], manifest=manifest)
+    chosen = settings(tmp_path / "out", models["embedding"], data=str(dataset))
     strict = chosen.model_copy(update={"max_errors": 0.0})
-    with pytest.raises(InputError, match=r"1 of 41 images .* more than --max-errors 0 allows"):
+    with pytest.raises(InputError, match=r"1 of 41 new images .* more than --max-errors 0"):
         execute(strict, evaluate_model)
-    assert set(rows_of(tmp_path / "out", "errors")) == {"vazio/broken.jpg"}
+    with pytest.raises(InputError, match=r"1 of 41 new images .* more than --max-errors 0"):
+        execute(strict, evaluate_model)  # not forgotten
+    images = images_of(tmp_path / "out" / "store")
+    assert sum(row["status"] == "error" for row in images.values()) == 1
     result = execute(chosen, evaluate_model)  # the same run goes on
+    assert result["counts"]["read"] == whole["counts"]["read"]
     assert set(rows_of(tmp_path / "out", "embeddings")) == set(rows_of(out, "embeddings"))
     assert not (tmp_path / "out" / "predictions").exists()
     for split in ("val", "test"):
@@ -180,56 +242,94 @@ def test_a_model_without_classes(classified, models, tmp_path, ray_cluster):
         assert result["counts"]["by_split"][split] == whole["counts"]["by_split"][split]
 
 
-def test_a_model_of_features_that_embeds(extracted, tmp_path, ray_cluster):
-    """Views and batches that do not divide; the same job, from the features table."""
+def vector_model(store, output, folder, **changes):
+    """URI and Keras model of 8-number vectors as `store` has them."""
     keras = import_keras()
-    schema = tables.open_table(locate(f"{extracted}/features"), "features").schema
+    found = Store.open(str(store))
+    (name,) = found.extractors()
+    made = schemas.description(found.vectors(name).latest().schema)
     inputs = {pool: keras.Input((8,), name=pool) for pool in ("avg", "max")}
     start = keras.initializers.GlorotUniform(seed=5)
     joined = keras.layers.Concatenate()([inputs["avg"], inputs["max"]])
     embedding = keras.layers.Dense(3, kernel_initializer=start)(joined)
     probability = keras.layers.Dense(2, "softmax", kernel_initializer=start)(embedding)
-    model = keras.Model(inputs, {"embedding": embedding, "probability": probability})
-    made = tables.about(schema)
-    about = ModelAbout("vazios", "siamese", CLASSES, "features", {}, width=8, features=made)
-    uri = str(tmp_path / "model.keras")
-    locate(uri).write_bytes(saved.pack(model, about))
-    features = str(extracted / "features")
-    result = execute(settings(tmp_path / "out", uri, features=features), evaluate_model)
-    rows = rows_of(extracted, "features")
-    keys = sorted(rows)
+    outputs = {"embedding": embedding, "probability": probability}
+    model = keras.Model(inputs, {kind: outputs[kind] for kind in output})
+    about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
+    uri = str(folder / "model.keras")
+    locate(uri).write_bytes(saved.pack(model, replace(about, **changes)))
+    return uri, model
+
+
+def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
+    """Steps that do not divide; the same job, from the store's vectors."""
+    uri, model = vector_model(store, ("embedding", "probability"), tmp_path)
+    chosen = settings(tmp_path / "out", uri, store=str(store), batch_size=1)
+    result = execute(chosen, evaluate_model)
+    images = images_of(store)
+    found = Store.open(str(store))
+    (name,) = found.extractors()
+    rows = found.vectors(name).latest().read(["content_id", "avg", "max"]).to_pylist()
+    by_content = {row["content_id"]: row for row in rows}
+    keys = sorted(images)
+    of_keys = [by_content[images[key]["content_id"]] for key in keys]
     vectors = {
-        pool: np.array([rows[key][pool] for key in keys], np.float32) for pool in ("avg", "max")
+        pool: np.array([row[pool] for row in of_keys], np.float32) for pool in ("avg", "max")
     }
     expected = saved.outputs(model, vectors)
     embeddings = rows_of(tmp_path / "out", "embeddings")
-    found = np.array([embeddings[key]["embedding"] for key in keys])
-    np.testing.assert_allclose(found, expected["embedding"], atol=1e-5, rtol=1e-5)
+    made = np.array([embeddings[key]["embedding"] for key in keys])
+    np.testing.assert_allclose(made, expected["embedding"], atol=1e-5, rtol=1e-5)
     predictions = rows_of(tmp_path / "out", "predictions")
-    assert set(predictions) == {key for key in keys if rows[key]["split"] != "train"}
+    assert set(predictions) == {key for key in keys if images[key]["split"] != "train"}
     for key, probability in zip(keys, expected["probability"], strict=True):
         if key in predictions:
             np.testing.assert_allclose(predictions[key]["probability"], probability, atol=1e-5)
     counts = result["counts"]
     assert (counts["images"], counts["ok"], counts["errors"]) == (40, 40, 0)
+    assert "read" not in counts
 
-    manifest = str(extracted / "listing" / "manifest")
-    wrong = settings(tmp_path / "wrong", uri, manifest=manifest)
-    with pytest.raises(InputError, match=r"siamese\) takes features; give --features"):
+    # Another run finds the predictions there, and gives the same figures.
+    again = execute(settings(tmp_path / "again", uri, store=str(store)), evaluate_model)
+    assert "predict" not in again["timings"]
+    assert again["metrics"] == result["metrics"]
+    name = f"{result['inputs']['predictions']}.lance"
+    assert again["inputs"]["versions"][name] == result["inputs"]["versions"][name]
+    assert rows_of(tmp_path / "again", "predictions") == predictions
+    # And one that reads the store as the first did.
+    past = settings(tmp_path / "past", uri, store=str(store), as_of=result["run"])
+    assert execute(past, evaluate_model)["metrics"] == result["metrics"]
+    wrong = settings(tmp_path / "wrong", uri, store=str(store), as_of="12345678")
+    with pytest.raises(InputError, match="--as-of 12345678: no run of that id"):
         execute(wrong, evaluate_model)
 
 
-def test_sources_that_do_not_fit(base, classified, extracted, models, tmp_path):
-    features = str(extracted / "features")
-    chosen = settings(tmp_path / "a", models["both"], features=features)
-    with pytest.raises(InputError, match="takes images; give --data or --manifest"):
+def test_sources_that_do_not_fit(dataset, classified, store, models, tmp_path):
+    vectors, _ = vector_model(store, ("probability",), tmp_path)
+    chosen = settings(tmp_path / "a", vectors, data=str(dataset))
+    with pytest.raises(InputError, match=r"takes vectors.* run jobs/extract\.py --data .*scans "):
         execute(chosen, evaluate_model)
-    manifest = str(classified[0] / "listing" / "manifest")
-    chosen = settings(tmp_path / "b", models["both"], manifest=manifest)
-    with pytest.raises(InputError, match="lists base vazios, not chest_xray"):
-        execute(chosen.model_copy(update={"base": "chest_xray"}), evaluate_model)
-    for source in ({}, {"features": features, "data": str(base)}):
-        with pytest.raises(ValueError, match="give one of --features, --data and --manifest"):
-            settings(tmp_path / "c", models["both"], **source)
-    with pytest.raises(ValueError, match="--limit belongs to the listing of --data"):
-        settings(tmp_path / "c", models["both"], manifest=manifest, limit=3)
+    pixels = str(classified[0] / "store")
+    with pytest.raises(InputError, match=r"has no vectors.*jobs/extract\.py --data … --store .*st"):
+        execute(settings(tmp_path / "b", vectors, store=pixels), evaluate_model)
+    made = schemas.description(
+        Store.open(str(store)).vectors(*Store.open(str(store)).extractors()).latest().schema
+    )
+    (tmp_path / "others").mkdir()
+    others, _ = vector_model(
+        store, ("probability",), tmp_path / "others", features={**made, "weights_digest": "00"}
+    )
+    with pytest.raises(InputError, match="features were made with weights_digest"):
+        execute(settings(tmp_path / "c", others, store=str(store)), evaluate_model)
+    (tmp_path / "chest").mkdir()
+    chest, _ = vector_model(store, ("probability",), tmp_path / "chest", dataset=CHEST_XRAY)
+    with pytest.raises(InputError, match="for dataset chest_xray, not vazios"):
+        execute(settings(tmp_path / "d", chest, store=str(store)), evaluate_model)
+    chosen = settings(tmp_path / "e", models["both"], data=str(dataset), dataset="chest_xray")
+    with pytest.raises(InputError, match="for dataset vazios, not chest_xray"):
+        execute(chosen, evaluate_model)
+    for source in ({}, {"store": str(store), "data": str(dataset)}):
+        with pytest.raises(ValueError, match="give either --store or --data"):
+            settings(tmp_path / "f", models["both"], **source)
+    with pytest.raises(ValueError, match="--limit belongs to --data"):
+        settings(tmp_path / "f", models["both"], store=str(store), limit=3)

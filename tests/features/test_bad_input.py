@@ -19,9 +19,9 @@ GOOD = 60
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[OddFile], int]:
-    """A vazios base with every odd kind in one class, strays outside; and how many files it has."""
-    folder = tmp_path_factory.mktemp("base")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[OddFile], int]:
+    """Images with every odd kind in one class, strays outside; and how many files there are."""
+    folder = tmp_path_factory.mktemp("dataset")
     good = [encoded(film(150 + n, 260), "JPEG", quality=95) for n in range(4)]
     for label in ("nvazio", "vazio"):
         (folder / label).mkdir()
@@ -62,10 +62,10 @@ def patch_means(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_file_ends_in_one_place(
-    base: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
+    dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
 ) -> None:
-    folder, odd, files = base
-    arguments = ["--base", "vazios", "--data", str(folder), "--weights", str(averager)]
+    folder, odd, files = dataset
+    arguments = ["--dataset", "vazios", "--data", str(folder), "--weights", str(averager)]
     run = extract([*arguments, "--out", str(tmp_path), "--max-errors", "0.5"])
     assert run.returncode == 0, run.stderr
 
@@ -104,11 +104,11 @@ def test_every_file_ends_in_one_place(
 
 
 def test_too_many_errors_fail_after_writing_them(
-    base: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
+    dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
 ) -> None:
-    folder, odd, files = base
+    folder, odd, files = dataset
     bad = sum(not file.readable for file in odd) + 1
-    arguments = ["--base", "vazios", "--data", str(folder), "--weights", str(averager)]
+    arguments = ["--dataset", "vazios", "--data", str(folder), "--weights", str(averager)]
     run = extract([*arguments, "--out", str(tmp_path)])
     assert run.returncode == 2
     assert f"{bad} of {files} images" in run.stderr

@@ -11,7 +11,7 @@ import pytest
 from visao_ray import tables
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.backbones import resolve
+from visao_ray.models.backbones import resolve
 from visao_ray.features.pipeline import extract_features
 from visao_ray.images.decode import decode
 from visao_ray.runs import execute
@@ -45,7 +45,7 @@ def test_every_image_once(extracted, rows, scans, tiny_backbone):
             assert made[name] == row[name]
     schema = tables.open_table(locate(f"{extracted}/features"), "features").schema
     backbone, _ = resolve(
-        ExtractSettings(base="vazios", data="in", out="out", weights=tiny_backbone), 0
+        ExtractSettings(dataset="vazios", data="in", out="out", weights=tiny_backbone), 0
     )
     told = backbone.about() | {"resize": "stretch", "augment": "none", "views": 0}
     assert tables.about(schema) == told == result["details"]["about"]

@@ -26,7 +26,7 @@ ACTORS = 1
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,024 different small scans: 64 renders, each brightened sixteen ways."""
-    folder = tmp_path_factory.mktemp("base")
+    folder = tmp_path_factory.mktemp("dataset")
     recipe = BaseRecipe(base="vazios", images=64, seed=3)
     for planned in plan(recipe):
         scan = render("vazios", planned.true_label, planned.index, 3, planned.difficulty)
@@ -79,7 +79,7 @@ def read(out: Path) -> dict[str, np.ndarray]:
 @pytest.mark.faults
 def test_three_kills_leave_no_trace(images: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest"
-    arguments = ["--base", "vazios", "--data", str(images), "--out", str(manifest)]
+    arguments = ["--dataset", "vazios", "--data", str(images), "--out", str(manifest)]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     made = [sys.executable, "jobs/manifest.py", *arguments]
     subprocess.run(made, cwd=REPOSITORY, env=environment, check=True, timeout=120)

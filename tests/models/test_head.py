@@ -5,8 +5,8 @@ import pytest
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
 from visao_ray.models.head import HeadSettings, build_head, class_factors, compile_head
+from visao_ray.models.normalization import FeatureStats
 
 WIDTH = 6
 
@@ -20,12 +20,12 @@ def vectors():
 
 
 @pytest.fixture(scope="module")
-def moments(vectors):
-    return {pool: Moments.of(part) for pool, part in vectors.items()}
+def stats(vectors):
+    return {pool: FeatureStats.of(part) for pool, part in vectors.items()}
 
 
-def test_only_the_chosen_pool_counts(vectors, moments):
-    model = build_head(HeadSettings(pool="avg"), WIDTH, 2, moments)
+def test_only_the_chosen_pool_counts(vectors, stats):
+    model = build_head(HeadSettings(pool="avg"), WIDTH, 2, stats)
     base = model.predict(vectors, verbose=0)
     other = {"avg": vectors["avg"], "max": vectors["max"] * 9}
     np.testing.assert_array_equal(model.predict(other, verbose=0), base)
@@ -33,18 +33,18 @@ def test_only_the_chosen_pool_counts(vectors, moments):
     assert np.abs(model.predict(other, verbose=0) - base).max() > 0.01
 
 
-def test_moments_match_numpy_and_spare_dead_channels(vectors):
+def test_statistics_match_numpy_and_spare_dead_channels(vectors):
     avg = vectors["avg"]
-    found = Moments.of(avg)
+    found = FeatureStats.of(avg)
     np.testing.assert_allclose(found.mean, avg.mean(axis=0), rtol=1e-5)
     live = [0, 1, 2, 3, 5]
     np.testing.assert_allclose(found.deviation[live], avg.std(axis=0)[live], rtol=1e-5)
     assert 0.01 < found.deviation[4] < 0.1
 
 
-def test_standardising_uses_them(vectors, moments):
+def test_standardising_uses_them(vectors, stats):
     keras = import_keras()
-    model = build_head(HeadSettings(pool="max", layers=0), WIDTH, 2, moments)
+    model = build_head(HeadSettings(pool="max", layers=0), WIDTH, 2, stats)
     layer = model.get_layer("standardise_max")
     found = keras.ops.convert_to_numpy(layer(vectors["max"]))
     live = [0, 1, 2, 3, 5]
@@ -52,15 +52,15 @@ def test_standardising_uses_them(vectors, moments):
     np.testing.assert_allclose(found.std(axis=0)[live], 1, atol=1e-4)
 
 
-def test_label_smoothing_keeps_probabilities_from_the_ends(vectors, moments):
+def test_label_smoothing_keeps_probabilities_from_the_ends(vectors, stats):
     labels = (np.arange(200) % 2).astype(np.int32)
     inputs = {pool: part + 9 * labels[:, None] for pool, part in vectors.items()}
-    moments = {pool: Moments.of(part) for pool, part in inputs.items()}
+    stats = {pool: FeatureStats.of(part) for pool, part in inputs.items()}
     confident = []
     for smoothing in (0.0, 0.4):
         import_keras().utils.set_random_seed(0)
         settings = HeadSettings(layers=0, dropout=0, learning_rate=0.1, label_smoothing=smoothing)
-        model = build_head(settings, WIDTH, 2, moments)
+        model = build_head(settings, WIDTH, 2, stats)
         compile_head(model, settings)
         model.fit(inputs, labels, epochs=60, batch_size=200, verbose=0)
         confident.append(model.predict(inputs, verbose=0).max(axis=1).mean())

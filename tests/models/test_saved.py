@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from visao_ray.backend import import_keras
+from visao_ray.datasets.chest_xray import CHEST_XRAY
+from visao_ray.datasets.ncm import NCM
+from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings, build_head, compile_head
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.saved import ModelAbout
 from visao_ray.storage import locate
 
 WIDTH = 6
 FEATURES = {"backbone": "gauss", "weights": "a", "weights_digest": "12", "image_size": 224}
 HEAD = ModelAbout(
-    base="vazios",
+    dataset=VAZIOS,
     family="head",
     classes=("nvazio", "vazio"),
     takes="features",
@@ -28,7 +31,7 @@ HEAD = ModelAbout(
     trial=3,
     epoch=2,
 )
-IMAGES = ModelAbout("vazios", "siamese", (), "images", {}, image_size=8, epoch=4)
+IMAGES = ModelAbout(VAZIOS, "siamese", (), "images", {}, image_size=8, epoch=4)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,8 @@ def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
     keras = import_keras()
     settings = HeadSettings(pool=pool, layers=layers, units=8, l2=1e-3, learning_rate=0.05)
     keras.utils.set_random_seed(0)
-    moments = {name: Moments.of(part) for name, part in vectors.items()}
-    model = build_head(settings, WIDTH, 2, moments)
+    stats = {name: FeatureStats.of(part) for name, part in vectors.items()}
+    model = build_head(settings, WIDTH, 2, stats)
     compile_head(model, settings)
     model.fit(vectors, np.zeros(200, np.int32), batch_size=100, epochs=5, verbose=0)
     expected = model.predict(vectors, verbose=0)
@@ -94,21 +97,27 @@ def test_file_keeps_named_outputs(tmp_path):
 
 def test_check_names_what_does_not_fit():
     elsewhere = FEATURES | {"weights": "elsewhere", "augment": "G1"}
-    HEAD.check_features("vazios", WIDTH, elsewhere, "--model m")
-    with pytest.raises(InputError, match="base vazios, not ncm"):
-        HEAD.check_features("ncm", WIDTH, FEATURES, "--model m")
+    HEAD.check_features(VAZIOS, WIDTH, elsewhere, "--model m")
+    with pytest.raises(InputError, match="dataset vazios, not ncm"):
+        HEAD.check_features(NCM, WIDTH, FEATURES, "--model m")
+    HEAD.check_features(None, WIDTH, FEATURES, "--model m")  # its own
+    other = replace(VAZIOS, positive="vazio")
+    with pytest.raises(
+        InputError, match=r"positive of dataset vazios was nvazio .* now it is vazio"
+    ):
+        HEAD.check_features(other, WIDTH, FEATURES, "--model m")
     with pytest.raises(InputError, match="7 numbers a pool, the model takes 6"):
-        HEAD.check_features("vazios", 7, FEATURES, "--model m")
+        HEAD.check_features(VAZIOS, 7, FEATURES, "--model m")
     with pytest.raises(InputError, match="weights_digest 13"):
-        HEAD.check_features("vazios", WIDTH, FEATURES | {"weights_digest": "13"}, "--model m")
+        HEAD.check_features(VAZIOS, WIDTH, FEATURES | {"weights_digest": "13"}, "--model m")
     with pytest.raises(InputError, match=r"--model m: .*takes images; give --data"):
-        IMAGES.check_features("vazios", WIDTH, FEATURES, "--model m")
+        IMAGES.check_features(VAZIOS, WIDTH, FEATURES, "--model m")
 
-    IMAGES.check_images("vazios", "--model m")
-    with pytest.raises(InputError, match="base vazios, not chest_xray"):
-        IMAGES.check_images("chest_xray", "--model m")
+    IMAGES.check_images(VAZIOS, "--model m")
+    with pytest.raises(InputError, match="dataset vazios, not chest_xray"):
+        IMAGES.check_images(CHEST_XRAY, "--model m")
     with pytest.raises(InputError, match=r"--model m: .*takes features; give --features"):
-        HEAD.check_images("vazios", "--model m")
+        HEAD.check_images(VAZIOS, "--model m")
 
 
 def test_name():

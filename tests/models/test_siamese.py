@@ -5,7 +5,7 @@ import pytest
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.siamese import (
     build_concatenation,
     build_trunk_features,
@@ -34,8 +34,8 @@ def labels(vectors):
 @pytest.fixture
 def trunk(vectors):
     import_keras().utils.set_random_seed(0)
-    moments = {pool: Moments.of(part) for pool, part in vectors.items()}
-    return build_trunk_features(WIDTH, moments, units=16, embedding=5)
+    stats = {pool: FeatureStats.of(part) for pool, part in vectors.items()}
+    return build_trunk_features(WIDTH, stats, units=16, embedding=5)
 
 
 def by_hand(labels, points, weights, margin):

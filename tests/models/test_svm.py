@@ -6,7 +6,7 @@ from sklearn.svm import SVC
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.svm import (
     fit_calibrated,
     gamma_scale,
@@ -35,8 +35,8 @@ def test_keras_computes_what_sklearn_fitted(classes, tmp_path):
     vectors, labels = rows(300, classes)
     new, truth = rows(100, classes, seed=1)
     groups = np.array([f"g{index // 3}" for index in range(300)])
-    moments = {pool: Moments.of(part) for pool, part in vectors.items()}
-    inputs = svm_inputs_features(WIDTH, "both", moments)
+    stats = {pool: FeatureStats.of(part) for pool, part in vectors.items()}
+    inputs = svm_inputs_features(WIDTH, "both", stats)
     x, x_new = inputs.predict(vectors, verbose=0), inputs.predict(new, verbose=0)
     np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-3)
@@ -80,8 +80,8 @@ def test_classes_with_few_or_no_rows():
     groups = np.arange(120)
     labels[:2], groups[:2] = 3, 0  # class 3: one group; class 2: no rows
     fitted = fit_calibrated(x, labels, groups, 4, C=1, gamma=1, seed=0)
-    moments = {pool: Moments.of(part) for pool, part in vectors.items()}
-    probability = to_keras(svm_inputs_features(WIDTH, "avg", moments), fitted).predict_on_batch(
+    stats = {pool: FeatureStats.of(part) for pool, part in vectors.items()}
+    probability = to_keras(svm_inputs_features(WIDTH, "avg", stats), fitted).predict_on_batch(
         vectors
     )
     assert np.isfinite(probability).all()
@@ -110,7 +110,7 @@ def test_reduced_pixels():
     tiles = pixels.reshape(40, 32, 3, 32, 3, 3).mean(axis=(2, 4, 5)) / 255
     np.testing.assert_allclose(reduced, tiles.reshape(40, 1024), atol=1e-5)
 
-    inputs = svm_inputs_images(96, Moments.of(reduced))
+    inputs = svm_inputs_images(96, FeatureStats.of(reduced))
     x = inputs.predict_on_batch(pixels)
     np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-2)
     assert gamma_scale(x) == pytest.approx(1 / 1024, rel=0.05)

@@ -80,7 +80,7 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
     html = write_report(
         ReportInputs(
             title=f"Title {EVIL}",
-            base="vazios",
+            dataset="vazios",
             command=f"python jobs/pipeline.py --data '{EVIL}'",
             settings={"seed": 7, "augmentation": None, "note": EVIL},
             counts={
@@ -143,7 +143,7 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
 def test_many_classes_whatever_their_names(width):
     classes = (EVIL, "a\x01b", *(f"{heading:04}" for heading in range(width - 2)))
     judged = evaluation(classes, None, rows=900)
-    html = write_report(ReportInputs(title="ncm", base="ncm", evaluation=judged))
+    html = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=judged))
     page = Page(html)
     check_self_contained(html, page)
     for metric in ("top1", "top5", "balanced_accuracy"):

@@ -123,7 +123,7 @@ def finalist(trial, objective, default, median, first=0.4):
 
 def page(**changes):
     given = {
-        "base": "vazios",
+        "dataset": "vazios",
         "objective": "ROC AUC",
         "objective_mode": "max",
         "trials": trials(
@@ -302,7 +302,7 @@ def test_several_bases_with_many_trials_and_classes():
     values = [0.05, *(float(v) for v in rng.uniform(0.3, 0.6, 299))]
     dense = [number for number, change in enumerate(changes) if "kind" not in change]
     ncm = page(
-        base="ncm",
+        dataset="ncm",
         objective="macro F1",
         trials=trials(changes, values),
         history=history(dense, 30),
@@ -314,7 +314,7 @@ def test_several_bases_with_many_trials_and_classes():
     html = sweep_report("Sweeps", "", [page(warnings=["one"]), ncm], ["one", "one"])
     found = Page(html)
     assert len(html) < 3_000_000
-    assert "2 bases, 304 trials" in found.text
+    assert "2 datasets, 304 trials" in found.text
     assert found.text.count("Warning. one") == 1
     assert "Warning. 12 classes" in found.text
     assert "868" in found.text
@@ -339,7 +339,7 @@ def test_names_are_data():
             f"python jobs/sweep.py --out '{EVIL}'",
             [
                 page(
-                    base=EVIL,
+                    dataset=EVIL,
                     objective=f"recall of {EVIL}\x01",
                     trials=made,
                     finalists=[],

@@ -1,4 +1,4 @@
-"""Every family of models trains on a rendered base, on one worker and on two."""
+"""Every family of models trains on a rendered dataset, on one worker and on two."""
 
 import json
 import math
@@ -14,31 +14,32 @@ from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
 from visao_ray.runs import execute
 from visao_ray.settings import TrainSettings
+from visao_ray.store.store import Store
 from visao_ray.training.train import train_model
 
 BROKEN = "vazio/broken.jpg"
-LISTS = "simple_cnn-1"  # the case that lists the base; others take its manifest
+READS = "simple_cnn-1"  # the case that reads the dataset; others take its store
 
 #: Family and workers: what it takes, whether it gives probabilities, embeddings; its settings.
 #: simple_cnn on two workers: test_resume.py.
 CASES = {
-    "simple_cnn-1": ("images", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
-    "head-1": ("features", True, False, {"epochs": 2, "class_weight": "balanced"}),
-    "head-2": ("features", True, False, {"epochs": 2, "monitor": "auc", "optimizer": "sgd"}),
-    "transfer-1": ("images", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
-    "transfer-2": ("images", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
-    "siamese-1": ("features", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
-    "siamese-2": ("images", True, True, {"join": "concatenation", "image_size": 128}),
-    "autoencoder-1": ("images", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
-    "autoencoder-2": ("images", False, True, {"image_size": 32, "embedding": 8}),
-    "svm-1": ("images", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
+    "simple_cnn-1": ("pixels", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
+    "head-1": ("vectors", True, False, {"epochs": 2, "class_weight": "balanced"}),
+    "head-2": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "optimizer": "sgd"}),
+    "transfer-1": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
+    "transfer-2": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
+    "siamese-1": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
+    "siamese-2": ("pixels", True, True, {"join": "concatenation", "image_size": 128}),
+    "autoencoder-1": ("pixels", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
+    "autoencoder-2": ("pixels", False, True, {"image_size": 32, "embedding": 8}),
+    "svm-1": ("pixels", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
 }
 
 
 @pytest.fixture(scope="module")
-def base(scans, tmp_path_factory):
+def dataset(scans, tmp_path_factory):
     """The scans, and one that was cut off."""
-    root = tmp_path_factory.mktemp("base") / "scans"
+    root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     whole = min((root / "vazio").iterdir()).read_bytes()
     (root / BROKEN).write_bytes(whole[: len(whole) * 2 // 3])
@@ -46,12 +47,12 @@ def base(scans, tmp_path_factory):
 
 
 def settings(out, family, workers, **how):
-    usual = {"base": "vazios", "epochs": 1, "batch_size": 12, "seed": SEED, "replicates": 100}
+    usual = {"epochs": 1, "batch_size": 12, "seed": SEED, "replicates": 100}
     return TrainSettings(out=str(out), family=family, workers=workers, **{**usual, **how})
 
 
 @pytest.fixture(scope="module")
-def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
+def trained(dataset, store, tiny_backbone, tmp_path_factory, _ray_at_end):
     """Trains a case once: its output and its result."""
     join_ray()
     done = {}
@@ -60,12 +61,14 @@ def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
         if case not in done:
             family, workers = case.split("-")
             takes, _, _, how = CASES[case]
-            if takes == "features":
-                source = {"features": extracted / "features"}
-            elif case == LISTS:
-                source = {"data": base}
+            if takes == "vectors":
+                source = {"store": store}
+            elif case == READS:
+                source = {"data": dataset, "dataset": "vazios"}
             else:
-                source = {"manifest": train(LISTS)[0] / "listing" / "manifest"}
+                source = {"store": train(READS)[0] / "store"}
+            if family in ("siamese", "svm"):
+                how = {**how, "inputs": takes}
             if family == "transfer":
                 how = {**how, "weights": tiny_backbone}
             if case == "transfer-2":  # the head brings what it has learnt; only fine-tuning is left
@@ -80,15 +83,23 @@ def trained(base, extracted, tiny_backbone, tmp_path_factory, _ray_at_end):
 
 
 def rows_of(out, table):
-    found = pads.dataset(f"{out}/{table}").to_table().to_pylist()
-    by_key = {row["key"]: row for row in found}
-    assert len(by_key) == len(found), "every image once"
-    return by_key
+    return by_key(pads.dataset(f"{out}/{table}").to_table().to_pylist())
+
+
+def images_of(store):
+    columns = ["key", "label", "split", "status", "error"]
+    return by_key(Store.open(str(store)).images.latest().read(columns).to_pylist())
+
+
+def by_key(rows):
+    found = {row["key"]: row for row in rows}
+    assert len(found) == len(rows), "every image once"
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_family(case, trained, extracted):
+def test_a_family(case, trained, store, dataset):
     out, result = trained(case)
     takes, classifies, embeds, how = CASES[case]
     assert result["status"] == "finished"
@@ -96,18 +107,44 @@ def test_a_family(case, trained, extracted):
     assert not (out / "work").exists()
 
     counts = result["counts"]
-    if takes == "images":
-        shown = rows_of(out, "checked/manifest")
-        errors = rows_of(out, "checked/errors")
-        assert set(errors) == {BROKEN}
-        assert errors[BROKEN]["error_type"] == "truncated"
+    if takes == "pixels":
+        place = trained(READS)[0] / "store"
+        images = images_of(place)
+        errors = {key: row for key, row in images.items() if row["status"] != "ok"}
+        assert set(errors) == {f"{dataset}/{BROKEN}"}
+        (broken,) = errors.values()
+        assert broken["status"] == "error"
+        assert broken["error"].startswith("truncated: ")
         assert (counts["images"], counts["ok"], counts["errors"]) == (41, 40, 1)
+        assert counts["errors_by_reason"] == {"truncated": 1}
     else:
-        shown = rows_of(extracted, "features")
+        place = store
+        images = images_of(place)
         assert (counts["images"], counts["ok"], counts["errors"]) == (40, 40, 0)
+    if case == READS:
+        assert [counts[name] for name in ("listed", "new", "known", "read")] == [41, 41, 0, 41]
+    shown = {key: row for key, row in images.items() if row["status"] == "ok"}
     assert len(shown) == 40
     judged = {key for key, row in shown.items() if row["split"] != "train"}
     assert 0 < len(judged) < 40
+    for split, rows in counts["rows"].items():
+        assert rows == sum(row["split"] == split for row in shown.values())
+    assert set(counts["rows"]) == {"train", "val"}
+    evaluated = counts["evaluated"]
+    assert evaluated["images"] == evaluated["ok"] + evaluated["errors"]
+    assert evaluated["ok"] == (len(shown) if embeds else len(judged))
+
+    inputs = result["inputs"]
+    assert inputs["store"] == str(place)
+    assert inputs["dataset"]["name"] == "vazios"
+    read = set(inputs["versions"])
+    assert "images.lance" in read
+    assert any(name.startswith("predictions/") for name in read)
+    if takes == "vectors":
+        assert f"vectors/{inputs['extractor']}/none.lance" in read
+        assert inputs["extractor"] == Store.open(str(store)).the_extractor(None)
+    else:
+        assert "extractor" not in inputs
 
     assert (out / "predictions").exists() == classifies
     assert (out / "embeddings").exists() == embeds
@@ -159,13 +196,47 @@ def test_a_family(case, trained, extracted):
         assert [row["phase"] for row in history] == phases[case]
 
 
-def test_the_rate_that_is_far_too_high(extracted, tmp_path, ray_cluster):
+def test_the_rate_that_is_far_too_high(store, tmp_path, ray_cluster):
     """One clear line, and nothing is tried again."""
     out = tmp_path / "out"
-    how = {"features": str(extracted / "features"), "optimizer": "sgd", "learning_rate": 1e9}
+    how = {"store": str(store), "optimizer": "sgd", "learning_rate": 1e9}
     with pytest.raises(
         InputError, match=r"training diverged: .* in epoch 1; lower --learning-rate"
     ):
         execute(settings(out, "head", 1, **how), train_model)
     assert not (out / "work" / "lost").exists()
     assert not (out / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"family": "head", "extractor": "other"}, r"--extractor other: .* has tiny-32-"),
+        ({"family": "head", "recipe": "G5@1"}, r"has no vectors/tiny-32-.*/G5@1; it has vectors"),
+        ({"family": "head", "as_of": "0badc0de"}, r"--as-of 0badc0de: no run of that id"),
+        ({"family": "svm", "dataset": "chest_xray"}, r"is for dataset vazios .* leave --dataset"),
+    ],
+    ids=str,
+)
+def test_what_the_store_does_not_have(how, says, store, tmp_path, ray_cluster):
+    with pytest.raises(InputError, match=says):
+        execute(settings(tmp_path / "out", workers=1, store=str(store), **how), train_model)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"family": "head", "data": "d"}, "--family head is trained on vectors: give --store"),
+        ({"family": "svm", "data": "d", "recipe": "G1@0"}, "--recipe is about vectors"),
+        ({"family": "simple_cnn", "store": "s", "extractor": "e"}, "--extractor is about vectors"),
+        ({"family": "head", "store": "s", "views": 1}, "--views is about .* --recipe"),
+        ({"family": "head", "store": "s", "augment": "G1"}, "--augment is for pixels"),
+        ({"family": "svm", "data": "d", "as_of": "1"}, "--as-of belongs to --store"),
+        ({"family": "svm", "data": "d", "inputs": "vectors"}, "--inputs vectors: give --store"),
+        ({"family": "head", "store": "s", "limit": 5}, "--limit belongs to --data"),
+    ],
+    ids=str,
+)
+def test_flags_that_do_not_fit(how, says, tmp_path):
+    with pytest.raises(ValueError, match=says):
+        settings(tmp_path / "out", workers=1, **how)

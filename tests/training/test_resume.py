@@ -24,7 +24,7 @@ from visao_ray.training.train import train_model
 SCANS, EPOCHS = 100, 4
 DEADLINE_S = 300
 HOW = {
-    "base": "vazios",
+    "dataset": "vazios",
     "family": "simple_cnn",
     "image_size": 80,
     "epochs": EPOCHS,
@@ -36,9 +36,9 @@ HOW = {
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A rendered base whose files are half as wide and high."""
-    root = tmp_path_factory.mktemp("base")
+def dataset(tmp_path_factory):
+    """A rendered dataset whose files are half as wide and high."""
+    root = tmp_path_factory.mktemp("dataset")
     for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
         scan = render("vazios", image.true_label, image.index, 3, image.difficulty)
         path = root / image.key
@@ -47,8 +47,8 @@ def base(tmp_path_factory):
     return root
 
 
-def train(out, base):
-    return execute(TrainSettings(out=str(out), data=str(base), **HOW), train_model)
+def train(out, dataset):
+    return execute(TrainSettings(out=str(out), data=str(dataset), **HOW), train_model)
 
 
 def weights_of(out):
@@ -65,15 +65,16 @@ def probabilities(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base, tmp_path_factory, _ray_at_end):
+def undisturbed(dataset, tmp_path_factory, _ray_at_end):
     join_ray()
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    result = train(out, base)
+    result = train(out, dataset)
     assert len(result["details"]["history"]) == EPOCHS
     assert result["details"]["restarts"] == {"from_epochs": [], "lost_workers": []}
     assert max(result["details"]["export"]["differences"].values()) <= 1e-5
     counts = result["counts"]
     assert (counts["images"], counts["ok"], counts["errors"]) == (SCANS, SCANS, 0)
+    assert [counts[name] for name in ("listed", "new", "known", "read")] == [SCANS, SCANS, 0, SCANS]
     judged = sum(counts["by_split"][split]["images"] for split in ("val", "test"))
     assert len(probabilities(out)[0]) == judged > 0
     return out, result
@@ -82,6 +83,7 @@ def undisturbed(base, tmp_path_factory, _ray_at_end):
 def assert_same(out, result, undisturbed):
     """Figures, weights and predictions are those of the run that nobody disturbed."""
     calm_out, calm = undisturbed
+    assert result["counts"] == calm["counts"]
     rows, expected = result["details"]["history"], calm["details"]["history"]
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     figures = ("loss", "accuracy", "auc", "val_loss", "val_accuracy", "val_auc", "learning_rate")
@@ -135,7 +137,7 @@ def train_workers():
 
 @pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are found in /proc")
-def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
+def test_a_killed_worker(dataset, undisturbed, tmp_path, ray_cluster):
     out = tmp_path / "out"
     killed, ended = [], threading.Event()
 
@@ -148,7 +150,7 @@ def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        result = train(out, base)
+        result = train(out, dataset)
     finally:
         ended.set()
         killer.join()
@@ -162,9 +164,9 @@ def test_a_killed_worker(base, undisturbed, tmp_path, ray_cluster):
 
 
 @pytest.mark.faults
-def test_a_killed_driver(base, undisturbed, tmp_path):
+def test_a_killed_driver(dataset, undisturbed, tmp_path):
     out = tmp_path / "out"
-    options = {"data": base, "out": out, **HOW}
+    options = {"data": dataset, "out": out, **HOW}
     command = [sys.executable, "jobs/train.py"]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

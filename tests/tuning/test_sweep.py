@@ -12,26 +12,30 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 from sklearn.metrics import f1_score, roc_auc_score
+from stores import make_store
 
-from visao_ray import tables
+from visao_ray.datasets.registry import DATASETS
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import load_features
+from visao_ray.features.labelled import load_vectors
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
 from visao_ray.settings import SweepSettings, TrainSettings, parse
 from visao_ray.storage import locate
+from visao_ray.store.join import pin, plain_vectors
+from visao_ray.store.store import Store
 from visao_ray.tuning.folds import Folds
 from visao_ray.tuning.outcomes import Outcomes
 from visao_ray.tuning.sweep import make_sweep, search
 
 WIDTH = 12
 JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
+MADE_BY = {"backbone": "gauss", "weights_digest": "1"}
+EXTRACTOR, RECIPE = "gauss-00000001", "G1@0"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,48 +46,68 @@ def cluster():
     ray.shutdown()
 
 
-def features(folder, base="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change):
-    """Gaussian features, two views of train and val; test rows are poisoned: NaN, absurd labels."""
+def gauss(folder, dataset="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change):
+    """A store of Gaussian vectors, train with a second view; test is poisoned: NaN, odd labels."""
     rng = np.random.default_rng(5)
     centres = rng.normal(0, 0.6, size=(len(classes), WIDTH))
     rows = []
     for number in range(per_class * len(classes)):
         label = number % len(classes)
         split = ("train", "train", "train", "val", "test")[number // len(classes) % 5]
-        for view in range(2):
-            avg = (centres[label] + rng.normal(size=WIDTH)).astype(np.float32)
-            poisoned = split == "test"
-            rows.append(
-                {
-                    "key": f"{number:04d}.jpeg",
-                    "view": view,
-                    "label": "zebra" if poisoned else classes[label],
-                    "split": split,
-                    "group": f"{number // 2}",
-                    "content_id": f"{number}",
-                    "avg": avg * np.nan if poisoned else avg,
-                    "max": avg * np.nan if poisoned else avg + 1,
-                }
-            )
-    change = change.get("rows", lambda rows: rows)
-    schema = tables.features(WIDTH, {"backbone": "gauss", "weights_digest": "1"})
-    table = pa.Table.from_pylist(change(rows), schema=schema)
-    shuffled = table.take(rng.permutation(len(table)))
-    for part in range(2):  # the order of rows and files must not matter
-        half = shuffled.slice(part * len(table) // 2, len(table) // 2)
-        tables.write(locate(str(folder)).join(f"{part}"), half, schema)
+        poisoned = split == "test"
+        views = (centres[label] + rng.normal(size=(2, WIDTH))).astype(np.float32)
+        rows.append(
+            {
+                "key": f"{number:04d}.jpeg",
+                "label": "zebra" if poisoned else classes[label],
+                "split": split,
+                "group": f"{number // 2}",
+                "avg": views * np.nan if poisoned else views,
+                "max": views * np.nan if poisoned else views + 1,
+            }
+        )
+    rows = change.get("rows", lambda rows: rows)(rows)
+    images = [{name: row[name] for name in row if name not in ("avg", "max")} for row in rows]
+    as_they_are, augmented = (
+        {pool: np.stack([row[pool][view] for row in rows]) for pool in ("avg", "max")}
+        for view in range(2)
+    )
+    make_store(
+        folder,
+        DATASETS[dataset],
+        images,
+        as_they_are,
+        EXTRACTOR,
+        MADE_BY,
+        {RECIPE: [augmented]},
+        fragment_rows=100,
+    )
     return str(folder)
+
+
+def load(uri, dataset=None):
+    """The rows that a sweep of this store sees."""
+    store = Store.open(uri)
+    snapshot = pin(store, "test", plain_vectors(EXTRACTOR), RECIPE)
+    return load_vectors(snapshot, DATASETS[dataset or store.description.dataset["name"]])
+
+
+def val_of(uri):
+    """Labels and vectors of val."""
+    _, data = load(uri)
+    rows = data.val_rows()
+    vectors = data.open().vectors
+    return data.labels[rows], {pool: np.array(values[rows]) for pool, values in vectors.items()}
 
 
 @pytest.fixture(scope="module")
 def chest(tmp_path_factory):
-    return features(tmp_path_factory.mktemp("features"))
+    return gauss(tmp_path_factory.mktemp("store"))
 
 
 def settings(chest, out, **options):
-    few = {"base": "chest_xray", "trials": 4, "epochs": 4, "patience": 2, "finalists": 0}
-    options = few | options
-    return SweepSettings(features=[chest], out=str(out), **options)
+    few = {"recipe": RECIPE, "trials": 4, "epochs": 4, "patience": 2, "finalists": 0}
+    return SweepSettings(store=[chest], out=str(out), **few | options)
 
 
 def trials_of(out, drop=("trial_id", "seconds")):
@@ -111,12 +135,12 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
 
     model, about = saved.load(locate(f"{out}/head.keras"))
     assert about.classes == ("NORMAL", "PNEUMONIA")
-    assert about.features == {"backbone": "gauss", "weights_digest": "1"}
+    assert (about.features, about.extractor) == (MADE_BY, EXTRACTOR)
     assert about.settings == winner["settings"]
     assert (about.trial, about.epoch) == (winner["trial"], winner["epoch"])
-    _, data = load_features(chest, "chest_xray")
-    probability = model.predict(data.val.vectors, verbose=0)
-    assert roc_auc_score(data.val.labels, probability[:, 1]) == best["metric.roc_auc"]
+    labels, vectors = val_of(chest)
+    probability = model.predict(vectors, verbose=0)
+    assert roc_auc_score(labels, probability[:, 1]) == best["metric.roc_auc"]
 
     # The weights are those of the best epoch: its objective, as measured in training, is the same.
     history = pq.read_table(f"{out}/history/part-0.parquet").to_pylist()
@@ -133,20 +157,34 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     }
     assert counts["images"] == counts["ok"] == 192  # four fifths of 240
     assert counts["rows"] == {"train": 288, "val": 48}  # both views of train, one of val
+    inputs = result["inputs"]
+    assert inputs["store"] == chest
+    assert (inputs["extractor"], inputs["description"]) == (EXTRACTOR, MADE_BY)
+    assert inputs["dataset"] == DATASETS["chest_xray"].to_json()
+    tables = Store.open(chest).tables()
+    tag = f"run-{result['run']}"
+    for name in ("images", f"vectors/{EXTRACTOR}/none", f"vectors/{EXTRACTOR}/{RECIPE}"):
+        assert tables[name].tags()[tag] == inputs["versions"][f"{name}.lance"]
 
 
 def test_test_rows_are_never_loaded(chest, tmp_path):
-    summary, data = load_features(chest, "chest_xray")
+    summary, data = load(chest)
     assert summary.classes == ("NORMAL", "PNEUMONIA")  # no zebra
-    for rows in (data.train, data.val):
-        assert np.isfinite(rows.avg).all()
+    vectors = data.open().vectors
+    assert all(np.isfinite(values).all() for values in vectors.values())
     # Nor do they decide anything by being there.
-    without = features(
-        tmp_path / "f", rows=lambda rows: [row for row in rows if row["split"] != "test"]
+    without = gauss(
+        tmp_path / "s", rows=lambda rows: [row for row in rows if row["split"] != "test"]
     )
-    _, other = load_features(without, "chest_xray")
-    np.testing.assert_array_equal(other.train.avg, data.train.avg)
-    np.testing.assert_array_equal(other.val.labels, data.val.labels)
+    _, other = load(without)
+    for pool, values in other.open().vectors.items():
+        np.testing.assert_array_equal(values, vectors[pool])
+    np.testing.assert_array_equal(other.labels, data.labels)
+    np.testing.assert_array_equal(other.groups, _ranks(data.groups))
+
+
+def _ranks(numbers):
+    return np.unique(numbers, return_inverse=True)[1]
 
 
 def run_of(out, **options):
@@ -185,33 +223,33 @@ def test_many_classes_with_gaps(tmp_path):
     def tail(rows):
         return [row for row in rows if int(row["key"][:4]) < 2000 or row["label"] < "1050"]
 
-    table = features(tmp_path / "f", "ncm", classes, per_class=5, rows=tail)
+    table = gauss(tmp_path / "s", "ncm", classes, per_class=5, rows=tail)
     out = tmp_path / "out"
     heads = [HeadSettings(class_weight="balanced"), HeadSettings(layers=0, standardise=False)]
-    result = run_of(out, base="ncm", epochs=2)(table, heads)
+    result = run_of(out, epochs=2)(table, heads)
     assert result["details"]["objective"]["name"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
     model, about = saved.load(locate(f"{out}/head.keras"))
     assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
-    _, data = load_features(table, "ncm")
-    predicted = model.predict(data.val.vectors, verbose=0).argmax(axis=1)
-    expected = f1_score(data.val.labels, predicted, average="macro")
+    labels, vectors = val_of(table)
+    predicted = model.predict(vectors, verbose=0).argmax(axis=1)
+    expected = f1_score(labels, predicted, average="macro")
     assert result["metrics"]["val"]["macro_f1"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("change", "base", "message"),
+    ("change", "dataset", "message"),
     [
         (lambda row: row["split"] != "val", "chest_xray", "no val rows"),
         (lambda row: row["split"] == "val", "chest_xray", "no train rows"),
         (lambda row: row["label"] == "NORMAL", "chest_xray", "no train rows of class PNEUMONIA"),
-        (lambda row: True, "vazios", "label 'NORMAL' is no class of base vazios"),
+        (lambda row: True, "vazios", "label 'NORMAL' is no class of dataset vazios"),
     ],
 )
-def test_features_that_do_not_fit(tmp_path, change, base, message):
-    table = features(tmp_path, rows=lambda rows: [row for row in rows if change(row)])
+def test_vectors_that_do_not_fit(tmp_path, change, dataset, message):
+    table = gauss(tmp_path, rows=lambda rows: [row for row in rows if change(row)])
     with pytest.raises(InputError, match=message):
-        load_features(table, base)
+        load(table, dataset)
 
 
 def test_vectors_that_are_not_finite_are_named(tmp_path):
@@ -219,14 +257,28 @@ def test_vectors_that_are_not_finite_are_named(tmp_path):
         rows[0]["max"] = rows[0]["max"] * np.inf
         return rows
 
-    with pytest.raises(InputError, match=r"the max vector of '0000\.jpeg'"):
-        load_features(features(tmp_path, rows=spoil), "chest_xray")
-
-
-def test_a_missing_table_ends_the_job_in_one_line(tmp_path):
-    with pytest.raises(Exception, match=r"no features table there") as told:
-        execute(settings(str(tmp_path / "nowhere"), tmp_path / "out"), make_sweep)
+    store = gauss(tmp_path / "s", rows=spoil)
+    _, data = load(store)
+    with pytest.raises(InputError, match=r"the max vector of '0000\.jpeg' holds NaN or infinity"):
+        data.open()
+    with pytest.raises(Exception, match=r"the max vector of '0000\.jpeg'") as told:
+        execute(settings(store, tmp_path / "out"), make_sweep)
     assert isinstance(getattr(told.value, "cause", told.value), InputError)
+
+
+def test_a_store_without_vectors_ends_the_job_in_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"there is no store .*jobs/extract\.py"):
+        execute(settings(str(tmp_path / "nowhere"), tmp_path / "out"), make_sweep)
+    make_store(tmp_path / "s", DATASETS["chest_xray"], [{"key": "a.jpeg"}])
+    with pytest.raises(InputError, match=r"has no vectors yet; jobs/extract\.py"):
+        execute(settings(str(tmp_path / "s"), tmp_path / "none"), make_sweep)
+
+
+def test_a_trial_that_no_node_can_hold_is_refused(chest, tmp_path):
+    with pytest.raises(InputError, match=r"--memory-per-worker 1e\+06"):
+        execute(settings(chest, tmp_path / "a", memory_per_worker=1e6), make_sweep)
+    with pytest.raises(InputError, match=r"--worker-resources big=1: no node offers it"):
+        execute(settings(chest, tmp_path / "b", worker_resources={"big": 1}), make_sweep)
 
 
 LEARNING = {"trials": 10, "search": "tpe", "halving": 2, "at_once": 3, "epochs": 6}
@@ -258,7 +310,7 @@ def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
 def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
     """SIGKILL of the driver once four trials are done; the same command ends as if undisturbed."""
     out = tmp_path / "out"
-    command = [sys.executable, str(JOB), "--base", "chest_xray", "--features", chest]
+    command = [sys.executable, str(JOB), "--recipe", RECIPE, "--store", chest]
     command += ["--out", str(out), "--patience", "2", "--finalists", "0"]
     command += ["--space", json.dumps(SPACE)]
     for name, value in LEARNING.items():
@@ -306,12 +358,12 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     rows = trials_of(out)
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert [row["ended"] for row in rows[2:]] == ["fitted"] * 2
-    _, data = load_features(chest, "chest_xray")
+    labels, vectors = val_of(chest)
     for row in rows:
         model, _ = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
-        probability = model.predict(data.val.vectors, verbose=0)
+        probability = model.predict(vectors, verbose=0)
         np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
-        area = roc_auc_score(data.val.labels, probability[:, 1])
+        area = roc_auc_score(labels, probability[:, 1])
         assert row["metric.roc_auc"] == row["objective"] == pytest.approx(area, abs=1e-9)
         assert area > 0.8
 
@@ -343,7 +395,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     boards = sorted(path.parent.name for path in (out / "tensorboard").rglob("events.*"))
     assert boards[:4] == ["00000", "00001", "00002", "00003"]
     again = parse(TrainSettings, ["--settings", f"{out}/head.toml", "--out", str(tmp_path / "t")])
-    assert (again.base, again.features) == ("chest_xray", chest)
+    assert (again.store, again.extractor, again.recipe) == (chest, EXTRACTOR, RECIPE)
     winner = details["winner"]["settings"]
     assert again.pool == winner["pool"]
     assert again.family == ("svm" if winner["kind"] == "svm" else "head")
@@ -351,7 +403,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
 
 def test_grouped_folds(chest, tmp_path):
     """No patient on both sides, each image judged once, and the winner is fitted on train again."""
-    _, data = load_features(chest, "chest_xray")
+    _, data = load(chest)
     folds = Folds(data, 3, seed=0)
     parts = folds.parts(None, holdout=False)
     judged = np.concatenate([fold.val for fold in parts])
@@ -359,10 +411,9 @@ def test_grouped_folds(chest, tmp_path):
     for fold in parts:
         assert not set(folds.groups[fold.train]) & set(folds.groups[fold.val])
         assert set(folds.labels[fold.val]) == {0, 1}
-    np.testing.assert_array_equal(
-        folds.take("max", parts[0].val),
-        np.concatenate([data.train.max, data.val.max])[parts[0].val],
-    )
+        stats = folds.stats(fold)["max"]
+        learnt = folds.vectors["max"][fold.train]
+        np.testing.assert_allclose(stats.mean, learnt.mean(axis=0), atol=1e-5)
 
     out = tmp_path / "out"
     result = run_of(out, folds=3, finalists=2, epochs=3)(
@@ -375,42 +426,40 @@ def test_grouped_folds(chest, tmp_path):
     assert best["low"] < best["value"] < best["high"]
     model, about = saved.load(locate(f"{out}/head.keras"))
     assert about.trial == 2  # the first trial after the two of the search
-    probability = model.predict(data.val.vectors, verbose=0)
-    assert roc_auc_score(data.val.labels, probability[:, 1]) > 0.8
+    labels, vectors = val_of(chest)
+    probability = model.predict(vectors, verbose=0)
+    assert roc_auc_score(labels, probability[:, 1]) > 0.8
 
 
 @pytest.mark.faults
 def test_a_head_that_memory_cannot_hold(tmp_path):
     """Told as failed, with the reason; the others are not touched. Real limits, real allocation."""
     script = f"""
-import numpy as np, pyarrow as pa
-from visao_ray import tables
+import numpy as np
+from stores import make_store
+from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
-from visao_ray.settings import SweepSettings, TrainSettings, parse
-from visao_ray.storage import locate
+from visao_ray.settings import SweepSettings
 from visao_ray.tuning.sweep import search
 
-WIDTH = 40_000
 rng = np.random.default_rng(0)
-schema = tables.features(WIDTH, {{}})
 rows = [
-    {{"key": str(n), "view": 0, "label": ("nvazio", "vazio")[n % 2], "group": str(n),
-     "split": ("train", "train", "val")[n % 3], "content_id": str(n),
-     "avg": rng.random(WIDTH, np.float32), "max": rng.random(WIDTH, np.float32)}}
+    {{"key": str(n), "label": ("nvazio", "vazio")[n % 2], "split": ("train", "val")[n % 3 == 2]}}
     for n in range(24)
 ]
-tables.write(locate({str(tmp_path)!r}).join("f"), pa.Table.from_pylist(rows, schema), schema)
+vectors = {{pool: rng.random((24, 40_000), np.float32) for pool in ("avg", "max")}}
+make_store({str(tmp_path / "s")!r}, VAZIOS, rows, vectors)
 heads = [HeadSettings(layers=0), HeadSettings(units=4096), HeadSettings(layers=0, l2=0.1)]
 settings = SweepSettings(
-    features=[{str(tmp_path / "f")!r}], out={str(tmp_path / "out")!r}, epochs=1, finalists=0
+    store=[{str(tmp_path / "s")!r}], out={str(tmp_path / "out")!r}, epochs=1, finalists=0
 )
 execute(settings, lambda chosen, run: search(chosen, run, heads))
 """
     gigabytes = 4 * 1024**3  # 40,000 × 2 × 4,096 weights, gradients and moments need 5.2
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "RAY_ADDRESS": "local"},
+        env={**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(Path(__file__).parents[1])},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (gigabytes, gigabytes)),
         capture_output=True,
         text=True,
@@ -422,23 +471,32 @@ execute(settings, lambda chosen, run: search(chosen, run, heads))
     assert re.search(r"OOM|memory|process was lost", rows[1]["error"]), rows[1]["error"]
 
 
-def test_several_bases_side_by_side(chest, tmp_path):
-    """One command, one cluster, one report; each base is as it would be alone."""
-    scans = features(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
-    cargo = features(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)
+def test_several_datasets_side_by_side(chest, tmp_path):
+    """One command, one cluster, one report; each dataset is as it would be alone."""
+    scans = gauss(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
+    cargo = gauss(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)
     command = [sys.executable, str(JOB), "--out", str(tmp_path / "out"), "--epochs", "2"]
     for uri in (chest, scans, cargo):
-        command += ["--features", uri]
-    command += ["--trials", "3", "--finalists", "2", "--space", '{"units": [8, 16]}']
+        command += ["--store", uri]
+    command += [
+        "--recipe",
+        RECIPE,
+        "--trials",
+        "3",
+        "--finalists",
+        "2",
+        "--space",
+        '{"units": [8, 16]}',
+    ]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["counts"]["trials"] == 9
     page = (tmp_path / "out" / "report.html").read_text()
-    for base in ("chest_xray", "vazios", "ncm"):
-        assert (tmp_path / "out" / base / "head.keras").exists()
-        assert base in page
+    for dataset in ("chest_xray", "vazios", "ncm"):
+        assert (tmp_path / "out" / dataset / "head.keras").exists()
+        assert dataset in page
     val = result["metrics"]["ncm"]["val"]
     assert val["chapter_accuracy"]["value"] == 1  # all of chapter 22
     assert val["chapter_accuracy"]["n"] == 32
@@ -454,17 +512,17 @@ def test_several_bases_side_by_side(chest, tmp_path):
         if weight["settings"]["class_weight"] == one["class_weight"]:
             assert one["objective"]["value"] == values[one["trial"]]
 
-    alone = settings(scans, tmp_path / "alone", base="vazios", trials=3, epochs=2, patience=6)
+    alone = settings(scans, tmp_path / "alone", trials=3, epochs=2, patience=6)
     alone = alone.model_copy(update={"space": {"units": [8, 16]}})
     execute(alone, make_sweep)
     assert trials_of(tmp_path / "alone") == trials_of(tmp_path / "out" / "vazios")
 
     twice = subprocess.run(
-        [*command[:4], "--features", scans, "--features", scans],
+        [*command[:4], "--store", scans, "--store", scans],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert twice.returncode == 2
-    assert "other settings" in twice.stderr or "both of base vazios" in twice.stderr
+    assert "other settings" in twice.stderr or "both of dataset vazios" in twice.stderr

@@ -1,1 +1,1 @@
-"""What the image bases are, how they are listed, and who stands in which split."""
+"""How datasets are listed, and datasets that are rendered."""

@@ -1,284 +1,205 @@
-"""A trained model meets a whole base: rows → predictions, embeddings, errors, on Ray Data actors.
-
-Images go the way of the extraction (read and decode in tasks, the network in actors) and an
-interrupted run goes on where it was; features are so quick that an interrupted run begins anew.
-"""
+"""A trained model on the images of a store: those that it has not predicted yet, and no others."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import time
-from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
-from visao_ray import stages, tables
-from visao_ray.checkpoint import checkpointed
-from visao_ray.features.pipeline import Loading, load, tell_stages
+from visao_ray.datasets import listing
+from visao_ray.datasets.spec import Dataset
+from visao_ray.errors import InputError
+from visao_ray.features.extract import new_listing
+from visao_ray.inference.committing import Done
+from visao_ray.inference.engines.keras import KerasModel
+from visao_ray.inference.graph import Work, run_graph
+from visao_ray.inference.loading import Loading
+from visao_ray.inference.vectors import VectorWork, list_rows, run_vectors
 from visao_ray.models import saved
 from visao_ray.models.saved import ModelAbout
-from visao_ray.resources import ActorPool
+from visao_ray.resources import ActorPool, remotely
 from visao_ray.runs import Run
-from visao_ray.stages import SPENT
-from visao_ray.storage import Location
-from visao_ray.tables import TABLE, Vectors
+from visao_ray.storage import locate
+from visao_ray.store import proof, schemas
+from visao_ray.store.proof import Contents
+from visao_ray.store.store import Store, Writer
+from visao_ray.store.table import Table, TableVersion
 
-logger = logging.getLogger(__name__)
-
-_BLOCK = 64  # images read, shown and committed together, at least
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How many images there were to show, how many were shown, and the others by reason."""
-
-    images: int
-    ok: int
-    errors: Mapping[str, int]
+#: Images that one task loads.
+UNIT_IMAGES = 64
 
 
-def predict(
-    run: Run[Any],
-    source: Location,
-    model: Location,
-    about: ModelAbout,
-    pool: ActorPool,
-    *,
-    total: int | None = None,
-    batch_size: int = 32,
-) -> Coverage:
-    """Show a model the rows of a base and write what it says below `run.out`.
-
-    `predictions` has the val and test images, where the model gives probabilities; `embeddings`
-    those of all splits, where it embeds (train is read only then); `errors` the images that cannot
-    be read, also those that the manifest knows of.
+def open_model(uri: str, batch_size: int) -> KerasModel:
+    """A trained model, with the digest of its file.
 
     Args:
-        run: of any job; a step `predict` that an earlier run of it finished is not repeated.
-        source: a features table (view 0 counts) or a manifest, as `about.takes` says.
-        model: a file of `saved.pack`.
-        about: what it is; `check_features` or `check_images` is the caller's.
-        pool: actors that hold it.
-        total: images to show, where known.
-        batch_size: rows the network sees at once; the last batch is filled up.
+        uri: of the file.
+        batch_size: images the network sees at once.
 
     Raises:
-        InputError: no such table or model.
-        RuntimeError: not every image ended in exactly one place.
+        InputError: missing, unreadable, or not a file that visao_ray trained.
     """
-    outputs = saved.read_about(saved.read(model), model.uri).outputs
-    schemas = _schemas(about, outputs)
-    shown = pc.scalar(True) if "embedding" in outputs else pads.field("split") != "train"
-    if about.takes == "features":
-        shown &= pads.field("view") == 0
-    if total is None:
-        name = "manifest" if about.takes == "images" else "features"
-        total = tables.open_table(source, name).count_rows(filter=shown)
-    if not total:
-        return Coverage(0, 0, {})
-    block = batch_size * math.ceil(_BLOCK / batch_size)
-    run.say(f"{total:,} images through {about.name} on {pool}")
-    labels = run.labels("predict", about.base)
+    location = locate(uri)
+    data = saved.read(location)
+    about = saved.read_about(data, f"--model {uri}")
+    return KerasModel(location, about, hashlib.sha256(data).hexdigest(), batch_size)
 
-    def rows(**options: Any) -> Any:
-        import ray
-        from ray.data.expressions import col, lit
 
-        chosen = ray.data.read_parquet(source.path, filesystem=source.filesystem, **options)
-        chosen.set_name(run.name("predict", about.base))
-        if "embedding" not in outputs:
-            chosen = chosen.filter(expr=col("split") != lit("train"))
-        if about.takes == "features":
-            chosen = chosen.filter(expr=col("view") == lit(0))
-        return chosen
+def table_name(model: KerasModel) -> str:
+    """The name of a model's predictions in a store: `head-trial-3-1a2b3c4d`."""
+    return f"{model.name.replace(' ', '-')}-{model.digest[:8]}"
 
-    def write(loaded: Any, **options: Any) -> None:
-        import ray
 
-        from visao_ray.sink import TablesSink
+def check_model(model: KerasModel, store: Store, where: str) -> None:
+    """Check that a model can be used on a store, before Ray starts.
 
-        started = time.time()
-        sink = TablesSink(run.out, schemas, labels)
-        loaded.map_batches(
-            Predictor,
-            fn_constructor_args=(model, batch_size, labels),
-            batch_size=block if pool.gpus else None,  # with GPUs, Ray Data wants it as a number
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=pool.size),
-            **{**pool.actor, **options},
-        ).write_datasink(
-            sink,
-            ray_remote_args=pool.writer,
-            concurrency=pool.writers,
-        )
-        tell_stages(run, "predict", sink.stages, pool, started)
+    Args:
+        model: to be used.
+        store: whose images it is to predict.
+        where: begins the message of an error.
 
-    def predict_features() -> None:
-        write(rows(), num_cpus=0)
-
-    def predict_images() -> None:
-        loading = Loading(about.image_size, about.resize, recipe="none", views=0, seed=0)
-        committed = run.work.join("predicted")
-        with checkpointed(committed, "key"), run.progress(committed, block, total):
-            loaded = (
-                rows(**pool.reader)
-                .repartition(target_num_rows_per_block=block, strict=True)
-                .map_batches(
-                    load,
-                    batch_size=None,
-                    batch_format="pyarrow",
-                    fn_kwargs={"loading": loading},
-                    **pool.loader,
-                )
-            )
-            write(loaded)
-
-    if about.takes == "images":
-        run.once("predict", predict_images)
+    Raises:
+        InputError: it is for another dataset, or the store has no vectors of the kind it takes.
+    """
+    if model.about.takes == "images":
+        model.about.check_images(_dataset(store), where)
     else:
-        run.once("predict", predict_features, *(run.out.join(name) for name in schemas))
-    return _coverage(run.out, schemas, total)
+        find_vectors(model, store, where)
 
 
-class Predictor:
-    """Holds one model; called with a block of loaded images or of features, returns rows for the
-    sink: of several tables, told apart by the column `table`.
-
-    The last, short batch is filled up, so the network always sees one shape and what it says of an
-    image does not depend on how many others came along.
-
-    Args:
-        labels: what the log's lines tell the run by, as of `Run.labels`.
-    """
-
-    def __init__(self, model: Location, batch_size: int, labels: Mapping[str, str]) -> None:
-        self._model, self._about = saved.load(model)
-        self._batch_size = batch_size
-        self._labels = dict(labels)
-        self._idle_since: float | None = None
-        self._outputs = self._about.outputs
-        self._schemas = _schemas(self._about, self._outputs)
-        self._schema = _sink_schema(self._schemas)
-        self._predict(None)  # once before threads share it: Keras builds its function at first call
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        start = time.perf_counter()
-        wait = start - (self._idle_since or start)
-        parts = []
-        if self._about.takes == "features":
-            block = block.append_column(stages.FIELD, stages.images(block.num_rows))
-        else:
-            readable = block["pixels"].is_valid()
-            parts.append(("errors", block.filter(pc.invert(readable))))
-            block = block.filter(readable)
-        found = self._predict_all(block)
-        seconds = time.perf_counter() - start
-        told = {"predicted": block.num_rows, "seconds": round(seconds, 3)}
-        logger.info(json.dumps({**told, "waited": round(wait, 3), **self._labels}))
-        where = block.schema.get_field_index(SPENT)
-        spent = stages.extracted(block[SPENT], wait, seconds)
-        block = block.set_column(where, stages.FIELD, spent)
-        names = pa.array([self._about.name] * block.num_rows, pa.string())
-        block = block.append_column("model", names)
-        if "embedding" in found:
-            column = tables.vectors(found["embedding"])
-            parts.append(("embeddings", block.append_column("embedding", column)))
-            # An image with two rows costs once.
-            block = block.set_column(where, stages.FIELD, stages.nothing(block.num_rows))
-        if "probability" in found:
-            classes = np.array(self._about.classes, object)
-            predicted = pa.array(classes[found["probability"].argmax(axis=1)], pa.string())
-            judged = block.append_column("predicted", predicted).append_column(
-                "probability", tables.vectors(found["probability"])
-            )
-            parts.append(("predictions", judged.filter(pc.not_equal(judged["split"], "train"))))
-        rows = pa.concat_tables(
-            [self._schema.empty_table(), *(self._for_sink(*part) for part in parts)],
-            promote_options="default",
-        )
-        self._idle_since = time.perf_counter()
-        return rows
-
-    def _for_sink(self, name: str, rows: pa.Table) -> pa.Table:
-        schema = self._schemas[name].remove_metadata().append(stages.FIELD)
-        rows = rows.select(schema.names).cast(schema)
-        return rows.append_column(TABLE, pa.array([name] * rows.num_rows, pa.string()))
-
-    def _predict_all(self, rows: pa.Table) -> dict[str, Vectors]:
-        """What the model says of every row: float32[N, ·] by name."""
-        found = {
-            name: np.empty((rows.num_rows, width), np.float32)
-            for name, width in self._outputs.items()
-        }
-
-        def fill(start: int) -> None:
-            batch = rows.slice(start, self._batch_size)
-            for name, values in self._predict(batch).items():
-                found[name][start : start + batch.num_rows] = values[: batch.num_rows]
-
-        # Two batches at a time: one computes where the other waits for its slowest thread.
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(fill, range(0, rows.num_rows, self._batch_size)))
-        return found
-
-    def _predict(self, rows: pa.Table | None) -> dict[str, Vectors]:
-        """What the model says of at most a batch of rows, behind which padding may follow."""
-        size, about = self._batch_size, self._about
-        if about.takes == "images":
-            shape = (about.image_size, about.image_size, 3)
-            pixels = np.zeros((size, *shape), np.uint8)
-            for position, image in enumerate(rows["pixels"] if rows is not None else ()):
-                pixels[position] = np.frombuffer(image.as_buffer(), np.uint8).reshape(shape)
-            return saved.outputs(self._model, pixels)
-        pools = {pool: np.zeros((size, about.width), np.float32) for pool in ("avg", "max")}
-        if rows is not None:
-            for pool, vectors in pools.items():
-                vectors[: rows.num_rows] = tables.matrix(rows[pool])
-        return saved.outputs(self._model, pools)
-
-
-def _schemas(about: ModelAbout, outputs: Mapping[str, int]) -> dict[str, pa.Schema]:
-    """The tables that a model fills."""
-    schemas = {}
-    if "probability" in outputs:
-        schemas["predictions"] = tables.predictions(about.classes)
-    if "embedding" in outputs:
-        schemas["embeddings"] = tables.embeddings(outputs["embedding"])
-    if about.takes == "images":
-        schemas["errors"] = tables.ERRORS
-    return schemas
-
-
-def _sink_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
-    """The columns of all tables, and which of them is meant."""
-    columns = {field.name: field for schema in schemas.values() for field in schema}
-    return pa.schema([*columns.values(), stages.FIELD, pa.field(TABLE, pa.string())])
-
-
-def _coverage(out: Location, schemas: Mapping[str, pa.Schema], total: int) -> Coverage:
-    """Count what was written.
+def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
+    """The table of vectors of the kind that a model was trained on.
 
     Raises:
-        RuntimeError: the counts do not add up.
+        InputError: it is for another dataset, or the store has no such vectors; the message says
+            which command makes them.
     """
-    written = {name: tables.rows(out.join(name)) for name in schemas}
-    ok = written.get("embeddings", written.get("predictions", 0))
-    reasons: Counter[str] = Counter()
-    if written.get("errors"):
-        for batch in tables.batches(out.join("errors"), "errors", ["error_type"]):
-            reasons.update(batch["error_type"].to_pylist())
-    if ok + reasons.total() != total:
-        raise RuntimeError(
-            f"the counts do not add up: {total} images, {ok} ok, {reasons.total()} errors"
+    about, dataset = model.about, _dataset(store)
+    about.check_features(dataset, about.width, about.features, where)  # of the dataset alone
+    wrong = []
+    for name in store.extractors():
+        table = store.vectors(name)
+        if not table.exists():
+            continue
+        schema = table.latest().schema
+        width = schemas.outputs(schema)["avg"]
+        try:
+            about.check_features(dataset, width, schemas.description(schema), where)
+        except InputError as error:
+            wrong.append(str(error))
+        else:
+            return table
+    reason = wrong[0] if len(wrong) == 1 else f"{where}: store {store.uri} has no vectors for it"
+    raise InputError(f"{reason}; {extract_command(about, store.uri)} makes them")
+
+
+def extract_command(about: ModelAbout, store: str, data: str = "…") -> str:
+    """The command that makes the vectors which a model takes."""
+    names = ("backbone", "weights", "preprocessing", "image_size", "resize")
+    made = about.features
+    flags = [f"--{name.replace('_', '-')} {made[name]}" for name in names if made.get(name)]
+    return " ".join(["jobs/extract.py", "--data", data, "--store", store, *flags])
+
+
+def missing_contents(
+    images: TableVersion, results: TableVersion | None, wanted: Contents | None = None
+) -> Contents:
+    """Contents of readable images for which a model has no row, sorted, as `S32`. For a task.
+
+    Args:
+        images: table of files.
+        results: predictions of the model; None where there are none yet.
+        wanted: the contents that count, sorted; None: all.
+    """
+    found = proof.contents_without(images, results, views=1)
+    return found if wanted is None else np.intersect1d(found, wanted, assume_unique=True)
+
+
+def predict_contents(
+    run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool
+) -> Done:
+    """Predict contents of a store that have no predictions by this model yet.
+
+    Args:
+        run: of any job.
+        writer: of the store.
+        model: that `check_model` found to fit the store.
+        contents: reference to what `missing_contents` returned in a task.
+        pool: actors that hold the model.
+
+    Returns:
+        What was done. Contents that could not be read have no row afterwards, and neither have
+        those without vectors where the model takes vectors; a warning says how many those are.
+    """
+    results = writer.store.predictions(table_name(model))
+    writer.ensure(results, schemas.results(model.outputs, model.metadata))
+    by = _predict_images if model.about.takes == "images" else _predict_vectors
+    with run.timed("predict"):
+        done = by(run, writer, model, contents, pool, new_listing(run))
+        at, removed = remotely(proof.remove_repeated, writer.version(results))
+        writer.moved(results, at)
+    if removed:
+        run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
+    return done
+
+
+def _predict_images(
+    run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool, place: str
+) -> Done:
+    images = writer.version(writer.store.images)
+    listed, files = remotely(_list_images, images, contents, place)
+    if files:
+        run.say(f"{files:,} images through {model.name} on {pool}")
+    work = Work(
+        step="predict",
+        listing=listed,
+        files=files,
+        loading=Loading(model.image_size, model.about.resize),
+        engine=model,
+        results=writer.store.predictions(table_name(model)),
+        unit_rows=UNIT_IMAGES,
+        batch="",
+    )
+    return run_graph(run, writer, work, pool)
+
+
+def _list_images(
+    images: TableVersion, contents: Sequence[Any], place: str
+) -> tuple[TableVersion, int]:
+    import ray
+
+    return listing.list_contents(images, ray.get(contents[0]), place)
+
+
+def _predict_vectors(
+    run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool, place: str
+) -> Done:
+    store = writer.store
+    vectors = find_vectors(model, store, f"--model {model.at.uri}")
+    at = writer.version(vectors)
+    listed, rows, without = remotely(_list_vectors, at, contents, place)
+    if without:
+        run.warn(
+            f"{without:,} images have no vectors yet, so they are not predicted; "
+            f"{extract_command(model.about, store.uri)} makes them"
         )
-    return Coverage(total, ok, dict(reasons.most_common()))
+    if rows:
+        run.say(f"{rows:,} images through {model.name} on {pool}, from their vectors")
+    results = store.predictions(table_name(model))
+    return run_vectors(run, writer, VectorWork("predict", at, listed, rows, model, results), pool)
+
+
+def _list_vectors(
+    vectors: TableVersion, contents: Sequence[Any], place: str
+) -> tuple[TableVersion, int, int]:
+    import ray
+
+    wanted = ray.get(contents[0])
+    listed, rows = list_rows(vectors, wanted, place)
+    return listed, rows, len(wanted) - rows
+
+
+def _dataset(store: Store) -> Dataset:
+    return Dataset.from_json(store.description.dataset)

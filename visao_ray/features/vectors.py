@@ -12,38 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES, Base
+from visao_ray.datasets.classes import class_numbers, find_classes
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
+from visao_ray.models.normalization import FeatureStats as Moments
+from visao_ray.models.normalization import Vectors
 from visao_ray.storage import locate
-
-Vectors = npt.NDArray[np.float32]
-Strings = npt.NDArray[np.object_]
 
 _POOLS = ("avg", "max")
 _TOLD = ["key", "view", "label", "group"]
-#: A feature that hardly varies in train is not blown up: its standard deviation counts as at least
-#: this share of a feature's usual one. (A channel dead in train need not be dead elsewhere.)
-_LEAST_DEVIATION = 0.03
-_BLOCK = 4096  # rows in float64 at once
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation of each feature, float32[D], the deviation never vanishing."""
-
-    mean: Vectors
-    deviation: Vectors
-
-    @classmethod
-    def of(cls, vectors: Vectors) -> Moments:
-        """The moments of float32[N, D]."""
-        mean = vectors.mean(axis=0, dtype=np.float64)
-        blocks = range(0, len(vectors), _BLOCK)
-        squares = sum(np.square(vectors[i : i + _BLOCK] - mean).sum(axis=0) for i in blocks)
-        variance = squares / len(vectors)
-        least = max(_LEAST_DEVIATION * float(np.sqrt(variance.mean())), 1e-6)
-        deviation = np.maximum(np.sqrt(variance), least)
-        return cls(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ class Summary:
     untrained: tuple[str, ...]
 
 
-def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[Summary, Features]:
+def load_features(uri: str, dataset: Dataset, views: int | None = None) -> tuple[Summary, Features]:
     """Read train rows (all views, or those up to `views`) and val rows (view 0), in order of key
     and view.
 
@@ -103,15 +80,15 @@ def load_features(uri: str, base_name: str, views: int | None = None) -> tuple[S
     small.
 
     Raises:
-        InputError: no such table, no train or val rows, labels that are not of the base, a class
-            without train rows (bases with fixed classes), vectors that are not finite, an image
+        InputError: no such table, no train or val rows, labels that are not of the dataset, a class
+            without train rows (datasets with fixed classes), vectors that are not finite, an image
             that stands there twice.
     """
     table = tables.open_table(locate(uri), "features")
     train, train_table = _read(table, "train", views, uri)
     val, val_table = _read(table, "val", 0, uri)
     train_names, val_names = (table["label"].to_numpy() for table in (train_table, val_table))
-    classes = find_classes(BASES[base_name], train_names, val_names, uri)
+    classes = find_classes(dataset, train_names, val_names, uri)
     summary = Summary(
         classes=classes,
         width=train["avg"].shape[1],
@@ -177,28 +154,3 @@ def _rows(vectors: dict[str, Vectors], table: pa.Table, classes: tuple[str, ...]
         groups=pc.coalesce(table["group"], table["key"]).combine_chunks(),
         views=table["view"].to_numpy().astype(np.int16),
     )
-
-
-def find_classes(base: Base, train: Strings, val: Strings, uri: str) -> tuple[str, ...]:
-    """The classes in index order, of the labels found in train and val.
-
-    Raises:
-        InputError: labels that are not of the base, one class alone, or a class without train rows
-            (bases with fixed classes).
-    """
-    found = sorted({*train, *val})
-    strange = [name for name in found if not base.has_class(name)]
-    if strange:
-        raise InputError(f"{uri}: label '{strange[0]}' is no class of base {base.name}")
-    missing = sorted(set(base.classes) - set(train))
-    if missing:
-        raise InputError(f"{uri}: no train rows of class {', '.join(missing)}")
-    if len(found) < 2:
-        raise InputError(f"{uri}: only class '{found[0]}' in train and val; two are needed")
-    return base.classes or tuple(found)
-
-
-def class_numbers(names: Strings, classes: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    """Class index of each label, int32[N]."""
-    position = {name: index for index, name in enumerate(classes)}
-    return np.array([position[name] for name in names], np.int32)

@@ -117,12 +117,14 @@ def decode(
     size: int,
     resize: Literal["stretch", "letterbox"] = "stretch",
     draft: bool = True,
+    repeat_grey: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file into uint8 RGB pixels of `[size, size, 3]`.
 
-    Gray is repeated in the three channels; 16-bit gray maps 0..65535 to 0..255; transparency is
-    laid over white, the background of scans; of several frames the first is taken; EXIF
-    orientation is applied. Safe to call from many threads.
+    Gray is repeated in the three channels, unless `repeat_grey` is False: a gray file then gives
+    `[size, size, 1]`, a third of the bytes to send. 16-bit gray maps 0..65535 to 0..255;
+    transparency is laid over white, the background of scans; of several frames the first is
+    taken; EXIF orientation is applied. Safe to call from many threads.
 
     Args:
         data: the whole file.
@@ -131,6 +133,7 @@ def decode(
             and fills the rest with the median colour of the picture's own border, since a film
             ends in black and a container scan in white: a constant would draw an edge on one.
         draft: let JPEG be reduced while it is decoded; False for the exact, slower pixels.
+        repeat_grey: False for one channel where the file is grey.
 
     Raises:
         DecodeError: the bytes are no usable picture.
@@ -146,7 +149,9 @@ def decode(
         if small.size != (size, size):
             small = _pad(small, size)
         pixels = np.array(small)
-        return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        if pixels.ndim == 3:
+            return pixels
+        return np.repeat(pixels[:, :, None], 3 if repeat_grey else 1, axis=2)
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:

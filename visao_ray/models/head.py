@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
 from visao_ray.settings import Activation, ClassWeight
 
 _BETA = 0.999
+_PREDICT_ROWS = 4096  # at once
 
 
 class HeadSettings(BaseModel):
@@ -77,7 +78,7 @@ class HeadSettings(BaseModel):
 
 
 def build_head(
-    settings: HeadSettings, width: int, classes: int, moments: Mapping[str, Moments]
+    settings: HeadSettings, width: int, classes: int, stats: Mapping[str, FeatureStats]
 ) -> Any:
     """A head for features of `width` numbers a pool, not compiled.
 
@@ -85,7 +86,7 @@ def build_head(
         settings: what to build.
         width: D of the inputs `avg` and `max`, float32[N, D] each.
         classes: C of the output, float32[N, C]: softmax probabilities in class order.
-        moments: of the train rows, for `avg` and `max`; standardisation uses them.
+        stats: of the train rows, for `avg` and `max`; standardisation uses them.
 
     Returns:
         keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
@@ -93,7 +94,7 @@ def build_head(
     keras = import_keras()
     layers = keras.layers
 
-    inputs, x = standardised_pools(settings.pools, width, moments if settings.standardise else None)
+    inputs, x = standardised_pools(settings.pools, width, stats if settings.standardise else None)
     penalty = keras.regularizers.L1L2(settings.l1, settings.l2)
     penalty = penalty if settings.l1 or settings.l2 else None
     for number in range(settings.layers):
@@ -154,9 +155,28 @@ def class_factors(
     elif isinstance(class_weight, Mapping):
         for name, weight in class_weight.items():
             if name not in classes:
-                raise InputError(f"class_weight names '{name}', which is no class of this base")
+                raise InputError(f"class_weight names '{name}', which is no class of this dataset")
             if not weight > 0:
                 raise InputError(f"class_weight of '{name}' is {weight}, but must be positive")
             of_class[list(classes).index(name)] = weight
     factors: Vectors = (of_class / of_class[labels].mean()).astype(np.float32)
     return factors
+
+
+def predict_head(
+    model: Any, vectors: Mapping[str, Vectors], rows: npt.NDArray[np.int64]
+) -> Vectors:
+    """A head's probabilities of some rows, float32[n, C], block by block.
+
+    Args:
+        model: a head.
+        vectors: `avg` and `max`, float32[R, D] each, in memory or memory-mapped.
+        rows: which of them, int64[n]; n ≥ 1.
+    """
+    blocks = (rows[start : start + _PREDICT_ROWS] for start in range(0, len(rows), _PREDICT_ROWS))
+    return np.concatenate(
+        [
+            model.predict_on_batch({pool: values[block] for pool, values in vectors.items()})
+            for block in blocks
+        ]
+    )

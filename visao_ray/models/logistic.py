@@ -1,21 +1,25 @@
-"""Logistic regression fitted by scikit-learn, kept as a head of one Dense layer."""
+"""Logistic regression fitted by SciPy's L-BFGS over blocks of rows, kept as a head of one layer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Vectors
+from visao_ray.models.normalization import Vectors
 
 _NEVER = -30.0  # logit of a class without train rows: p ≈ 1e-13
-_ITERATIONS = 1000
+#: Those of scikit-learn's LogisticRegression, whose objective and result these are.
+_OPTIONS = {"maxiter": 1000, "maxls": 50, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps}
+
+Floats = npt.NDArray[np.float64]
 
 
 def fit_logistic(
-    x: Vectors,
+    blocks: Callable[[], Iterator[Vectors]],
     labels: npt.NDArray[np.int32],
     weights: npt.NDArray[np.float32],
     classes: int,
@@ -23,26 +27,68 @@ def fit_logistic(
 ) -> list[Any]:
     """The kernel float32[D, C] and bias float32[C] of a softmax layer.
 
+    Every step goes through all blocks once, so that memory holds one of them.
+
     Args:
-        x: float32[N, D], standardised.
+        blocks: gives the rows from the start, float32[n, D] at a time, standardised.
         labels: int32[N] class indices.
         weights: float32[N], how much each row counts.
         classes: C; one without rows gets probability ≈ 0.
-        c: inverse of the L2 penalty.
+        c: inverse of the L2 penalty, as scikit-learn has it.
 
     Raises:
         InputError: fewer than two classes.
     """
-    from sklearn.linear_model import LogisticRegression
+    from scipy.optimize import minimize
 
-    if len(np.unique(labels)) < 2:
+    present, targets = np.unique(labels, return_inverse=True)
+    if len(present) < 2:
         raise InputError("train holds a single class; logistic regression needs two or more")
-    fitted = LogisticRegression(C=c, max_iter=_ITERATIONS).fit(x, labels, sample_weight=weights)
-    slopes, offsets = fitted.coef_, fitted.intercept_
-    if len(fitted.classes_) == 2:  # scikit-learn keeps the second class's alone
-        slopes, offsets = np.concatenate([-slopes, slopes]) / 2, np.append(-offsets, offsets) / 2
-    kernel = np.zeros((x.shape[1], classes), np.float32)
+    width = next(blocks()).shape[1]
+    # Of two classes the second's scores alone are fitted: halved, they are both classes' logits.
+    scored = 1 if len(present) == 2 else len(present)
+    total = float(weights.sum(dtype=np.float64))
+    penalty = 1 / (c * total)
+
+    def objective(flat: Floats) -> tuple[float, Floats]:
+        parameters = flat.reshape(scored, width + 1)
+        slopes, offsets = parameters[:, :-1], parameters[:, -1]
+        loss, gradient = 0.0, np.zeros_like(parameters)
+        start = 0
+        for x in blocks():
+            rows = slice(start, start + len(x))
+            start += len(x)
+            scores = (x @ slopes.T.astype(np.float32)).astype(np.float64) + offsets
+            losses, errors = _cross_entropy(scores, targets[rows])
+            loss += float(losses @ weights[rows])
+            errors *= weights[rows, None]
+            gradient[:, :-1] += errors.T.astype(np.float32) @ x
+            gradient[:, -1] += errors.sum(axis=0)
+        gradient /= total
+        gradient[:, :-1] += penalty * slopes
+        return loss / total + penalty / 2 * float(np.square(slopes).sum()), gradient.reshape(-1)
+
+    start = np.zeros(scored * (width + 1))
+    fitted = minimize(objective, start, method="L-BFGS-B", jac=True, options=_OPTIONS).x
+    parameters = fitted.reshape(scored, width + 1)
+    if scored == 1:
+        parameters = np.concatenate([-parameters, parameters]) / 2
+    kernel = np.zeros((width, classes), np.float32)
     bias = np.full(classes, _NEVER, np.float32)
-    kernel[:, fitted.classes_] = slopes.T
-    bias[fitted.classes_] = offsets
+    kernel[:, present] = parameters[:, :-1].T
+    bias[present] = parameters[:, -1]
     return [kernel, bias]
+
+
+def _cross_entropy(scores: Floats, targets: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Loss of each row, float64[n], and its derivative by the scores, float64[n, S]."""
+    alone = scores.shape[1] == 1
+    logits = np.concatenate([-scores, scores], axis=1) / 2 if alone else scores
+    logits = logits - logits.max(axis=1, keepdims=True)
+    chances = np.exp(logits)
+    sums = chances.sum(axis=1)
+    rows = np.arange(len(targets))
+    losses = np.log(sums) - logits[rows, targets]
+    chances /= sums[:, None]
+    chances[rows, targets] -= 1
+    return losses, chances[:, 1:] if alone else chances

@@ -8,34 +8,32 @@ from typing import Any
 import numpy as np
 
 from visao_ray.backend import import_keras
-from visao_ray.features.vectors import Moments
+from visao_ray.models.normalization import FeatureStats
 
 
 def standardised_pools(
-    pools: Sequence[str], width: int, moments: Mapping[str, Moments] | None
+    pools: Sequence[str], width: int, stats: Mapping[str, FeatureStats] | None
 ) -> tuple[dict[str, Any], Any]:
     """Symbolic inputs `avg` and `max`, float32[N, D], and the pools asked for side by side.
 
     Args:
         pools: which, in order.
         width: D.
-        moments: to standardise with; None leaves the features as they are.
+        stats: to standardise with; None leaves the features as they are.
     """
     keras = import_keras()
 
     inputs = {pool: keras.Input((width,), name=pool) for pool in ("avg", "max")}
     parts = [
-        standardised(inputs[pool], moments[pool], f"standardise_{pool}")
-        if moments
-        else inputs[pool]
+        standardised(inputs[pool], stats[pool], f"standardise_{pool}") if stats else inputs[pool]
         for pool in pools
     ]
     return inputs, keras.layers.Concatenate(name="pools")(parts) if len(parts) > 1 else parts[0]
 
 
-def standardised(vectors: Any, moments: Moments, name: str) -> Any:
+def standardised(vectors: Any, stats: FeatureStats, name: str) -> Any:
     """Symbolic float[N, D] brought to mean 0 and deviation 1."""
     layer = import_keras().layers.Normalization(name=name)
-    # Two rows of just these moments: kept as weights, where `mean=` would fill the JSON config.
-    layer.adapt(np.stack([moments.mean - moments.deviation, moments.mean + moments.deviation]))
+    # Two rows of just these statistics: kept as weights, where `mean=` would fill the JSON config.
+    layer.adapt(np.stack([stats.mean - stats.deviation, stats.mean + stats.deviation]))
     return layer(vectors)

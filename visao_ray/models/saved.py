@@ -1,7 +1,8 @@
 """The one file that keeps a trained model, whatever its family.
 
-It is a `.keras` file that loads with plain Keras anywhere; what Keras has no place for (the base,
-the classes, what its inputs are) travels in the same file, a zip archive, as `visao_ray.json`.
+It is a `.keras` file that loads with plain Keras anywhere; what Keras has no place for (the
+dataset, the classes, what its inputs are) travels in the same file, a zip archive, as
+`visao_ray.json`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Vectors
+from visao_ray.models.normalization import Vectors
 from visao_ray.storage import Location, reason
 
 _ABOUT = "visao_ray.json"
@@ -33,7 +35,7 @@ class ModelAbout:
     """What a model is, beside its weights.
 
     Attributes:
-        base: the image base it belongs to.
+        dataset: the dataset it was trained on.
         family: head, simple_cnn, transfer, siamese, autoencoder or svm.
         classes: names in the order of its probabilities; () where it has none (autoencoder).
         takes: `images`, uint8 RGB [N, S, S, 3] in 0-255, or `features`, {"avg", "max"} of
@@ -42,22 +44,25 @@ class ModelAbout:
         image_size: S; 0 where it takes features.
         resize: how images are made square, stretch or letterbox.
         width: D; 0 where it takes images.
-        features: how the features it was trained on were made (`about` of their table).
+        features: how the vectors it was trained on were made (the description of their extractor).
+        extractor: name of that extractor; its table in a store is `vectors/EXTRACTOR/none`. Empty
+            where the model takes images.
         trial: the trial that made it; -1 if none.
         epoch: of its weights, from 1; 0 where it is not trained in epochs.
         outputs: what it gives, and how many numbers of it: {"probability": C, "embedding": E} or
             one of the two. `pack` fills it in.
     """
 
-    base: str
+    dataset: Dataset
     family: str
     classes: tuple[str, ...]
     takes: Literal["images", "features"]
     settings: dict[str, Any]
     image_size: int = 0
-    resize: str = "stretch"
+    resize: Literal["stretch", "letterbox"] = "stretch"
     width: int = 0
     features: dict[str, Any] = field(default_factory=dict)
+    extractor: str = ""
     trial: int = -1
     epoch: int = 0
     outputs: dict[str, int] = field(default_factory=dict, compare=False)
@@ -70,20 +75,26 @@ class ModelAbout:
         return f"{self.family} epoch {self.epoch}" if self.epoch else self.family
 
     def check_features(
-        self, base: str, width: int, features: Mapping[str, Any], where: str
+        self, dataset: Dataset | None, width: int, features: Mapping[str, Any], where: str
     ) -> None:
         """Check that a features table is of the kind that this model was trained on.
 
+        Args:
+            dataset: that the features are said to be of; None for the model's own.
+            width: numbers a pool.
+            features: `about` of the table.
+            where: begins the message of an error.
+
         Raises:
-            InputError: the model takes images, or other base, width or way of making; the message
-                names the difference.
+            InputError: the model takes images, or another dataset, width or way of making; the
+                message names the difference.
         """
         if self.takes != "features":
             raise InputError(
                 f"{where}: the model ({self.name}) takes images; give --data or --manifest "
                 "instead of --features"
             )
-        self._check_base(base, where)
+        self._check_dataset(dataset, where)
         if width != self.width:
             raise InputError(
                 f"{where}: features have {width} numbers a pool, the model takes {self.width}"
@@ -96,22 +107,36 @@ class ModelAbout:
                     f"{ours}; extract again or take another model"
                 )
 
-    def check_images(self, base: str, where: str) -> None:
-        """Check that this model can be shown the images of a base.
+    def check_images(self, dataset: Dataset | None, where: str) -> None:
+        """Check that this model can be shown the images of a dataset.
+
+        Args:
+            dataset: None for the model's own.
+            where: begins the message of an error.
 
         Raises:
-            InputError: the model takes features, or is for another base.
+            InputError: the model takes features, or is for another dataset.
         """
         if self.takes != "images":
             raise InputError(
                 f"{where}: the model ({self.name}) takes features; give --features instead of "
                 "--data or --manifest"
             )
-        self._check_base(base, where)
+        self._check_dataset(dataset, where)
 
-    def _check_base(self, base: str, where: str) -> None:
-        if base != self.base:
-            raise InputError(f"{where}: the model is for base {self.base}, not {base}")
+    def _check_dataset(self, dataset: Dataset | None, where: str) -> None:
+        if dataset is None or dataset == self.dataset:
+            return
+        ours, theirs = self.dataset.to_json(), dataset.to_json()
+        if ours["name"] != theirs["name"]:
+            raise InputError(
+                f"{where}: the model is for dataset {ours['name']}, not {theirs['name']}"
+            )
+        key = next(key for key in ours if ours[key] != theirs[key])
+        raise InputError(
+            f"{where}: {key} of dataset {dataset.name} was {ours[key]} when the model was trained, "
+            f"now it is {theirs[key]}"
+        )
 
 
 def pack(model: Any, about: ModelAbout) -> bytes:
@@ -147,8 +172,14 @@ def read_about(data: bytes, where: str) -> ModelAbout:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             told = json.loads(archive.read(_ABOUT))
-        return ModelAbout(**{**told, "classes": tuple(told["classes"])})
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        return ModelAbout(
+            **{
+                **told,
+                "classes": tuple(told["classes"]),
+                "dataset": Dataset.from_json(told["dataset"]),
+            }
+        )
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{where}: is no model that visao_ray trained ({reason(error)})") from None
 
 

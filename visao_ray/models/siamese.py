@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.pools import standardised_pools
 from visao_ray.models.simple_cnn import trunk
 
@@ -49,7 +49,7 @@ def build_trunk_images(image_size: int, embedding: int = 128) -> Any:
 
 def build_trunk_features(
     width: int,
-    moments: Mapping[str, Moments],
+    stats: Mapping[str, FeatureStats],
     pool: Pool = "both",
     standardise: bool = True,
     units: int = 256,
@@ -60,7 +60,7 @@ def build_trunk_features(
 
     Args:
         width: D of the inputs `avg` and `max`, float32[N, D] each.
-        moments: of the train rows, for `avg` and `max`; standardisation uses them.
+        stats: of the train rows, for `avg` and `max`; standardisation uses them.
         pool: which of them is used.
         standardise: to mean 0 and deviation 1 in train.
         units: of the hidden layer; 0: none.
@@ -70,7 +70,7 @@ def build_trunk_features(
     keras = import_keras()
 
     pools = ("avg", "max") if pool == "both" else (pool,)
-    inputs, x = standardised_pools(pools, width, moments if standardise else None)
+    inputs, x = standardised_pools(pools, width, stats if standardise else None)
     if units:
         x = keras.layers.Dense(units, "relu", name="hidden")(x)
     if dropout:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments, Vectors
+from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.pools import standardised, standardised_pools
 
 Labels = npt.NDArray[np.int32]
@@ -58,14 +58,14 @@ class FittedSvm:
 
 
 def svm_inputs_features(
-    width: int, pool: Literal["avg", "max", "both"], moments: Mapping[str, Moments]
+    width: int, pool: Literal["avg", "max", "both"], stats: Mapping[str, FeatureStats]
 ) -> Any:
     """A model that gives the vectors an SVM takes, from the inputs of a head.
 
     Args:
         width: D of the inputs `avg` and `max`, float32[N, D] each.
         pool: which of them; both stand side by side.
-        moments: of the train rows, for `avg` and `max`.
+        stats: of the train rows, for `avg` and `max`.
 
     Returns:
         keras.Model, output float32[N, D] (2·D for both): mean 0 and deviation 1 in train.
@@ -73,18 +73,18 @@ def svm_inputs_features(
     keras = import_keras()
 
     pools = ("avg", "max") if pool == "both" else (pool,)
-    return keras.Model(*standardised_pools(pools, width, moments), name="svm_inputs")
+    return keras.Model(*standardised_pools(pools, width, stats), name="svm_inputs")
 
 
-def svm_inputs_images(image_size: int, moments: Moments | None = None) -> Any:
+def svm_inputs_images(image_size: int, stats: FeatureStats | None = None) -> Any:
     """A model that reduces images to the vectors an SVM takes: the grey means of 32×32 tiles.
 
-    To get the moments, run the model made without them over the train images first; training and
+    To get the stats, run the model made without them over the train images first; training and
     use then share the very same reduction.
 
     Args:
         image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255; a multiple of 32.
-        moments: of the reduced train images; None leaves them in 0..1.
+        stats: of the reduced train images; None leaves them in 0..1.
 
     Returns:
         keras.Model, output float32[N, 1024].
@@ -103,8 +103,8 @@ def svm_inputs_images(image_size: int, moments: Moments | None = None) -> Any:
     x = keras.ops.mean(keras.ops.cast(pixels, "float32") / 255, axis=-1, keepdims=True)
     x = keras.layers.AveragePooling2D(image_size // _SIDE, dtype="float32", name="reduce")(x)
     x = keras.layers.Flatten(dtype="float32", name="flat")(x)
-    if moments is not None:
-        x = standardised(x, moments, "standardise")
+    if stats is not None:
+        x = standardised(x, stats, "standardise")
     return keras.Model(pixels, x, name="svm_inputs")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from visao_ray.errors import InputError
-from visao_ray.features.backbones import Backbone, build
+from visao_ray.models.backbones import Backbone, build
 
 
 class AsPredicting(keras.layers.Layer):  # type: ignore[misc]

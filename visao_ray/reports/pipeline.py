@@ -21,22 +21,26 @@ from visao_ray.reports.report import (
     write_report,
 )
 from visao_ray.runs import Run
-from visao_ray.storage import Location
+from visao_ray.storage import locate
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
+from visao_ray.store.table import TableVersion, quoted
 
 _THUMBNAIL = 224  # longer side in pixels
 _SAMPLES = 24
 _LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
-def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[str, Any]]) -> str:
+def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
     """HTML of a finished pipeline: what was read, which head won, how good it is, where it fails.
 
     Args:
         run: the pipeline's run; its counts, timings and warnings are told.
-        data: the base; pictures of mistakes and samples are read from it.
+        store: URI of the store; it tells which images to show.
         stages: result.json of `extract`, `sweep` and `evaluate`.
     """
     settings = run.settings
+    dataset = stages["evaluate"]["inputs"]["dataset"]["name"]
     evaluation = json.loads(run.out.join("evaluate", "evaluation.json").read_bytes())
     sweep = run.out.join("sweep")
     trials = tables.open_table(sweep.join("trials"), "trials").to_table()
@@ -45,11 +49,12 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
     history = history.filter(pc.equal(history["number"], winner)).sort_by("epoch")
     objective = stages["sweep"]["details"]["objective"]["name"]
     about = stages["extract"]["details"]["about"]
-    counts = stages["extract"]["counts"]
+    counts = stages["extract"]["counts"]["store"]
+    images = Store.open(store).images.latest()
     return write_report(
         ReportInputs(
-            title=f"{settings.base}: from images to a judged classifier",
-            base=settings.base,
+            title=f"{dataset}: from images to a judged classifier",
+            dataset=dataset,
             command=f"python jobs/pipeline.py {' '.join(sys.argv[1:])}".strip(),
             settings=settings.model_dump(mode="json"),
             counts={**counts, "splits": counts["by_split"]},
@@ -64,36 +69,36 @@ def pipeline_report(run: Run[Any], data: Location, stages: Mapping[str, Mapping[
                 "loss": history["train_loss"].to_pylist(),
                 "val_loss": history["val_loss"].to_pylist(),
             },
-            gallery=_gallery(data, evaluation["mistakes"][:GALLERY_SHOWN]),
-            samples=_gallery(data, _samples(run.out.join("extract", "features"))),
+            gallery=_gallery(evaluation["mistakes"][:GALLERY_SHOWN]),
+            samples=_gallery(_samples(images, counts["by_split"])),
             weights_note=f"{about['backbone']}, {about['weights']} weights "
             f"(sha256 {about['weights_digest'][:12]}…)",
-            errors=_errors(run.out.join("extract", "errors")),
+            errors=_errors(images),
         )
     )
 
 
-def _samples(features: Location) -> list[dict[str, Any]]:
+def _samples(
+    images: TableVersion, by_split: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
     """A few images of every class, the first in the table, taken in turn."""
-    by_label: dict[str, list[str]] = {}
-    table = tables.open_table(features, "features")
-    for batch in table.to_batches(columns=["key", "label"], filter=pc.field("view") == 0):
-        for row in batch.to_pylist():
-            keys = by_label.setdefault(row["label"], [])
-            if len(keys) < _SAMPLES:
-                keys.append(row["key"])
-    each = max(1, _SAMPLES // max(len(by_label), 1))
-    labels = sorted(by_label)[:_SAMPLES]
-    return [
-        {"key": key, "label": label, "predicted": None, "probability": None}
-        for label in labels
-        for key in sorted(by_label[label])[:each]
-    ]
+    labels = sorted({label for found in by_split.values() for label in found if label})[:_SAMPLES]
+    each = max(1, _SAMPLES // max(len(labels), 1))
+    table = images.open()
+    rows = []
+    for label in labels:
+        where = f"status = '{schemas.OK}' AND label = {quoted(label)}"
+        keys = table.to_table(columns=["key"], filter=where, limit=each)["key"].to_pylist()
+        rows += [
+            {"key": key, "label": label, "predicted": None, "probability": None}
+            for key in sorted(keys)
+        ]
+    return rows
 
 
-def _gallery(data: Location, rows: Sequence[Mapping[str, Any]]) -> list[GalleryItem]:
+def _gallery(rows: Sequence[Mapping[str, Any]]) -> list[GalleryItem]:
     with ThreadPoolExecutor(8) as pool:
-        pictures: Iterable[bytes | None] = pool.map(lambda row: _picture(data, row["key"]), rows)
+        pictures: Iterable[bytes | None] = pool.map(lambda row: _picture(row["key"]), rows)
     return [
         GalleryItem(row["key"], row["label"], row["predicted"], row["probability"], picture)
         for row, picture in zip(rows, pictures, strict=True)
@@ -101,9 +106,9 @@ def _gallery(data: Location, rows: Sequence[Mapping[str, Any]]) -> list[GalleryI
     ]
 
 
-def _picture(data: Location, key: str) -> bytes | None:
+def _picture(key: str) -> bytes | None:
     try:
-        image = thumbnail(data.join(key).read_bytes(), _THUMBNAIL)
+        image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
     except (OSError, DecodeError):
         return None  # gone since it was extracted: the page does without its picture
     sink = io.BytesIO()
@@ -111,12 +116,9 @@ def _picture(data: Location, key: str) -> bytes | None:
     return sink.getvalue()
 
 
-def _errors(location: Location) -> list[tuple[str, str, str]]:
-    if not tables.rows(location):
-        return []
-    found: list[tuple[str, str, str]] = []
-    for batch in tables.batches(location, "errors", ["key", "stage", "message"]):
-        found += [(row["key"], row["stage"], row["message"]) for row in batch.to_pylist()]
-        if len(found) >= ERRORS_SHOWN:
-            break
-    return sorted(found)[:ERRORS_SHOWN]
+def _errors(images: TableVersion) -> list[tuple[str, str, str]]:
+    """Key, status and reason of images that cannot be used."""
+    where = f"status != '{schemas.OK}'"
+    columns = ["key", "status", "error"]
+    rows = images.open().to_table(columns=columns, filter=where, limit=ERRORS_SHOWN).to_pylist()
+    return sorted((row["key"], row["status"], row["error"] or "") for row in rows)

@@ -65,7 +65,7 @@ class ReportInputs:
 
     Attributes:
         title: of the page.
-        base: name of the base.
+        dataset: name of the dataset.
         command: the command line that made it.
         settings: resolved settings, name to value.
         counts: ``images``, ``ok``, ``errors``; optionally ``splits`` {split: {class: images}} and
@@ -85,7 +85,7 @@ class ReportInputs:
     """
 
     title: str
-    base: str
+    dataset: str
     command: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class ReportInputs:
 def write_report(inputs: ReportInputs) -> str:
     """Render the report as one HTML document that needs no network.
 
-    Every label, key, path and message is escaped: they come from file names of the base.
+    Every label, key, path and message is escaped: they come from file names of the dataset.
     """
     return render("report.html.j2", _page(inputs))
 

@@ -45,10 +45,10 @@ _METRIC_WORDS = {"roc_auc": "ROC AUC", "average_precision": "PR AUC", "macro_f1"
 
 @dataclass(frozen=True)
 class SweepPage:
-    """One base's sweep, as its tables and result.json tell it; no metric is computed here.
+    """One dataset's sweep, as its tables and result.json tell it; no metric is computed here.
 
     Attributes:
-        base: name of the base.
+        dataset: name of the dataset.
         objective: what a trial was judged by, as people read it.
         objective_mode: "min" where lower is better.
         trials: one row a trial; trial 0 is the default head.
@@ -65,12 +65,16 @@ class SweepPage:
         metrics: every metric of the winner on val, as `classification_metrics` tells them.
         positive: the class that the levers are about.
         classes: how many.
-        counts: ``images``, and feature rows of ``train`` and ``val``; all optional.
+        counts: ``images``, and rows of ``train`` and ``val``; all optional.
+        sample: rows of ``train`` and ``val`` that the search saw, where they were a sample: then
+            `trials`, `history`, `levers`, `importance` and `class_weights` are of the sample, and
+            `finalists`, `refits` and `metrics` of all rows.
+        refits: heads fitted anew on all rows: as `trials`, with ``refit_of``.
         seconds: wall time.
-        warnings: of this base.
+        warnings: of this dataset.
     """
 
-    base: str
+    dataset: str
     objective: str
     objective_mode: Literal["max", "min"]
     trials: pa.Table
@@ -83,6 +87,8 @@ class SweepPage:
     positive: str | None = None
     classes: int = 2
     counts: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, int] | None = None
+    refits: pa.Table | None = None
     seconds: float = 0.0
     warnings: Sequence[str] = ()
 
@@ -90,14 +96,14 @@ class SweepPage:
 def sweep_report(
     title: str, command: str, pages: Sequence[SweepPage], warnings: Sequence[str] = ()
 ) -> str:
-    """Render the sweeps of one or several bases as one HTML document that needs no network.
+    """Render the sweeps of one or several datasets as one HTML document that needs no network.
 
     Every name, setting and message is escaped.
 
     Args:
         title: of the document.
         command: the command line that made it.
-        pages: one a base, in order.
+        pages: one a dataset, in order.
         warnings: about all of them, shown at the top.
     """
     return render(
@@ -106,7 +112,7 @@ def sweep_report(
             "title": title,
             "command": command,
             "warnings": list(dict.fromkeys(warnings)),
-            "bases": [_base(page) for page in pages],
+            "datasets": [_dataset(page) for page in pages],
         },
     )
 
@@ -169,6 +175,7 @@ class _Trial:
     settings: Mapping[str, Any]
     objective: float | None
     row: Mapping[str, Any]
+    refitted: bool = False  # after a search on a sample: all figures are of all rows
 
     @property
     def kind(self) -> str:
@@ -185,24 +192,38 @@ class _Trial:
 
 def _trials(page: SweepPage) -> list[_Trial]:
     """In order of number; a trial without a finite objective counts as failed."""
-    found = []
-    for row in page.trials.to_pylist():
-        clean = {name: _finite(value) for name, value in row.items()}
-        settings = {
-            name.removeprefix("setting."): value
-            for name, value in clean.items()
-            if name.startswith("setting.")
-        }
-        ok = clean.get("status", "ok") == "ok"
-        found.append(_Trial(row["number"], settings, clean["objective"] if ok else None, clean))
+    found = [_trial(row, row["number"]) for row in page.trials.to_pylist()]
     return sorted(found, key=lambda trial: trial.number)
+
+
+def _trial(row: Mapping[str, Any], number: int, refitted: bool = False) -> _Trial:
+    clean = {name: _finite(value) for name, value in row.items()}
+    settings = {
+        name.removeprefix("setting."): value
+        for name, value in clean.items()
+        if name.startswith("setting.")
+    }
+    ok = clean.get("status", "ok") == "ok"
+    return _Trial(number, settings, clean["objective"] if ok else None, clean, refitted)
+
+
+def _refitted(page: SweepPage, ranked: Sequence[_Trial]) -> list[_Trial]:
+    """The same trials, with the figures of all rows where their heads were fitted anew."""
+    if page.refits is None:
+        return list(ranked)
+    again = {
+        row["refit_of"]: _trial(row, row["refit_of"], refitted=True)
+        for row in page.refits.to_pylist()
+    }
+    known = {number: trial for number, trial in again.items() if not trial.failed}
+    return [known.get(trial.number, trial) for trial in ranked]
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _base(page: SweepPage) -> dict[str, Any]:
+def _dataset(page: SweepPage) -> dict[str, Any]:
     trials = _trials(page)
     lower = page.objective_mode == "min"
     finalists = {entry["trial"]: entry for entry in page.finalists}
@@ -216,12 +237,13 @@ def _base(page: SweepPage) -> dict[str, Any]:
         ),
     )
     varied = _varied(trials)
+    shown = _refitted(page, ranked)
     return {
         "page": page,
-        "headline": _headline(page, ranked, len(trials)),
-        "won": _won(page, ranked),
-        "tiles": _tiles(page, ranked),
-        "top": _top(page, ranked),
+        "headline": _headline(page, shown, len(trials)),
+        "won": _won(page, shown),
+        "tiles": _tiles(page, shown),
+        "top": _top(page, shown),
         "fixed": {
             name: value
             for name, value in (trials[0].settings if trials else {}).items()
@@ -363,7 +385,9 @@ def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
 
 
 def _folded(page: SweepPage) -> bool:
-    """Whether trials were judged on folds instead of one hold-out."""
+    """Whether finalists were judged on folds instead of one hold-out."""
+    if page.sample is not None:
+        return False
     folds = page.trials["folds"].to_pylist() if "folds" in page.trials.column_names else []
     return any(values is not None and len(values) > 1 for values in folds)
 
@@ -379,17 +403,17 @@ def _named(trial: _Trial) -> str:
 def _won(page: SweepPage, ranked: Sequence[_Trial]) -> str:
     """The winner in one short sentence."""
     if not ranked:
-        return f"{page.base}: no trial succeeded"
+        return f"{page.dataset}: no trial succeeded"
     texts = _estimate(_entry(page, ranked[0]).get("objective"))
     interval = f" ({texts['interval']})" if texts["interval"] else ""
     value = f"{texts['value']}{interval}"
-    return f"{page.base}: {_named(ranked[0])} won; its {page.objective} is {value}"
+    return f"{page.dataset}: {_named(ranked[0])} won; its {page.objective} is {value}"
 
 
 def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str]:
     """Sentences: what won, by how much, and whether that is more than luck."""
     if not ranked:
-        return [f"On {page.base} none of {tried:,} trials succeeded."]
+        return [f"On {page.dataset} none of {tried:,} trials succeeded."]
     winner, entry = ranked[0], _entry(page, ranked[0])
     texts = _estimate(entry.get("objective"))
     told = texts["value"]
@@ -397,7 +421,7 @@ def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str
         images = f", n{_NBSP}={_NBSP}{texts['n']}" if texts["n"] else ""
         told += f" (95{SPACE}%: {texts['interval']}{images})"
     name = _named(winner)
-    said = [f"On {page.base} {name} won: its {page.objective} on val is {told}."]
+    said = [f"On {page.dataset} {name} won: its {page.objective} on val is {told}."]
     if len(ranked) == 1:
         others = "all others failed" if tried > 1 else "no other was tried"
         return [*said, f"It is the only trial that succeeded ({others}): nothing to compare with."]
@@ -479,6 +503,7 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
                 "kind": _KINDS.get(trial.kind, trial.kind),
                 "simple": trial.kind != "dense",
                 "default": trial.number == 0,
+                "fitted": "all rows" if trial.refitted else "sample",
                 "words": in_words(trial.settings),
                 "objective": _estimate(entry.get("objective")),
                 "folds": f"{_value(min(folds))}–{_value(max(folds))}" if folds else "",

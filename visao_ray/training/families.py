@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from visao_ray.features.backbones import Backbone
 from visao_ray.models import saved, siamese
 from visao_ray.models.autoencoder import build_autoencoder, encoder, reconstruction_losses
+from visao_ray.models.backbones import Backbone
 from visao_ray.models.head import HeadSettings, build_head
 from visao_ray.models.simple_cnn import build_simple_cnn
 from visao_ray.models.transfer import bare_transfer, build_transfer, unfreeze
@@ -78,7 +78,7 @@ class Classifier:
             return build_simple_cnn(
                 settings.architecture, shape.image_size, len(shape.classes), settings.l2
             )
-        return build_head(head_settings(settings), shape.width, len(shape.classes), shape.moments)
+        return build_head(head_settings(settings), shape.width, len(shape.classes), shape.stats)
 
     def enter(self, model: Any, phase: Phase) -> None:
         """All layers learn."""
@@ -154,7 +154,7 @@ class Siamese:
         else:
             trunk = siamese.build_trunk_features(
                 shape.width,
-                shape.moments,
+                shape.stats,
                 settings.pool,
                 units=settings.units,
                 dropout=settings.dropout,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Moments, Vectors
 from visao_ray.models import svm
-from visao_ray.resources import look
+from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.runs import Run
 from visao_ray.training.outcome import keep
 from visao_ray.training.plan import Plan
@@ -20,13 +20,14 @@ _BATCH = 256
 _MOST = 1_000_000  # classes times rows
 
 
-def search_svm(run: Run[Any], plan: Plan, rows: Any) -> None:
+def search_svm(run: Run[Any], plan: Plan, rows: Any, options: Mapping[str, Any]) -> None:
     """Try every C and gamma in a task of its own, and keep the best on val, fitted and calibrated.
 
     Args:
         run: of the train job.
         plan: what is to be fitted.
         rows: reference to the train and val Rows.
+        options: of the tasks, beside the CPU that each fit takes.
     """
     import ray
 
@@ -37,11 +38,11 @@ def search_svm(run: Run[Any], plan: Plan, rows: Any) -> None:
             f"--family svm: {classes} classes, one against the rest each, of {images} train rows "
             "would take days; give --limit, or another family"
         )
-    vectors = ray.remote(_vectors).options(num_returns=2, **look().light)
-    moments, table = vectors.remote(plan, [rows])
+    vectors = ray.remote(_vectors).options(num_returns=2, **options)
+    stats, table = vectors.remote(plan, [rows])
     grid = list(itertools.product(settings.svm_c, settings.svm_gamma))
     run.say(f"svm: {len(grid)} pairs of C and gamma, a task each; val chooses")
-    score = ray.remote(_score).options(num_cpus=1)
+    score = ray.remote(_score).options(**{**options, "num_cpus": 1})
     scores = [score.remote(table, len(plan.shape.classes), *point) for point in grid]
     numbers = {reference: number for number, reference in enumerate(scores)}
     found: dict[int, dict[str, float]] = {}
@@ -56,20 +57,20 @@ def search_svm(run: Run[Any], plan: Plan, rows: Any) -> None:
     name = "roc_auc" if len(plan.shape.classes) == 2 else "macro_f1"
     best = max(range(len(grid)), key=lambda number: (found[number][name], -number))
     history = [{"C": C, "gamma": gamma, **found[number]} for number, (C, gamma) in enumerate(grid)]
-    finish = ray.remote(_finish).options(num_cpus=1)
-    ray.get(finish.remote(plan, [rows], moments, table, grid[best], history))
+    finish = ray.remote(_finish).options(**{**options, "num_cpus": 1})
+    ray.get(finish.remote(plan, [rows], stats, table, grid[best], history))
 
 
-def _vectors(plan: Plan, rows: list[Any]) -> tuple[Moments | None, dict[str, Any]]:
-    """Moments of reduced images, and standardised vectors and labels of train and val."""
+def _vectors(plan: Plan, rows: list[Any]) -> tuple[FeatureStats | None, dict[str, Any]]:
+    """Statistics of reduced images, and standardised vectors and labels of train and val."""
     import ray
 
     train, val = ray.get(rows[0])
-    moments = None
+    stats = None
     if plan.shape.image_size:
-        moments = Moments.of(_run(svm.svm_inputs_images(plan.shape.image_size), train))
-    inputs = _inputs(plan, moments)
-    return moments, {
+        stats = FeatureStats.of(_run(svm.svm_inputs_images(plan.shape.image_size), train))
+    inputs = _inputs(plan, stats)
+    return stats, {
         "x_train": _run(inputs, train),
         "y_train": train.labels,
         "x_val": _run(inputs, val),
@@ -77,11 +78,11 @@ def _vectors(plan: Plan, rows: list[Any]) -> tuple[Moments | None, dict[str, Any
     }
 
 
-def _inputs(plan: Plan, moments: Moments | None) -> Any:
+def _inputs(plan: Plan, stats: FeatureStats | None) -> Any:
     """The part of the machine that turns its inputs into standardised vectors."""
     if plan.shape.image_size:
-        return svm.svm_inputs_images(plan.shape.image_size, moments)
-    return svm.svm_inputs_features(plan.shape.width, plan.settings.pool, plan.shape.moments)
+        return svm.svm_inputs_images(plan.shape.image_size, stats)
+    return svm.svm_inputs_features(plan.shape.width, plan.settings.pool, plan.shape.stats)
 
 
 def _run(model: Any, rows: Rows) -> Vectors:
@@ -102,7 +103,7 @@ def _score(table: dict[str, Any], classes: int, C: float, gamma: float) -> dict[
 def _finish(
     plan: Plan,
     rows: list[Any],
-    moments: Moments | None,
+    stats: FeatureStats | None,
     table: dict[str, Any],
     point: tuple[float, float],
     history: list[dict[str, float]],
@@ -114,12 +115,12 @@ def _finish(
     fitted = svm.fit_calibrated(
         table["x_train"],
         table["y_train"],
-        train.groups.to_numpy(zero_copy_only=False),
+        train.groups,
         len(plan.shape.classes),
         C,
         gamma,
         plan.settings.seed,
     )
-    model = svm.to_keras(_inputs(plan, moments), fitted)
+    model = svm.to_keras(_inputs(plan, stats), fitted)
     told = {"history": history, "C": C, "gamma": gamma, "support_vectors": len(fitted.support)}
     keep(plan, model, plan.about, val, told)

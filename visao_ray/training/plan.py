@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from visao_ray.features.vectors import Moments
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.saved import ModelAbout
 from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location
@@ -40,14 +40,14 @@ class Shape:
         positive: index of the class that must not be missed, where there are two.
         image_size: S, where it takes images.
         width: D, where it takes features.
-        moments: of the train features.
+        stats: of the train features, by pool.
     """
 
     classes: tuple[str, ...]
     positive: int
     image_size: int = 0
     width: int = 0
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    stats: Mapping[str, FeatureStats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

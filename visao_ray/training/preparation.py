@@ -5,64 +5,121 @@ The model is built once here, so that settings which do not fit end the job befo
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from visao_ray.backend import import_keras
-from visao_ray.bases.base import BASES
-from visao_ray.features.backbones import resolve
-from visao_ray.features.vectors import Summary, load_features
+from visao_ray.datasets.spec import Dataset
+from visao_ray.features.labelled import load_vectors
+from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.models import saved
+from visao_ray.models.backbones import resolve
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.saved import ModelAbout
 from visao_ray.models.simple_cnn import NATIVE_SIZE
 from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location, locate
+from visao_ray.store import schemas
+from visao_ray.store.join import Snapshot, read_examples
+from visao_ray.store.table import TableVersion
 from visao_ray.training.plan import FINE_TUNE, Plan, Shape, phases
-from visao_ray.training.rows import (
-    FeatureRows,
-    ImageRows,
-    Rows,
-    read_features,
-    read_images,
-)
+from visao_ray.training.rows import ImageRows, Rows, VectorRows, image_rows, vector_rows
 
 #: Side of the images in pixels, unless --image-size says otherwise.
 _SIZE = {"siamese": 224, "autoencoder": 128, "svm": 128}
+_SCAN_ROWS = 65_536
 
 
-def prepare_features(
-    settings: TrainSettings, out: Location
-) -> tuple[tuple[Plan, Summary], tuple[FeatureRows, FeatureRows]]:
-    """The plan, what the features are, and their train and val rows.
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver needs to know of the rows.
+
+    Attributes:
+        plan: of the training.
+        rows: of train and val.
+        warnings: to show.
+    """
+
+    plan: Plan
+    rows: dict[str, int]
+    warnings: list[str]
+
+
+def count_files(images: TableVersion) -> dict[str, Any]:
+    """How many files a store has, and what became of them: `images` = `ok` + `errors`."""
+    files, reasons = 0, Counter[str]()
+    for batch in images.scan(["status", "error"], None, _SCAN_ROWS):
+        files += batch.num_rows
+        failed = batch.filter(pc.not_equal(batch["status"], schemas.OK))
+        named = pc.coalesce(failed["error"], failed["status"]).to_pylist()
+        reasons.update(name.split(":", 1)[0] for name in named)
+    errors = reasons.total()
+    return {
+        "images": files,
+        "ok": files - errors,
+        "errors": errors,
+        "errors_by_reason": dict(reasons.most_common()),
+    }
+
+
+def prepare_vectors(
+    settings: TrainSettings,
+    dataset: Dataset,
+    extractor: str,
+    snapshot: Snapshot,
+    out: Location,
+) -> tuple[Prepared, tuple[VectorRows, VectorRows]]:
+    """What the driver needs, and the train and val rows.
+
+    Args:
+        settings: of the job.
+        dataset: of the store.
+        extractor: name of the vectors.
+        snapshot: what to read.
+        out: of the run.
 
     Raises:
-        InputError: features that do not fit the base, or settings that do not fit each other.
+        InputError: vectors that do not fit the dataset, or settings that do not fit each other.
     """
-    assert settings.features is not None
-    summary, features = load_features(settings.features, settings.base, settings.views)
-    train, val = read_features(features)
+    summary, vectors = load_vectors(snapshot, dataset)
+    train, val = vector_rows(vectors, settings.views)
     about = ModelAbout(
-        base=settings.base,
+        dataset=dataset,
         family=settings.family,
         classes=_known(settings, summary.classes, train),
         takes="features",
         settings=_told(settings),
         width=summary.width,
-        features=summary.about,
+        features=dict(summary.extractor),
+        extractor=extractor,
     )
-    shape = _shape(settings, summary.classes, width=summary.width, moments=features.moments)
-    return (_plan(settings, out, about, shape, train), summary), (train, val)
+    mapped = vectors.open().vectors
+    stats = {pool: FeatureStats.of(values, train.rows) for pool, values in mapped.items()}
+    shape = _shape(dataset, summary.classes, width=summary.width, stats=stats)
+    plan = _plan(settings, out, about, shape, train)
+    return Prepared(plan, _rows(train, val), _left_out(summary.left_out)), (train, val)
 
 
 def prepare_images(
-    settings: TrainSettings, manifest: Location, out: Location, loaders: int
-) -> tuple[tuple[Plan, str | None], tuple[ImageRows, ImageRows]]:
-    """The plan, a warning to show, if any, and the train and val rows.
+    settings: TrainSettings, dataset: Dataset, loaders: int, snapshot: Snapshot, out: Location
+) -> tuple[Prepared, tuple[ImageRows, ImageRows]]:
+    """What the driver needs, and the train and val rows.
+
+    Args:
+        settings: of the job.
+        dataset: of the store.
+        loaders: see ImageRows.
+        snapshot: what to read.
+        out: of the run.
 
     Raises:
-        InputError: a manifest that lacks something, a backbone that cannot be had, or settings
-            that do not fit each other.
+        InputError: no train or val images, a backbone that cannot be had, or settings that do not
+            fit each other.
     """
     warning = backbone = None
     if settings.family == "transfer":
@@ -72,15 +129,17 @@ def prepare_images(
         size = found.image_size
         if settings.head is not None:
             where = f"--head {settings.head}"
-            made = {**found.about(), "resize": settings.resize}
+            made = KerasBackbone(backbone, found, settings.resize, settings.batch_size).metadata
             head = saved.read_about(saved.read(locate(settings.head)), where)
-            head.check_features(settings.base, found.width, made, where)
+            head.check_features(dataset, found.width, made, where)
     else:
         native = NATIVE_SIZE[settings.architecture]
         size = settings.image_size or _SIZE.get(settings.family, native)
-    classes, train, val = read_images(
-        manifest,
-        settings.base,
+    examples = read_examples(snapshot, ("train", "val"))
+    classes, train, val = image_rows(
+        examples,
+        dataset,
+        snapshot.store,
         settings.augment,
         image_size=size,
         resize=settings.resize,
@@ -88,7 +147,7 @@ def prepare_images(
         loaders=loaders,
     )
     about = ModelAbout(
-        base=settings.base,
+        dataset=dataset,
         family=settings.family,
         classes=_known(settings, classes, train),
         takes="images",
@@ -96,8 +155,20 @@ def prepare_images(
         image_size=size,
         resize=settings.resize,
     )
-    shape = _shape(settings, classes, image_size=size)
-    return (_plan(settings, out, about, shape, train, backbone), warning), (train, val)
+    shape = _shape(dataset, classes, image_size=size)
+    plan = _plan(settings, out, about, shape, train, backbone)
+    warnings = [warning] if warning else []
+    warnings += _left_out({"have files with contradictory labels": examples.conflicts})
+    return Prepared(plan, _rows(train, val), warnings), (train, val)
+
+
+def _rows(train: Rows, val: Rows) -> dict[str, int]:
+    return {"train": len(train.labels), "val": len(val.labels)}
+
+
+def _left_out(reasons: Mapping[str, int]) -> list[str]:
+    """Warnings of images that are there, and not trained on."""
+    return [f"{count:,} images {why}: they are left out" for why, count in reasons.items() if count]
 
 
 def _known(settings: TrainSettings, classes: tuple[str, ...], train: Rows) -> tuple[str, ...]:
@@ -109,8 +180,8 @@ def _known(settings: TrainSettings, classes: tuple[str, ...], train: Rows) -> tu
     return classes
 
 
-def _shape(settings: TrainSettings, classes: tuple[str, ...], **shape: Any) -> Shape:
-    positive = BASES[settings.base].positive
+def _shape(dataset: Dataset, classes: tuple[str, ...], **shape: Any) -> Shape:
+    positive = dataset.positive_among(classes)
     return Shape(classes, classes.index(positive) if positive else 0, **shape)
 
 

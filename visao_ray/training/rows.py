@@ -13,13 +13,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray import tables
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.classes import class_numbers, find_classes
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Features, Vectors, class_numbers, find_classes
+from visao_ray.features.labelled import LabelledVectors
 from visao_ray.images.augment import RECIPES, augment_view
 from visao_ray.images.decode import DecodeError, decode
-from visao_ray.storage import Location, is_outage, locate, reason
+from visao_ray.models.normalization import Vectors
+from visao_ray.storage import is_outage, locate, reason
+from visao_ray.store.join import Examples
+from visao_ray.store.mapped import MappedVectors, VectorFile
+from visao_ray.store.proof import Contents
 
 Pixels = npt.NDArray[np.uint8]
 _READERS = 8  # images read and decoded at once in one task
@@ -28,15 +32,15 @@ _PART_BYTES = 128 * 1024**2  # of pixels, loaded for a worker by one execution o
 
 
 class Rows(Protocol):
-    """A split: `labels` int32[N], `keys` and `groups` of the rows, and their inputs."""
+    """A split: `labels` int32[N] and `groups` int32[N] of the rows, and their inputs."""
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
         """Class index of each row."""
 
     @property
-    def groups(self) -> pa.Array:
-        """Patient or container of each row."""
+    def groups(self) -> npt.NDArray[np.int32]:
+        """Number of each row's patient or container."""
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Any:
         """What the model takes of these rows, as it predicts (no augmentation)."""
@@ -49,16 +53,24 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class FeatureRows:
-    """Rows of a features table; `vectors` stand in shared memory, float32[N, D] a pool."""
+class VectorRows:
+    """Vectors of a store, in the one memory-mapped copy that all processes of a node share.
 
-    vectors: dict[str, Vectors]
+    Attributes:
+        file: the copy, which is made on each node where rows are taken first.
+        rows: int64[N], which of its rows these are.
+        labels, groups: see Rows.
+    """
+
+    file: VectorFile
+    rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int32]
-    groups: pa.Array
+    groups: npt.NDArray[np.int32]
 
     def take(self, numbers: npt.NDArray[np.int64]) -> dict[str, Vectors]:
         """{"avg", "max"}: float32[n, D] each."""
-        return {pool: values[numbers] for pool, values in self.vectors.items()}
+        rows = self.rows[numbers]
+        return {pool: values[rows] for pool, values in self._mapped.vectors.items()}
 
     def stream(
         self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
@@ -66,21 +78,27 @@ class FeatureRows:
         """As `take`, step by step: there is nothing to decode, so nothing to hand out as tasks."""
         return map(self.take, steps)
 
+    @cached_property
+    def _mapped(self) -> MappedVectors:
+        return self.file.open()
+
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Rows of a manifest: what is kept is where the images lie.
+    """Images of a store: what is kept is where they lie.
 
     Attributes:
-        table: key and uri of each row.
+        keys: string[N], URI of each image.
+        contents: `S32`[N], digest of its bytes.
         labels, groups: see Rows.
         image_size, resize, recipe, seed: how an image becomes pixels, and augmented views of it.
         loaders: tasks that load for one worker at once.
     """
 
-    table: pa.Table
+    keys: pa.Array
+    contents: Contents
     labels: npt.NDArray[np.int32]
-    groups: pa.Array
+    groups: npt.NDArray[np.int32]
     image_size: int
     resize: str
     recipe: str
@@ -96,7 +114,8 @@ class ImageRows:
     ) -> Iterator[Pixels]:
         """uint8[rows, S, S, 3] of each step through Ray Data: tasks decode ahead of the worker.
 
-        An augmented view is drawn from (seed, key, view): the same whoever loads it.
+        An augmented view is drawn from (seed, content, view): the same whoever loads it, and
+        wherever the image lies.
 
         Steps go in parts, each an execution of Ray Data that is small enough to run to its end
         unhindered: one that is held back, because nobody takes what it has made yet, keeps a core
@@ -160,73 +179,81 @@ class ImageRows:
         return [ray.put(self)]
 
     def _load(self, numbers: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Pixels:
-        chosen = self.table.take(pa.array(numbers)).to_pylist()
+        keys = self.keys.take(pa.array(numbers)).to_pylist()
+        digests = self.contents[numbers].tobytes()
+        names = [digests[start : start + 32].hex() for start in range(0, len(digests), 32)]
         with ThreadPoolExecutor(_READERS) as pool:
-            return np.stack(list(pool.map(self._load_one, chosen, views.tolist())))
+            return np.stack(list(pool.map(self._load_one, keys, names, views.tolist())))
 
-    def _load_one(self, row: dict[str, str], view: int) -> Pixels:
+    def _load_one(self, key: str, name: str, view: int) -> Pixels:
         try:
-            data = locate(row["uri"]).read_bytes()
+            data = locate(key).read_bytes()
             image = decode(
                 data, self.image_size, "letterbox" if self.resize == "letterbox" else "stretch"
             )
-        except (OSError, DecodeError) as error:  # it was readable when the job began
+        except (OSError, DecodeError) as error:  # it was readable when the store read it
             if is_outage(error):
                 raise
             raise InputError(
-                f"{row['uri']}: could be read before, but not now: {reason(error)}"
+                f"{key}: could be read before, but not now: {reason(error)}"
             ) from error
         if self.recipe == "none":
             return image
-        return augment_view(image, RECIPES[self.recipe], self.seed, row["key"], view)
+        return augment_view(image, RECIPES[self.recipe], self.seed, name, view)
 
 
-def read_features(features: Features) -> tuple[FeatureRows, FeatureRows]:
-    """Train and val of a features table."""
+def vector_rows(vectors: LabelledVectors, views: int | None) -> tuple[VectorRows, VectorRows]:
+    """Train, without augmented views beyond `views`, and val."""
     train, val = (
-        FeatureRows(rows.vectors, rows.labels, rows.groups)
-        for rows in (features.train, features.val)
+        VectorRows(vectors.file, rows, vectors.labels[rows], vectors.groups[rows])
+        for rows in (vectors.train_rows(views), vectors.val_rows())
     )
     return train, val
 
 
-def read_images(
-    manifest: Location, base: str, recipe: str, **loading: Any
+def image_rows(
+    examples: Examples, dataset: Dataset, where: str, recipe: str, **loading: Any
 ) -> tuple[tuple[str, ...], ImageRows, ImageRows]:
-    """The classes, and train and val of a manifest; only train is augmented. Runs in a Ray task.
+    """The classes in index order, and train and val; only train is augmented.
 
     Args:
-        manifest: of images that can be read.
-        base: which base it lists.
+        examples: of train and val.
+        dataset: that they are of.
+        where: begins the message of an error.
         recipe: of augmentation.
         loading: `image_size`, `resize`, `seed` and `loaders` of ImageRows.
 
     Raises:
-        InputError: no train or val rows, or a class without train rows (bases with fixed classes).
+        InputError: no train or val rows, or a class without train rows (where classes are fixed).
     """
-    table = tables.open_table(manifest, "manifest").to_table(
-        columns=["key", "uri", "label", "split", "group"]
-    )
-    parts = {
-        split: table.filter(pc.equal(table["split"], split)).sort_by("key")
-        for split in ("train", "val")
-    }
-    for split, part in parts.items():
-        if not part.num_rows:
-            raise InputError(f"{manifest.uri}: no {split} images; training needs train and val")
-    names = {split: part["label"].to_numpy() for split, part in parts.items()}
-    classes = find_classes(BASES[base], names["train"], names["val"], manifest.uri)
+    parts = {}
+    for split in ("train", "val"):
+        chosen = np.flatnonzero(pc.equal(examples.splits, split).to_numpy(zero_copy_only=False))
+        if not len(chosen):
+            raise InputError(
+                f"{where}: no {split} images with a label; training needs the splits train and val"
+            )
+        parts[split] = examples.take(chosen)
+    names = {split: pc.unique(part.labels).to_pylist() for split, part in parts.items()}
+    classes = find_classes(dataset, names["train"], names["val"], where)
     train, val = (
         ImageRows(
-            table=part.select(["key", "uri"]).combine_chunks(),
-            labels=class_numbers(names[split], classes),
-            groups=part["group"].combine_chunks(),
+            keys=part.keys,
+            contents=part.contents,
+            labels=class_numbers(part.labels.to_pylist(), classes),
+            groups=_numbers(part.groups.dictionary_decode()),
             recipe=recipe if split == "train" else "none",
             **loading,
         )
         for split, part in parts.items()
     )
     return classes, train, val
+
+
+def _numbers(names: pa.Array) -> npt.NDArray[np.int32]:
+    """A number for each name, in the order of the names."""
+    _, numbers = np.unique(names.to_numpy(zero_copy_only=False), return_inverse=True)
+    return numbers.astype(np.int32)
 
 
 def _load_block(block: dict[str, npt.NDArray[np.int64]], rows: list[Any]) -> dict[str, Pixels]:

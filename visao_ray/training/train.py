@@ -6,37 +6,64 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-import pyarrow.dataset as pads
-
-from visao_ray import tables
-from visao_ray.bases.manifest import check_errors
+from visao_ray.core.waiting import Waiting
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.evaluation.inference import predict
-from visao_ray.evaluation.judge import judge_run
-from visao_ray.features.pipeline import check_source, list_images
+from visao_ray.evaluation.inference import UNIT_IMAGES, open_model
+from visao_ray.evaluation.judge import evaluate_in
+from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
 from visao_ray.models import saved
 from visao_ray.resources import Worker, fit_actors, fit_workers, look
 from visao_ray.runs import Run, muted_stderr, start_ray, to_json
 from visao_ray.settings import TrainSettings
 from visao_ray.storage import Location, locate
-from visao_ray.training.checked import check_images
+from visao_ray.store import schemas
+from visao_ray.store.join import Snapshot, pin, plain_vectors
+from visao_ray.store.store import Store
 from visao_ray.training.progress import telling
 
 _CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
 
 
+_PREDICTED_ROWS = 32  # that the finished model sees at once
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is trained on, as far as it is known before Ray starts.
+
+    Attributes:
+        dataset: that the images are of.
+        source: images to read first; None where the store has them.
+        extractor: whose vectors are read; None where pixels are.
+    """
+
+    dataset: Dataset
+    source: Source | None
+    extractor: str | None
+
+
 @dataclass(frozen=True)
 class Share:
-    """What each worker takes of the cluster, and `light`: the options of tasks beside them."""
+    """What each worker takes of the cluster.
+
+    Attributes:
+        worker: GPUs, memory and resources of one.
+        cpus: of one.
+        loaders: tasks that load images for one at once.
+        task: options of tasks that hold the data or the model before and after the workers do:
+            they go where workers go, and ask for no CPU and no GPU.
+    """
 
     worker: Worker
     cpus: float
     loaders: int
-    light: Mapping[str, Any]
+    task: Mapping[str, Any]
 
     def resources(self) -> dict[str, float]:
         """By Ray Train's names."""
@@ -50,17 +77,21 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         InputError: data, settings and cluster do not fit, before training begins; training
             diverged.
     """
-    _check(settings)
+    inputs = _check(settings)
     start_ray()
     share = _share(settings)
-    source, rows, plan = _prepare(settings, run, share)
+    if inputs.source is not None:
+        _read_images(run, inputs.source)
+    snapshot = _pin(settings, inputs, run)
+    _count_files(run, inputs, snapshot, share)
+    rows, plan = _prepare(settings, inputs, snapshot, run, share)
     trained = run.work.join("trained")
 
     def fit() -> None:
         if settings.family == "svm":
             from visao_ray.training.grid import search_svm
 
-            search_svm(run, plan, rows)
+            search_svm(run, plan, rows, share.task)
         else:
             _fit(run, plan, rows, share)
 
@@ -73,23 +104,8 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"), share)))
 
     run.once("export", export_model)
-    about = saved.read_about(saved.read(model), model.uri)
-    covered = predict(run, source, model, about, fit_actors(None, share.worker, look()))
-    run.counts["errors"] += sum(covered.errors.values())
-    run.counts["ok"] = run.counts["images"] - run.counts["errors"]
-    evaluation = judge_run(
-        run,
-        plan.about.base,
-        about,
-        target=settings.target_recall,
-        seed=settings.seed,
-        replicates=settings.replicates,
-    )
-    run.counts["by_split"] = evaluation["counts"]
+    _evaluate(run, snapshot, model, share)
     run.details |= {
-        "model": about.name,
-        "classes": list(about.classes),
-        "threshold": evaluation["threshold"],
         "export": json.loads(exported.read_bytes()),
         **{name: value for name, value in summary.items() if name != "starts"},
     }
@@ -97,21 +113,38 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         _tell_training(run, summary)
 
 
-def _check(settings: TrainSettings) -> None:
-    """Look at everything that can be looked at before Ray starts."""
-    if settings.features is not None:
-        schema = tables.open_table(locate(settings.features), "features").schema
-        features = tables.about(schema)
-        width = schema.field("avg").type.list_size
+def _check(settings: TrainSettings) -> Inputs:
+    """Check everything that can be checked before Ray starts."""
+    source = store = extractor = None
+    if settings.data is not None:
+        source = open_source(settings)
+        dataset = source.dataset
     else:
-        check_source(settings, settings.manifest)
+        store = Store.open(settings.store_uri())
+        dataset = Dataset.from_json(store.description.dataset)
+        if settings.dataset is not None and find_dataset(settings.dataset) != dataset:
+            raise InputError(
+                f"--store {store.uri}: is for dataset {dataset.name} as it was described then; "
+                "leave --dataset out"
+            )
+    if settings.monitor == "auc" and len(dataset.classes) != 2:
+        raise InputError(
+            f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
+            "choose loss or accuracy"
+        )
+    if settings.takes_vectors:
+        assert store is not None
+        extractor = store.the_extractor(settings.extractor)
     if settings.head is not None:
         where = f"--head {settings.head}"
         about = saved.read_about(saved.read(locate(settings.head)), where)
         if about.takes != "features" or not about.classes:
             raise InputError(f"{where}: is a model of family {about.family}, not a head")
-        if settings.features is not None:
-            about.check_features(settings.base, width, features, where)
+        if store is not None and extractor is not None:
+            schema = store.vectors(extractor).latest().schema
+            width, made = schemas.outputs(schema)["avg"], schemas.description(schema)
+            about.check_features(dataset, width, made, where)
+    return Inputs(dataset, source, extractor)
 
 
 def _share(settings: TrainSettings) -> Share:
@@ -124,39 +157,85 @@ def _share(settings: TrainSettings) -> Share:
     worker = fit_workers(settings.workers, settings.worker(), cluster)
     each = cluster.total("CPU") / settings.workers
     loaders = max(1, math.floor(each) - 1)
-    return Share(worker, min(1.0, each / 2), loaders, cluster.light)
+    task = {**replace(worker, gpus=0.0).options(0.0), **cluster.light}
+    return Share(worker, min(1.0, each / 2), loaders, task)
 
 
-def _prepare(settings: TrainSettings, run: Run[Any], share: Share) -> tuple[Location, Any, Any]:
-    """Where rows to predict lie, a reference to the train and val Rows, and the plan."""
+def _read_images(run: Run[Any], source: Source) -> None:
+    """Read each image of --data once: those that can be decoded stand in OUT/store as `ok`."""
+    found = run.work.join("read.json")
+
+    def read() -> None:
+        pool = fit_actors(None, Worker(gpus=0.0), look())  # nothing holds a network yet
+        with source.writing(run) as writer:
+            writer.ensure(writer.store.images, schemas.IMAGES)
+            read_new(run, writer, source, None, None, pool, UNIT_IMAGES)
+            keep_in_order(run, writer)
+        kept = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
+        found.write_bytes(to_json(kept))
+
+    run.once("read", read)
+    kept = json.loads(found.read_bytes())
+    run.counts |= kept["counts"]
+    run.details |= kept["details"]
+    run.warnings[:] = kept["warnings"]
+
+
+def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
+    """The versions of the store that this run reads, however often it is started."""
+    store = Store.open(settings.store_uri())
+    results = plain_vectors(inputs.extractor) if inputs.extractor is not None else None
+    snapshot = pin(store, run.id, results, settings.recipe, settings.as_of)
+    run.inputs |= snapshot.to_json()
+    run.inputs["dataset"] = inputs.dataset.to_json()
+    if inputs.extractor is not None:
+        run.inputs["extractor"] = inputs.extractor
+    return snapshot
+
+
+def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share) -> None:
+    """What became of every file of the store, however often this run was started.
+
+    Raises:
+        InputError: more files of --data than --max-errors cannot be used.
+    """
     import ray
 
-    from visao_ray.training.preparation import prepare_features, prepare_images
+    from visao_ray.training.preparation import count_files
 
-    if settings.features is not None:
-        source = locate(settings.features)
-        task = ray.remote(prepare_features).options(num_returns=2, **share.light)
-        with run.timed("prepare"):
-            plan_ref, rows = task.remote(settings, run.out)
-            plan, summary = ray.get(plan_ref)
-        run.inputs |= {"features": source.uri, "about": summary.about}
-        # Those of test too: they are predicted at the end.
-        table = tables.open_table(source, "features")
-        images = table.count_rows(filter=pads.field("view") == 0)
-        run.counts |= {"images": images, "ok": images, "errors": 0, "rows": summary.rows}
-    else:
-        manifest = list_images(settings, settings.manifest, run)
-        run.inputs["manifest"] = manifest.uri
-        with run.timed("check"):
-            source = check_images(run, manifest)
-        check_errors(run, settings.max_errors)
-        task = ray.remote(prepare_images).options(num_returns=2, **share.light)
-        with run.timed("prepare"):
-            plan_ref, rows = task.remote(settings, source, run.out, share.loaders)
-            plan, warning = ray.get(plan_ref)
-        if warning:
-            run.warn(warning)
-    return source, rows, plan
+    task = ray.remote(count_files).options(**share.task)
+    run.counts |= ray.get(task.remote(snapshot.images))
+    if inputs.source is None:
+        return
+    files = run.counts["images"]
+    run.counts |= {"listed": files, "new": files, "known": 0, "read": files}
+    inputs.source.check_errors(run, run.counts["errors"], run.settings.max_errors)
+
+
+def _prepare(
+    settings: TrainSettings, inputs: Inputs, snapshot: Snapshot, run: Run[Any], share: Share
+) -> tuple[Any, Any]:
+    """A reference to the train and val Rows, and the plan.
+
+    Raises:
+        InputError: rows and settings do not fit.
+    """
+    import ray
+
+    from visao_ray.training.preparation import prepare_images, prepare_vectors
+
+    prepare: Any = prepare_images
+    detail: Any = share.loaders
+    if inputs.extractor is not None:
+        prepare, detail = prepare_vectors, inputs.extractor
+    task = ray.remote(prepare).options(num_returns=2, **share.task)
+    with run.timed("prepare"):
+        prepared, rows = task.remote(settings, inputs.dataset, detail, snapshot, run.out)
+        prepared = ray.get(prepared)
+    run.counts["rows"] = prepared.rows
+    for warning in prepared.warnings:
+        run.warn(warning)
+    return rows, prepared.plan
 
 
 def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
@@ -197,7 +276,7 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
         f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
         f"val {settings.monitor} picks the epoch"
     )
-    with telling(run, plan.work.join("epochs")):
+    with telling(run, plan.work.join("epochs")), Waiting(run.say):
         trainer.fit()
     diverged = plan.work.join("diverged.txt")
     if diverged.exists():
@@ -217,9 +296,30 @@ def _export(
 
     from visao_ray.training.export import export
 
-    task = ray.remote(export).options(**share.light)
+    task = ray.remote(export).options(**share.task)
     found: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
     return found
+
+
+def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) -> None:
+    """Evaluate the finished model on val and, once, on test."""
+    engine = open_model(model.uri, _PREDICTED_ROWS)
+    pool = fit_actors(None, share.worker, look())
+    found = evaluate_in(run, snapshot, engine, pool, run.settings)
+    counts = found.to_counts()
+    run.counts |= {"by_split": counts.pop("by_split"), "evaluated": counts}
+    if found.errors:
+        reasons = ", ".join(f"{count:,} {name}" for name, count in found.errors.most_common())
+        run.warn(
+            f"{counts['errors']:,} of {counts['images']:,} images could not be predicted "
+            f"({reasons}): figures are of the others"
+        )
+    run.inputs["versions"] |= snapshot.to_json()["versions"]
+    run.details |= {
+        "model": engine.name,
+        "classes": list(engine.about.classes),
+        "threshold": found.evaluation["threshold"],
+    }
 
 
 def _tell_training(run: Run[Any], summary: dict[str, Any]) -> None:

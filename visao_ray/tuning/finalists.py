@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from visao_ray.bases.base import BASES
+from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.bootstrap import Estimate
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.comparison import Measure, compare
 from visao_ray.evaluation.metrics import classification_metrics
-from visao_ray.features.vectors import Features
+from visao_ray.features.labelled import LabelledVectors
 from visao_ray.models import saved
+from visao_ray.models.head import predict_head
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.outcomes import Outcome, Outcomes
 
@@ -21,8 +22,8 @@ _LEVEL = 0.95
 
 
 def judge_on_val(
-    features: list[Any],
-    base: str,
+    data: list[Any],
+    dataset: Dataset,
     classes: Sequence[str],
     outcomes: Outcomes,
     finalists: Sequence[int],
@@ -37,8 +38,8 @@ def judge_on_val(
     Both rest on val, which chose them: they favour the winner, and test alone is fair to it.
 
     Args:
-        features: a list with one reference to the Features.
-        base: its name.
+        data: a list with one reference to the LabelledVectors.
+        dataset: that they are of.
         classes: in index order.
         outcomes: where their heads are.
         finalists: numbers of trials.
@@ -50,17 +51,17 @@ def judge_on_val(
     """
     import ray
 
-    data: Features = ray.get(features[0])
-    val = data.val
+    rows: LabelledVectors = ray.get(data[0])
+    mapped, val = rows.open(), rows.val_rows()
+    labels, groups = rows.labels[val], rows.groups[val]
     numbers = list(dict.fromkeys([*finalists, *references.values()]))
     probabilities = [
-        saved.load(outcomes.head(number))[0].predict(val.vectors, batch_size=1024, verbose=0)
+        predict_head(saved.load(outcomes.head(number))[0], mapped.vectors, val)
         for number in numbers
     ]
-    groups = val.groups.to_numpy(zero_copy_only=False)
     standings = compare(
         probabilities,
-        val.labels,
+        labels,
         groups,
         measure,
         references={name: numbers.index(number) for name, number in references.items()},
@@ -74,19 +75,18 @@ def judge_on_val(
     ]
     if not every_metric:
         return told, {}
-    known = BASES[base]
     metrics = classification_metrics(
-        val.labels,
+        labels,
         probabilities[0],
         groups,
         classes,
-        known.positive,
+        dataset.positive_among(classes),
         replicates=replicates,
         seed=seed,
     )
-    if known.chapter_digits:
+    if dataset.chapter_digits:
         metrics |= chapter_metrics(
-            val.labels, probabilities[0], groups, classes, known.chapter_digits, replicates, seed
+            labels, probabilities[0], groups, classes, dataset.chapter_digits, replicates, seed
         )
     return told, metrics
 

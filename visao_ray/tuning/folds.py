@@ -11,79 +11,80 @@ import numpy as np
 import numpy.typing as npt
 
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Features, Moments, Vectors
+from visao_ray.features.labelled import LabelledVectors
+from visao_ray.models.normalization import FeatureStats
 
 Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Row numbers int64[n]: train's rows come first in a table, then val's.
+    """Row numbers int64[n] of labelled vectors.
 
     Attributes:
         train: rows to learn from, all views.
         val: rows to judge by, as the images are.
+        number: which of the folds; None for the hold-out.
     """
 
     train: Numbers
     val: Numbers
+    number: int | None = None
 
 
 class Folds:
-    """The features of a base, and the ways of parting their rows. Test rows are not among them."""
+    """Labelled vectors in this process, and the ways of parting their rows.
 
-    def __init__(self, features: Features, count: int, seed: int) -> None:
-        """`count`: 1 for train and val as they are, or how many grouped folds of both together.
+    Args:
+        data: train and val.
+        count: 1 for train and val as they are, or how many grouped folds of both together.
+        seed: of the folds.
+
+    Attributes:
+        vectors: `avg` and `max`, float32[R, D], memory-mapped.
+        labels: int32[R] class indices.
+        groups: int32[R].
+        views: int16[R].
+    """
+
+    def __init__(self, data: LabelledVectors, count: int, seed: int) -> None:
+        self._data, self._count, self._seed = data, count, seed
+        self._mapped = data.open()
+        self.vectors = self._mapped.vectors
+        self.labels, self.groups, self.views = data.labels, data.groups, data.views
+        self._stats: dict[int | None, dict[str, FeatureStats]] = {}
+
+    def stats(self, fold: Fold) -> dict[str, FeatureStats]:
+        """Mean and deviation of `avg` and `max` in what a fold learns from, all views of it."""
+        if fold.number not in self._stats:
+            whole = self._holdout if fold.number is None else self._kfold[fold.number]
+            self._stats[fold.number] = {
+                pool: FeatureStats.of(vectors, whole.train)
+                for pool, vectors in self.vectors.items()
+            }
+        return self._stats[fold.number]
+
+    def parts(self, views: int | None, holdout: bool) -> Sequence[Fold]:
+        """The folds.
+
+        Args:
+            views: how many augmented views are used; None: all.
+            holdout: train and val as they are, whatever the number of folds.
 
         Raises:
             InputError: fewer groups than folds.
         """
-        self._features, self._count, self._seed = features, count, seed
-        splits = (features.train, features.val)
-        self.labels = np.concatenate([rows.labels for rows in splits])
-        self.views = np.concatenate([rows.views for rows in splits])
-        self._moments: dict[int, dict[str, Moments]] = {}
-
-    def moments(self, number: int) -> dict[str, Moments]:
-        """Of the rows that fold `number` learns from, for either pool."""
-        if self._count == 1:
-            return self._features.moments
-        if number not in self._moments:
-            rows = self._kfold[number].train
-            self._moments[number] = {
-                pool: Moments.of(self.take(pool, rows)) for pool in self._features.train.vectors
-            }
-        return self._moments[number]
-
-    def parts(self, views: int | None, holdout: bool) -> Sequence[Fold]:
-        """The folds; `views` limits the augmented views, `holdout` asks for train and val."""
-        folds = self._holdout if holdout or self._count == 1 else self._kfold
+        folds = [self._holdout] if holdout or self._count == 1 else self._kfold
         if views is None:
             return folds
-        return [Fold(fold.train[self.views[fold.train] <= views], fold.val) for fold in folds]
-
-    def take(self, pool: str, numbers: Numbers) -> Vectors:
-        """Vectors float32[n, D] of these rows."""
-        train, val = self._features.train.vectors[pool], self._features.val.vectors[pool]
-        if numbers.max(initial=0) < len(train):
-            return train[numbers]
-        inside = numbers < len(train)
-        found = np.empty((len(numbers), train.shape[1]), np.float32)
-        found[inside] = train[numbers[inside]]
-        found[~inside] = val[numbers[~inside] - len(train)]
-        return found
+        return [
+            Fold(fold.train[self.views[fold.train] <= views], fold.val, fold.number)
+            for fold in folds
+        ]
 
     @cached_property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """Of each row, numbered."""
-        splits = (self._features.train, self._features.val)
-        names = np.concatenate([rows.groups.to_numpy(zero_copy_only=False) for rows in splits])
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
-
-    @cached_property
-    def _holdout(self) -> list[Fold]:
-        rows = len(self._features.train.labels)
-        return [Fold(np.arange(rows), np.arange(rows, len(self.labels)))]
+    def _holdout(self) -> Fold:
+        return Fold(self._data.train_rows(), self._data.val_rows())
 
     @cached_property
     def _kfold(self) -> list[Fold]:
@@ -98,4 +99,7 @@ class Folds:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The least populated class")
             found = list(fold_of.split(self.labels, self.labels, self.groups))
-        return [Fold(train, val[self.views[val] == 0]) for train, val in found]
+        return [
+            Fold(train, val[self.views[val] == 0], number)
+            for number, (train, val) in enumerate(found)
+        ]

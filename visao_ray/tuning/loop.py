@@ -1,14 +1,15 @@
 """Epochs of a head as single TensorFlow calls.
 
-`fit` spends most of a small head's epoch on assembling batches; here the rows stay where they are
-and each batch is gathered inside the compiled loop. Measured on 4,172 rows of 2 x 1,280 numbers,
-one CPU: logistic regression 0.03 s an epoch against 0.11 s, Dense 256 0.19 s against 0.28 s (XLA:
-0.66 s). TensorFlow only; it is imported by workers alone.
+`fit` spends most of a small head's epoch on assembling batches; here each batch is gathered inside
+the compiled loop. Measured on 4,172 rows of 2 x 1,280 numbers, one CPU: logistic regression 0.03 s
+an epoch against 0.11 s, Dense 256 0.19 s against 0.28 s (XLA: 0.66 s). TensorFlow only; it is
+imported by workers alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -18,10 +19,14 @@ import tensorflow as tf
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
-from visao_ray.features.vectors import Features, Vectors
+from visao_ray.features.labelled import POOLS
+from visao_ray.models.normalization import Vectors
 
 Numbers = npt.NDArray[np.int64]
 _PREDICT_ROWS = 4096  # in one call
+#: Vectors of a process: those that fit stay in TensorFlow's memory, others are read chunk by chunk.
+_RESIDENT_BYTES = 64 * 1024**2
+_CHUNK_BYTES = 32 * 1024**2
 
 
 def fuse(model: Any) -> None:
@@ -59,67 +64,118 @@ def _handle(variable: Any) -> Any:
 
 
 class Table:
-    """All rows of a base, train's first and then val's, where heads learn: one for a process."""
+    """Rows where heads learn: one for a process and a set of rows.
 
-    def __init__(self, features: Features) -> None:
+    Args:
+        vectors: float32[R, D] by pool, memory-mapped.
+        labels: int32[R] class indices.
+        resident_bytes: vectors up to this size are copied into memory.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[str, Vectors],
+        labels: npt.NDArray[np.int32],
+        resident_bytes: int = _RESIDENT_BYTES,
+    ) -> None:
         _restrict_tensorflow()
-        splits = (features.train, features.val)
-        self.labels = tf.constant(np.concatenate([rows.labels for rows in splits]))
-        self.vectors = {
-            pool: tf.concat([tf.constant(rows.vectors[pool]) for rows in splits], 0)
-            for pool in features.train.vectors
-        }
+        self.vectors, self.labels = vectors, labels
+        self._resident: dict[str, Any] = {}
+        if sum(pool.nbytes for pool in vectors.values()) <= resident_bytes:
+            self._resident = {pool: tf.constant(rows) for pool, rows in vectors.items()}
+
+    def chunks(
+        self, rows: Numbers, pools: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[dict[str, Any], Any, Numbers]]:
+        """Go through rows in order, by whole batches.
+
+        Yields vectors by pool as tensors, the numbers of the next rows in them, int32[n], and those
+        in the table, int64[n]. Batches are the same, however large the chunks are.
+        """
+        if self._resident:
+            yield {pool: self._resident[pool] for pool in pools}, _numbers(rows), rows
+            return
+        row_bytes = sum(4 * self.vectors[pool].shape[1] for pool in pools)
+        size = max(1, _CHUNK_BYTES // row_bytes // batch_size) * batch_size
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            read = {pool: tf.constant(self.vectors[pool][chosen]) for pool in pools}
+            yield read, _numbers(np.arange(len(chosen))), chosen
 
 
 class Loop:
-    """Trains one compiled head on rows of a table, and predicts others."""
+    """Trains one compiled head on rows of a table, and predicts others.
 
-    def __init__(self, table: Table, model: Any, weights: Vectors, batch_size: int) -> None:
-        """`weights`: float32[N], how much each row of the table counts in the loss."""
-        self._table, self._model = table, model
+    Args:
+        table: the rows.
+        model: compiled head; its inputs are `avg` and `max`.
+        pools: those that it uses.
+        weights: float32[R], how much each row of the table counts in the loss.
+        batch_size: rows a step.
+    """
+
+    def __init__(
+        self, table: Table, model: Any, pools: Sequence[str], weights: Vectors, batch_size: int
+    ) -> None:
+        self._table, self._model, self._pools = table, model, pools
+        self._weights, self._batch_size = weights, batch_size
         model.optimizer.build(model.trainable_variables)
         fuse(model)
-        row_weights = tf.constant(weights)
 
-        def epoch(order: Any) -> Any:
-            total, rows = tf.zeros(()), tf.size(order)
+        def epoch(vectors: Any, chosen: Any, labels: Any, weights: Any, total: Any) -> Any:
+            rows = tf.size(chosen)
             for start in tf.range(0, rows, batch_size):
-                chosen = order[start : start + batch_size]
-                inputs = _gathered(table, chosen)
+                batch = slice(start, start + batch_size)
+                inputs = _gathered(vectors, chosen[batch])
                 with tf.GradientTape() as tape:
                     loss = model.compute_loss(
-                        y=tf.gather(table.labels, chosen),
+                        y=labels[batch],
                         y_pred=model(inputs, training=True),
-                        sample_weight=tf.gather(row_weights, chosen),
+                        sample_weight=weights[batch],
                     )
                 gradients = tape.gradient(loss, model.trainable_variables)
                 model.optimizer.apply(gradients, model.trainable_variables)
-                total += loss * tf.cast(tf.size(chosen), tf.float32)
-            return total / tf.cast(rows, tf.float32)
+                total += loss * tf.cast(tf.size(labels[batch]), tf.float32)
+            return total
 
-        numbers = tf.TensorSpec((None,), tf.int32)
-        self._epoch = tf.function(epoch, input_signature=[numbers])
+        vectors = {
+            pool: tf.TensorSpec((None, table.vectors[pool].shape[1]), tf.float32) for pool in pools
+        }
+        integers, floats = (tf.TensorSpec((None,), kind) for kind in (tf.int32, tf.float32))
+        signature = [vectors, integers, integers, floats, tf.TensorSpec((), tf.float32)]
+        self._epoch = tf.function(epoch, input_signature=signature)
         self._predict = tf.function(
-            lambda chosen: model(_gathered(table, chosen), training=False),
-            input_signature=[numbers],
+            lambda vectors, chosen: model(_gathered(vectors, chosen), training=False),
+            input_signature=signature[:2],
         )
 
     def run_epoch(self, order: Numbers, learning_rate: float) -> float:
         """Go once through these rows in order; the mean loss, penalties included."""
         self._model.optimizer.learning_rate.assign(learning_rate)
-        return float(self._epoch(tf.constant(order, tf.int32)))
+        total = tf.zeros(())
+        for vectors, chosen, rows in self._table.chunks(order, self._pools, self._batch_size):
+            labels, weights = self._table.labels[rows], self._weights[rows]
+            total = self._epoch(vectors, chosen, tf.constant(labels), tf.constant(weights), total)
+        return float(total.numpy() / np.float32(len(order)))
 
     def predict(self, numbers: Numbers) -> Vectors:
         """Probabilities of these rows, float32[N, C]."""
         parts = [
-            self._predict(tf.constant(numbers[start : start + _PREDICT_ROWS], tf.int32)).numpy()
-            for start in range(0, len(numbers), _PREDICT_ROWS)
+            self._predict(vectors, chosen[start : start + _PREDICT_ROWS]).numpy()
+            for vectors, chosen, rows in self._table.chunks(numbers, self._pools, _PREDICT_ROWS)
+            for start in range(0, len(rows), _PREDICT_ROWS)
         ]
         return np.concatenate(parts)
 
 
-def _gathered(table: Table, chosen: Any) -> dict[str, Any]:
-    return {pool: tf.gather(vectors, chosen) for pool, vectors in table.vectors.items()}
+def _gathered(vectors: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
+    """What a head takes; the pool that it does not use may be the other one."""
+    found = {pool: tf.gather(values, chosen) for pool, values in vectors.items()}
+    return {pool: found.get(pool, next(iter(found.values()))) for pool in POOLS}
+
+
+def _numbers(rows: Numbers) -> Any:
+    return tf.constant(rows, tf.int32)
 
 
 def _restrict_tensorflow() -> None:

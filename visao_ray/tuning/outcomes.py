@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -127,6 +127,12 @@ TRIALS = named_schema(
     ],
 )
 
+#: One row a head that was fitted anew on all rows after a search on a sample: as `TRIALS`, but all
+#: its figures are of all rows; `refit_of` is the number of the trial of the search.
+REFITS = named_schema(
+    "refits", [("refit_of", pa.int32()), *zip(TRIALS.names, TRIALS.types, strict=True)]
+)
+
 #: One row an epoch of a trial, for learning curves.
 HISTORY = named_schema(
     "history",
@@ -154,24 +160,30 @@ LEVERS = named_schema(
 
 def trials_table(outcomes: Sequence[Outcome]) -> pa.Table:
     """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
-    rows = [
-        {
-            "trial_id": outcome.trial_id,
-            "number": outcome.number,
-            **{f"setting.{name}": flat(value) for name, value in outcome.head.items()},
-            **{f"metric.{name}": _number(value) for name, value in outcome.metrics.items()},
-            "objective": _number(outcome.objective),
-            "folds": outcome.folds or None,
-            "epoch": outcome.epoch,
-            "epochs": outcome.epochs,
-            "seconds": outcome.seconds,
-            "ended": outcome.ended or None,
-            "status": outcome.status,
-            "error": outcome.error or None,
-        }
-        for outcome in outcomes
-    ]
-    return pa.Table.from_pylist(rows, schema=TRIALS)
+    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=TRIALS)
+
+
+def refits_table(refits: Mapping[int, Outcome]) -> pa.Table:
+    """The heads that were fitted anew, by number of the trial of the search."""
+    rows = [{"refit_of": number, **_row(outcome)} for number, outcome in refits.items()]
+    return pa.Table.from_pylist(rows, schema=REFITS)
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "trial_id": outcome.trial_id,
+        "number": outcome.number,
+        **{f"setting.{name}": flat(value) for name, value in outcome.head.items()},
+        **{f"metric.{name}": _number(value) for name, value in outcome.metrics.items()},
+        "objective": _number(outcome.objective),
+        "folds": outcome.folds or None,
+        "epoch": outcome.epoch,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        "ended": outcome.ended or None,
+        "status": outcome.status,
+        "error": outcome.error or None,
+    }
 
 
 def history_table(outcomes: Sequence[Outcome]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Sweeps of several bases side by side on one cluster, under one report."""
+"""Sweeps of several datasets side by side on one cluster, under one report."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.runs import Run, execute, start_ray
 from visao_ray.settings import SweepSettings
 from visao_ray.storage import locate
 from visao_ray.tuning.space import read_space
-from visao_ray.tuning.sweep import make_sweep, sweep_page, told_base, write_report
+from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
 
 
 def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep job: of one base, or of several, each in a folder of its own below `--out`.
+    """The sweep job: of one dataset, or of several, each in a folder of its own below `--out`.
 
     Raises:
-        InputError: as `make_sweep`; two tables of the same base.
+        InputError: as `make_sweep`; two stores of datasets with the same name.
     """
     read_space(settings.space)  # before Ray: it is often mistyped
-    if len(settings.features) == 1:
+    if len(settings.store) == 1:
         make_sweep(settings, run)
         return
     sources: dict[str, str] = {}
-    for uri in settings.features:
-        base = told_base(uri)
-        if base in sources:
-            raise InputError(f"--features {sources[base]} and {uri} are both of base {base}")
-        sources[base] = uri
+    datasets: dict[str, Dataset] = {}
+    for uri in settings.store:
+        _, dataset = describe(uri)
+        name = dataset.name
+        if name in sources:
+            raise InputError(f"--store {sources[name]} and {uri} are both of dataset {name}")
+        sources[name], datasets[name] = uri, dataset
     import ray
 
     start_ray()
@@ -40,27 +43,28 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(sources), spawn) as processes:
         begun = {
-            base: processes.submit(
+            name: processes.submit(
                 _sweep_one,
                 settings.part(
                     SweepSettings,
-                    base=base,
-                    features=[uri],
-                    out=run.out.join(base).uri,
+                    store=[uri],
+                    out=run.out.join(name).uri,
                     fresh=False,
                 ),
                 address,
             )
-            for base, uri in sources.items()
+            for name, uri in sources.items()
         }
-        results = {base: future.result() for base, future in begun.items()}
-    run.counts |= {"bases": {base: result["counts"] for base, result in results.items()}}
+        results = {name: future.result() for name, future in begun.items()}
+    run.counts |= {"datasets": {name: result["counts"] for name, result in results.items()}}
     for name in ("images", "ok", "errors", "trials", "failed"):
         run.counts[name] = sum(result["counts"][name] for result in results.values())
-    run.inputs |= {base: result["inputs"] for base, result in results.items()}
-    run.details |= {base: result["details"] for base, result in results.items()}
-    run.metrics |= {base: result["metrics"] for base, result in results.items()}
-    pages = [sweep_page(run.out.join(base), base, result) for base, result in results.items()]
+    run.inputs |= {name: result["inputs"] for name, result in results.items()}
+    run.details |= {name: result["details"] for name, result in results.items()}
+    run.metrics |= {name: result["metrics"] for name, result in results.items()}
+    pages = [
+        sweep_page(run.out.join(name), dataset, results[name]) for name, dataset in datasets.items()
+    ]
     write_report(run, f"Sweeps of {', '.join(results)}", pages)
 
 

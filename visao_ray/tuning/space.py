@@ -50,7 +50,7 @@ class SearchSpace(BaseModel):
         l2 = [0.0, { low = 1e-6, high = 1e-2, log = true }]
         class_weight = ["none", { nvazio = 3, vazio = 1 }, { nvazio = { low = 1, high = 8 } }]
 
-    `None` takes the default for the base: `kind` has scikit-learn's where they finish in minutes,
+    `None` takes the dataset's default: `kind` has scikit-learn's where they finish in minutes,
     `class_weight` a factor for the positive class where there is one, `views` all, or none of
     those that there are.
     """
@@ -79,10 +79,10 @@ class SearchSpace(BaseModel):
     def fitted(
         self, classes: Sequence[str], positive: str | None, rows: int, views: int
     ) -> SearchSpace:
-        """With the defaults that depend on the base.
+        """With the defaults that depend on the dataset.
 
         Args:
-            classes: of the base.
+            classes: of the dataset.
             positive: the one that must not be missed, if any.
             rows: of train.
             views: augmented ones that the features table has of an image.
@@ -91,7 +91,7 @@ class SearchSpace(BaseModel):
             InputError: a class weight for a class that is not there.
         """
         kinds: tuple[Any, ...] = ("dense",)
-        if rows * rows * len(classes) <= _MOST:
+        if svm_is_feasible(rows, len(classes)):
             kinds = ("dense",) * 10 + ("logistic", "svm")
         weights: tuple[Any, ...] = ("none", "balanced", "effective", "root")
         if positive is not None and len(classes) == 2:
@@ -101,7 +101,7 @@ class SearchSpace(BaseModel):
             for name in choice if isinstance(choice, Mapping) else ():
                 if name not in classes:
                     raise InputError(
-                        f"--space class_weight names '{name}', which is no class of this base "
+                        f"--space class_weight names '{name}', which is no class of this dataset "
                         f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
                     )
         return self.model_copy(
@@ -188,6 +188,11 @@ class Suggested:
     def number(self, name: str, within: Range) -> float:
         """By Optuna's own distributions."""
         return float(self._trial.suggest_float(name, within.low, within.high, log=within.log))
+
+
+def svm_is_feasible(rows: int, classes: int) -> bool:
+    """Whether an SVM, or anything that takes the square of the rows, is fitted in minutes."""
+    return rows * rows * classes <= _MOST
 
 
 def read_space(told: Mapping[str, Any]) -> SearchSpace:

@@ -1,4 +1,4 @@
-"""The sweep job: many heads on cached features, val chooses one. Test rows are never read."""
+"""The sweep job: many heads on vectors of a store, val chooses one. Test rows are never read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.dataset as pads
 
 from visao_ray import tables
-from visao_ray.bases.base import BASES
+from visao_ray.core.ray_internals import keep_aws_keys_from_trials
+from visao_ray.core.waiting import Waiting
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.evaluation.comparison import LOWER_IS_BETTER
-from visao_ray.features.vectors import Summary, load_features
+from visao_ray.features.labelled import LabelledVectors, Summary, load_vectors
 from visao_ray.models.head import HeadSettings
 from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
+from visao_ray.resources import Worker, fit_workers, look
 from visao_ray.runs import Run, start_ray
 from visao_ray.settings import SweepSettings
-from visao_ray.storage import Location, locate
+from visao_ray.storage import Location
+from visao_ray.store.join import Snapshot, pin, plain_vectors
+from visao_ray.store.store import Store
 from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import (
@@ -34,11 +38,13 @@ from visao_ray.tuning.objective import (
 from visao_ray.tuning.outcomes import (
     HISTORY,
     LEVERS,
+    REFITS,
     TRIALS,
     Outcome,
     Outcomes,
     history_table,
     levers_table,
+    refits_table,
     trials_table,
 )
 from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
@@ -50,7 +56,6 @@ _LEVERS = 3  # finalists whose levers are shown
 _FACTORS = (1.0, 2.0, 4.0, 8.0)
 _TWINS = 2  # finalists that are trained with every class weight, where there are many classes
 _WEIGHTS = ("none", "root", "effective", "balanced")
-_MORE = 1 + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))  # trials that finalists ask for
 _REPLICATES = 1000
 #: Tune reads these from the environment only.
 _TUNE = {
@@ -67,31 +72,38 @@ _TUNE = {
 
 @dataclass(frozen=True)
 class _Sweep:
-    """A sweep whose features are loaded.
+    """A sweep whose rows are known.
 
     Attributes:
-        features: reference to the Features.
+        extractor: name of the vectors.
+        data: references to the LabelledVectors of the search, and to all where those are a sample.
+        sample: rows of the search by split, where they are a sample.
+        resources: of a trial, by Ray's names.
     """
 
     settings: SweepSettings
-    base: str
+    dataset: Dataset
+    extractor: str
     summary: Summary
-    features: Any
+    data: tuple[Any, ...]
+    sample: dict[str, int] | None
+    resources: dict[str, float]
     criterion: Criterion
     outcomes: Outcomes
 
     @property
     def positive(self) -> str | None:
         """The class that must not be missed, where there are two."""
-        return BASES[self.base].positive if len(self.summary.classes) == 2 else None
+        classes = self.summary.classes
+        return self.dataset.positive_among(classes) if len(classes) == 2 else None
 
 
 def make_sweep(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep of one base: writes `trials`, `history`, `levers`, the best head and a report.
+    """The sweep of one store: writes `trials`, `history`, `levers`, the best head and a report.
 
     Raises:
-        InputError: features that are missing or do not fit the base, an objective that is undefined
-            on val, a space or settings under which every head fails.
+        InputError: a store or vectors that are missing or do not fit the dataset, an objective
+            that is undefined on val, a space or settings under which every head fails.
     """
     search(settings, run, None)
 
@@ -100,13 +112,12 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     """Try the given heads, or those of the space; the first is the default, measured against."""
     started = time.perf_counter()
     space = read_space(settings.space)
-    (uri,) = settings.features
-    base = settings.base or told_base(uri)
-    sweep = _load(settings, base, run)
+    sweep = _load(settings, run)
     summary = sweep.summary
     if heads is None:
-        images = summary.rows["train"] // (summary.views + 1)
-        space = space.fitted(summary.classes, BASES[base].positive, images, summary.views)
+        rows = sweep.sample or summary.rows
+        images = rows["train"] // (summary.views + 1)
+        space = space.fitted(summary.classes, sweep.positive, images, summary.views)
         heads = propose(space, settings.trials, settings.seed)
     sampler: Sampler = Fixed(heads)
     if settings.search == "tpe":
@@ -130,22 +141,24 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
             f"{sweep.outcomes.folder.uri}"
         )
     further = [recorded[number] for number in sorted(recorded) if number >= len(heads)]
+    refits = _pair_refits(run, sweep, found, further)
     _write_levers(run, sweep, found, further)
-    _keep_winner(run, sweep, ranked[0], further)
+    final = _choose(sweep, ranked, refits)
+    _keep_winner(run, sweep, final[0])
     run.details["class_weights"] = _judge_twins(run, sweep, ranked, further)
-    _tell_winner(run, sweep, found[0], ranked)
+    _tell_winner(run, sweep, final, _references(ranked, found[0]), refits)
     run.details["importance"] = importance(found, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
-    page = sweep_page(run.out, base, vars(run))
-    write_report(run, f"{base}: a sweep of heads", [page])
+    page = sweep_page(run.out, sweep.dataset, vars(run))
+    write_report(run, f"{sweep.dataset.name}: a sweep of heads", [page])
 
 
-def sweep_page(out: Location, base: str, result: Mapping[str, Any]) -> SweepPage:
+def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
     """What the report shows of a sweep, from the tables below `out` and its result.json."""
     classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
-    levers = out.join("levers")
+    levers, refits = out.join("levers"), out.join("refits")
     return SweepPage(
-        base=base,
+        dataset=dataset.name,
         objective=details["objective"]["told"],
         objective_mode="min" if details["objective"]["name"] in LOWER_IS_BETTER else "max",
         trials=tables.open_table(out.join("trials"), "trials").to_table(),
@@ -155,9 +168,11 @@ def sweep_page(out: Location, base: str, result: Mapping[str, Any]) -> SweepPage
         levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
         class_weights=details["class_weights"],
         metrics=result["metrics"]["val"],
-        positive=BASES[base].positive if len(classes) == 2 else None,
+        positive=dataset.positive_among(classes) if len(classes) == 2 else None,
         classes=len(classes),
         counts={"images": counts["images"], **counts["rows"]},
+        sample=counts.get("sample"),
+        refits=tables.open_table(refits, "refits").to_table() if tables.rows(refits) else None,
         seconds=details["seconds"],
         warnings=result["warnings"],
     )
@@ -171,51 +186,74 @@ def write_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
     run.say(f"report: {report.uri}")
 
 
-def told_base(uri: str) -> str:
-    """The base whose classes the train and val labels of a features table are.
+def describe(uri: str) -> tuple[Store, Dataset]:
+    """A store, and the dataset that it is for.
 
     Raises:
-        InputError: no such table, or its labels are those of no base.
+        InputError: there is no such store.
     """
-    table = tables.open_table(locate(uri), "features")
-    labels = set()
-    seen = pads.field("split").isin(["train", "val"])
-    for batch in table.to_batches(columns=["label"], filter=seen):
-        labels |= set(batch["label"].unique().to_pylist())
-    for base in BASES.values():
-        if labels and all(base.has_class(label) for label in labels):
-            return base.name
-    raise InputError(
-        f"--features {uri}: its labels ({', '.join(sorted(labels)[:5])}) are those of no base; "
-        f"there are {', '.join(BASES)}"
-    )
+    store = Store.open(uri)
+    return store, Dataset.from_json(store.description.dataset)
 
 
-def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
+def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
     import ray
 
-    (uri,) = settings.features
-    tables.open_table(locate(uri), "features")  # before Ray: it is often mistyped
+    (uri,) = settings.store
+    store, dataset = describe(uri)  # before Ray: it is often mistyped
+    extractor = store.the_extractor(settings.extractor)
     start_ray()
+    resources = _resources(settings.worker())
+    snapshot = pin(store, run.id, plain_vectors(extractor), settings.recipe, settings.as_of)
     with run.timed("load"):
-        load = ray.remote(load_features).options(num_returns=2)
-        summary_ref, features = load.remote(uri, base)
+        read = ray.remote(_read).options(num_returns=3, max_retries=0, **look().light)
+        known, *data = read.remote(snapshot, dataset, settings.rows, settings.seed)
         os.environ |= _TUNE
         import visao_ray.tuning.trainable  # noqa: F401 - seconds of imports, while rows are read
 
-        summary: Summary = ray.get(summary_ref)
+        summary, sample = ray.get(known)
     sweep = _Sweep(
         settings=settings,
-        base=base,
+        dataset=dataset,
+        extractor=extractor,
         summary=summary,
-        features=features,
-        criterion=_criterion(settings, base, summary.classes),
+        data=tuple(data if sample else data[:1]),
+        sample=sample,
+        resources=resources,
+        criterion=_criterion(settings, dataset, summary.classes),
         outcomes=Outcomes(run.out.join("tune", "trials")),
     )
-    run.inputs |= {"features": uri, "classes": list(summary.classes), "about": summary.about}
+    run.inputs |= {
+        **snapshot.to_json(),
+        "dataset": dataset.to_json(),
+        "extractor": extractor,
+        "description": dict(summary.extractor),
+        "classes": list(summary.classes),
+    }
     run.counts |= {"images": summary.images, "ok": summary.images, "errors": 0}
     run.counts["rows"] = summary.rows
-    criterion = sweep.criterion
+    if sample:
+        run.counts["sample"] = sample
+    _tell_start(run, sweep)
+    return sweep
+
+
+def _read(
+    snapshot: Snapshot, dataset: Dataset, images: int | None, seed: int
+) -> tuple[tuple[Summary, dict[str, int] | None], LabelledVectors, LabelledVectors]:
+    """What the driver needs, the rows of the search and all rows; those of the search are opened.
+
+    Trials would find what is wrong with the vectors too late.
+    """
+    summary, everything = load_vectors(snapshot, dataset)
+    search = everything if images is None else everything.sample(images, seed)
+    search.open()
+    return (summary, None if search is everything else search.rows), search, everything
+
+
+def _tell_start(run: Run[Any], sweep: _Sweep) -> None:
+    """What is searched on what, in details, on the terminal and in warnings."""
+    settings, summary, criterion = sweep.settings, sweep.summary, sweep.criterion
     told = criterion.told(summary.classes)
     of_a_class = criterion.name in OF_A_CLASS
     run.details["objective"] = {
@@ -226,27 +264,36 @@ def _load(settings: SweepSettings, base: str, run: Run[Any]) -> _Sweep:
     }
     where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
     run.say(
-        f"{base}: {summary.rows['train']:,} train and {summary.rows['val']:,} val rows of "
-        f"{summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} chooses"
+        f"{sweep.dataset.name}: {summary.rows['train']:,} train and {summary.rows['val']:,} val "
+        f"rows of {summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} "
+        "chooses"
     )
+    if sweep.sample is not None:
+        run.say(
+            f"{sweep.dataset.name}: the search sees a sample of whole groups, "
+            f"{sweep.sample['train']:,} train and {sweep.sample['val']:,} val rows; the best heads "
+            "are then fitted on all train rows and judged on all val rows"
+        )
+    for why, count in summary.left_out.items():
+        if count:
+            run.warn(f"{count:,} images {why}: they are left out")
     if summary.untrained:
         run.warn(
             f"{len(summary.untrained)} classes of val have no train image "
             f"({', '.join(summary.untrained[:5])}, …): no head can know them"
         )
-    return sweep
 
 
-def _criterion(settings: SweepSettings, base: str, classes: tuple[str, ...]) -> Criterion:
+def _criterion(settings: SweepSettings, dataset: Dataset, classes: tuple[str, ...]) -> Criterion:
     name = settings.objective or default_objective(len(classes))
-    wanted = settings.objective_class or BASES[base].positive
+    wanted = settings.objective_class or dataset.positive_among(classes)
     if settings.objective_class is not None and settings.objective_class not in classes:
         raise InputError(
-            f"--objective-class {settings.objective_class}: is no class of these features "
+            f"--objective-class {settings.objective_class}: is no class of this store "
             f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
         )
     if name in OF_A_CLASS and wanted is None:
-        raise InputError(f"--objective {name} needs --objective-class for base {base}")
+        raise InputError(f"--objective {name} needs --objective-class for dataset {dataset.name}")
     if name == "top5" and len(classes) <= 5:
         raise InputError(f"--objective top5: there are {len(classes)} classes only")
     positive = classes.index(wanted) if wanted is not None else 0
@@ -258,33 +305,30 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     settings = sweep.settings
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
     from ray import tune
-    from ray.tune.execution import class_cache
 
     from visao_ray.tuning.order import LOSSES, InOrder
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
-    # Tune would hand the driver's AWS keys to every trial, and Ray's agent would log them. Workers
-    # find credentials as in all other jobs: in their node's own environment or role.
-    class_cache.ENV_VARS_TO_PROPAGATE = {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-    }
+    keep_aws_keys_from_trials()
     positive = sweep.positive
     plan = Plan(
-        base=sweep.base,
+        dataset=sweep.dataset,
         seed=settings.seed,
         epochs=settings.epochs,
         patience=settings.patience,
         criterion=sweep.criterion,
         positive=sweep.summary.classes.index(positive) if positive else None,
-        named=settings.objective_class is not None or BASES[sweep.base].positive is not None,
+        named=bool(settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)),
         folds=settings.folds,
         summary=sweep.summary,
+        extractor=sweep.extractor,
         outcomes=sweep.outcomes.folder,
         board=run.out.join("tensorboard"),
     )
     trainable = tune.with_resources(
-        tune.with_parameters(HeadTrainable, features=[sweep.features], plan=plan), _resources()
+        tune.with_parameters(HeadTrainable, data=sweep.data, plan=plan),
+        sweep.resources,
     )
     order = InOrder(
         trials,
@@ -301,13 +345,13 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     folder = run.out.join("tune")
     # What an earlier start of this run left there is of no use: outcomes tell what is finished.
     folder.join("search").delete()
-    told = f"{settings.job}] {sweep.base}: "
+    told = f"{settings.job}] {sweep.dataset.name}: "
     progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes, order.ended)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=order,
-            num_samples=LOSSES * (trials + _MORE),  # at most; `order` ends it
+            num_samples=LOSSES * (trials + _most_further(settings)),  # at most; `order` ends it
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -322,7 +366,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
             callbacks=[progress],
         ),
     )
-    with progress:
+    with progress, Waiting(run.say):
         tuner.fit()
 
 
@@ -331,15 +375,22 @@ def _name(trial: Any) -> str:
     return f"trial_{trial.config['number']}"
 
 
+def _most_further(settings: SweepSettings) -> int:
+    """The most trials that the finalists can ask for."""
+    again = settings.finalists + 3  # the winner and the references too
+    return again + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))
+
+
 def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Trials that the finalists ask for: a head after folds, and levers."""
+    """Trials that the finalists ask for: heads fitted again, and levers."""
     ranked = _ranked(found, sweep.criterion)
     if not ranked:
         return []
-    configs = []
     same = {"holdout": True}  # on train, judged by val
-    if sweep.settings.folds > 1:
-        configs.append({**same, "head": ranked[0].head, "like": ranked[0].number})
+    configs: list[dict[str, Any]] = [
+        {**same, "all_rows": True, "head": one.head, "like": one.number}
+        for one in _to_refit(sweep, ranked, found[0])
+    ]
     for finalist, factor in _lever_trials(sweep, ranked):
         head = {**finalist.head, "class_weight": {sweep.positive: factor}}
         configs.append({**same, "head": head, "like": finalist.number, "curve": True})
@@ -347,6 +398,58 @@ def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
         head = {**finalist.head, "class_weight": weight}
         configs.append({**same, "head": head, "like": finalist.number})
     return configs
+
+
+def _references(ranked: Sequence[Outcome], default: Outcome) -> dict[str, Outcome]:
+    """The trials that finalists are compared with."""
+    median = {"median": ranked[len(ranked) // 2]}
+    return {"default": default, **median} if default.status == "ok" else median
+
+
+def _to_refit(sweep: _Sweep, ranked: Sequence[Outcome], default: Outcome) -> list[Outcome]:
+    """Trials whose heads are fitted anew on all train rows.
+
+    After a search on a sample: the finalists, and what they are compared with. After one on folds:
+    the winner.
+    """
+    if sweep.sample is None:
+        return list(ranked[: sweep.settings.folds > 1])
+    finalists = sweep.settings.finalists
+    chosen = list(ranked[: max(1, finalists)])
+    chosen += _references(ranked, default).values() if finalists else []
+    return list({one.number: one for one in chosen}.values())
+
+
+def _pair_refits(
+    run: Run[Any], sweep: _Sweep, found: Sequence[Outcome], further: Sequence[Outcome]
+) -> dict[int, Outcome]:
+    """Number of a trial of the search to how its head did on all rows; `refits` tells them."""
+    ranked = _ranked(found, sweep.criterion)
+    searched = _to_refit(sweep, ranked, found[0])
+    refits = {one.number: again for one, again in zip(searched, further, strict=False)}
+    for number, again in refits.items():
+        if again.status != "ok":
+            run.warn(f"trial {number} could not be fitted on all train rows: {again.error}")
+    if sweep.sample is not None:
+        tables.write(run.out.join("refits"), refits_table(refits), REFITS)
+    return {number: again for number, again in refits.items() if again.status == "ok"}
+
+
+def _choose(
+    sweep: _Sweep, ranked: Sequence[Outcome], refits: Mapping[int, Outcome]
+) -> list[Outcome]:
+    """The heads that may be kept, best first: as they were searched, or as fitted on all rows.
+
+    Raises:
+        InputError: none of them could be fitted on all rows.
+    """
+    if sweep.sample is None and sweep.settings.folds == 1:
+        return list(ranked)
+    candidates = ranked[: max(1, sweep.settings.finalists) if sweep.sample else 1]
+    again = [refits[one.number] for one in candidates if one.number in refits]
+    if not again:
+        raise InputError("no finalist could be fitted on all train rows; see the warnings above")
+    return _ranked(again, sweep.criterion)
 
 
 def _twin_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, str]]:
@@ -364,15 +467,19 @@ def _lever_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcom
     return [(one, factor) for one in finalists[:count] for factor in _FACTORS]
 
 
-def _resources() -> dict[str, float]:
-    """What a trial takes: a CPU, and a share of a GPU where the cluster has any."""
-    import ray
+def _resources(worker: Worker) -> dict[str, float]:
+    """What a trial takes: a CPU, and a share of a GPU where the cluster has any.
 
-    there = ray.cluster_resources()
-    if not there.get("GPU"):
-        return {"CPU": 1}
-    a_gpu = max(1, min(_TRIALS_A_GPU, int(there["CPU"] // there["GPU"])))
-    return {"CPU": 1, "GPU": 1 / a_gpu}
+    Raises:
+        InputError: the cluster can never hold one.
+    """
+    cluster = look()
+    gpus = worker.gpus
+    if gpus is None:
+        there = cluster.total("GPU")
+        gpus = 1 / max(1, min(_TRIALS_A_GPU, cluster.total("CPU") // there)) if there else 0.0
+    worker = fit_workers(1, Worker(gpus, worker.memory, worker.resources), cluster)
+    return {"CPU": 1, **worker.request()}
 
 
 def _ranked(found: Sequence[Outcome], criterion: Criterion) -> list[Outcome]:
@@ -398,14 +505,9 @@ def _write_levers(
     tables.write(run.out.join("levers"), levers_table(curves), LEVERS)
 
 
-def _keep_winner(run: Run[Any], sweep: _Sweep, winner: Outcome, further: Sequence[Outcome]) -> None:
+def _keep_winner(run: Run[Any], sweep: _Sweep, winner: Outcome) -> None:
     """Write the best head, and its settings as jobs/train.py takes them."""
-    kept = winner
-    if sweep.settings.folds > 1:  # trained on train, with val to stop it
-        kept = further[0]
-        if kept.status != "ok":
-            raise InputError(f"the winner could not be trained on train alone: {kept.error}")
-    run.out.join("head.keras").write_bytes(sweep.outcomes.head(kept.number).read_bytes())
+    run.out.join("head.keras").write_bytes(sweep.outcomes.head(winner.number).read_bytes())
     run.out.join("head.toml").write_bytes(_train_settings(sweep, winner).encode())
 
 
@@ -413,11 +515,12 @@ def _train_settings(sweep: _Sweep, winner: Outcome) -> str:
     """The settings of jobs/train.py that fit the winner's head again."""
     head, settings = winner.head, sweep.settings
     told: dict[str, Any] = {
-        "base": sweep.base,
-        "features": settings.features[0],
+        "store": settings.store[0],
+        "extractor": sweep.extractor,
         "seed": settings.seed,
         "pool": head["pool"],
     }
+    told |= {} if settings.recipe is None else {"recipe": settings.recipe}
     told |= {} if head["views"] is None else {"views": head["views"]}
     if head["kind"] == "svm":
         told |= {"family": "svm", "svm_c": [head["c"]], "svm_gamma": [head["gamma"]]}
@@ -444,47 +547,63 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequence[Outcome]) -> None:
-    """Finalists with intervals, and how the winner compares, in details and on the terminal."""
-    winner, settings, criterion = ranked[0], sweep.settings, sweep.criterion
-    finalists = list(ranked[: settings.finalists])
-    references = {"median": ranked[len(ranked) // 2]}
-    if default.status == "ok":
-        references = {"default": default, **references}
+def _tell_winner(
+    run: Run[Any],
+    sweep: _Sweep,
+    final: Sequence[Outcome],
+    references: Mapping[str, Outcome],
+    refits: Mapping[int, Outcome],
+) -> None:
+    """Finalists with intervals, and how the winner compares, in details and on the terminal.
+
+    Args:
+        final: heads that may be kept, best first.
+        references: trials of the search that they are compared with.
+        refits: by number of a trial of the search, how its head did on all rows.
+    """
+    settings, criterion, val = sweep.settings, sweep.criterion, sweep.summary.rows["val"]
+    if sweep.sample is not None:
+        references = {
+            name: refits[one.number] for name, one in references.items() if one.number in refits
+        }
+    searched = {again.number: number for number, again in refits.items()}
+    finalists = list(final[: settings.finalists])
     standings: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {
         name: {
             "value": value if np.isfinite(value) else None,
             "low": None,
             "high": None,
-            "n": sweep.summary.rows["val"] if np.isfinite(value) else 0,
+            "n": val if np.isfinite(value) else 0,
         }
-        for name, value in winner.metrics.items()
+        for name, value in final[0].metrics.items()
     }
-    if finalists and settings.folds > 1:
-        rows = sweep.summary.images
-        standings = judge_on_folds(finalists, references, criterion, rows)
+    if finalists and sweep.sample is None and settings.folds > 1:
+        standings = judge_on_folds(finalists, dict(references), criterion, sweep.summary.images)
     elif finalists:
-        standings, judged = _judge(run, sweep, finalists, references)
+        standings, judged = _judge(run, sweep, sweep.data[-1], finalists, references)
         metrics |= judged
     run.metrics["val"] = metrics
-    by_number = {outcome.number: outcome for outcome in ranked}
+    by_number = {outcome.number: outcome for outcome in final}
     run.details["finalists"] = [
-        {"settings": by_number[one["trial"]].head, "n": sweep.summary.rows["val"], **one}
+        {
+            "settings": by_number[one["trial"]].head,
+            "n": val,
+            **one,
+            "trial": searched.get(one["trial"], one["trial"]),
+        }
         for one in standings
     ]
-    run.details["winner"] = _told_of(winner)
-    run.details["default"] = _told_of(default)
-    run.say(f"{sweep.base}: best {min(_TOP, len(ranked))} of {run.counts['trials']} trials:")
-    names = [criterion.name, *(name for name in OBJECTIVES if name != criterion.name)][:5]
-    print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
-    for outcome in ranked[:_TOP]:
-        values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)
-        head = in_words(outcome.head)
-        print(f"   {outcome.number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
+    told = {"winner": final[0], "default": references.get("default")}
+    run.details |= {
+        name: _told_of(one, searched.get(one.number, one.number)) if one else None
+        for name, one in told.items()
+    }
+    _print_best(run, sweep, final, searched)
     for one in standings[:1]:
         run.say(
-            f"{sweep.base}: {criterion.told(sweep.summary.classes)} of trial {one['trial']} is "
+            f"{sweep.dataset.name}: {criterion.told(sweep.summary.classes)} of trial "
+            f"{searched.get(one['trial'], one['trial'])} is "
             + "; ".join(
                 f"{what} {_interval(one[name], sign)}"
                 for name, what, sign in (
@@ -495,6 +614,23 @@ def _tell_winner(run: Run[Any], sweep: _Sweep, default: Outcome, ranked: Sequenc
                 if name in one
             ).strip()
         )
+
+
+def _print_best(
+    run: Run[Any], sweep: _Sweep, final: Sequence[Outcome], searched: Mapping[int, int]
+) -> None:
+    criterion = sweep.criterion
+    fitted = "" if sweep.sample is None else ", fitted on all rows"
+    run.say(
+        f"{sweep.dataset.name}: best {min(_TOP, len(final))} of {run.counts['trials']} "
+        f"trials{fitted}:"
+    )
+    names = [criterion.name, *(name for name in OBJECTIVES if name != criterion.name)][:5]
+    print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
+    for outcome in final[:_TOP]:
+        values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)
+        number, head = searched.get(outcome.number, outcome.number), in_words(outcome.head)
+        print(f"   {number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
 
 
 def _judge_twins(
@@ -513,7 +649,12 @@ def _judge_twins(
         if "none" not in twins:
             continue
         standings, _ = _judge(
-            run, sweep, list(twins.values()), {"none": twins["none"]}, every_metric=False
+            run,
+            sweep,
+            sweep.data[0],
+            list(twins.values()),
+            {"none": twins["none"]},
+            every_metric=False,
         )
         told += [
             {**standing, "trial": finalist.number, "class_weight": weight}
@@ -522,7 +663,8 @@ def _judge_twins(
     for one in told:
         if one["class_weight"] != "none":
             run.say(
-                f"{sweep.base}: trial {one['trial']} with class weights {one['class_weight']}: "
+                f"{sweep.dataset.name}: trial {one['trial']} with class weights "
+                f"{one['class_weight']}: "
                 f"{sweep.criterion.told(sweep.summary.classes)} "
                 f"{_interval(one['objective'], '')}; over none {_interval(one['over_none'], '+')}"
             )
@@ -532,17 +674,18 @@ def _judge_twins(
 def _judge(
     run: Run[Any],
     sweep: _Sweep,
+    data: Any,
     finalists: Sequence[Outcome],
-    references: dict[str, Outcome],
+    references: Mapping[str, Outcome],
     every_metric: bool = True,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """`judge_on_val` in a Ray task: the driver never holds features."""
+    """`judge_on_val` in a Ray task: the driver never holds vectors."""
     import ray
 
     with run.timed("judge"):
         judged = ray.remote(judge_on_val).remote(
-            [sweep.features],
-            sweep.base,
+            [data],
+            sweep.dataset,
             sweep.summary.classes,
             sweep.outcomes,
             [one.number for one in finalists],
@@ -556,9 +699,9 @@ def _judge(
     return found
 
 
-def _told_of(outcome: Outcome) -> dict[str, Any]:
+def _told_of(outcome: Outcome, trial: int) -> dict[str, Any]:
     return {
-        "trial": outcome.number,
+        "trial": trial,
         "epoch": outcome.epoch,
         "settings": outcome.head,
         "objective": outcome.objective,

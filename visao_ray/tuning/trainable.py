@@ -1,4 +1,4 @@
-"""One trial: a head trained epoch by epoch on features that all trials share.
+"""One trial: a head trained epoch by epoch on vectors that all trials of a node share.
 
 Imported where Ray Tune runs; it imports Ray.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +18,29 @@ import ray
 from ray import tune
 
 from visao_ray.backend import import_keras
-from visao_ray.features.vectors import Features, Summary, Vectors
+from visao_ray.datasets.spec import Dataset
+from visao_ray.errors import InputError
+from visao_ray.features.labelled import LabelledVectors, Summary
 from visao_ray.models import svm
-from visao_ray.models.head import HeadSettings, build_head, class_factors, compile_head
+from visao_ray.models.head import (
+    HeadSettings,
+    build_head,
+    class_factors,
+    compile_head,
+    predict_head,
+)
 from visao_ray.models.logistic import fit_logistic
+from visao_ray.models.normalization import Vectors
 from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.storage import Location, reason
 from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
 from visao_ray.tuning.objective import OF_A_CLASS, Criterion, score, scores
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
+from visao_ray.tuning.space import svm_is_feasible
 
 _CURVE_POINTS = 60
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -39,11 +52,12 @@ class Plan:
         positive: index of the class whose recall and precision are told as curves, or None.
         named: whether there is a class that f2 and recall_at_precision are about.
         folds: 1 for train and val as they are, or the number of grouped folds of both.
+        extractor: name of the vectors.
         outcomes: folder where finished trials are recorded.
         board: folder for TensorBoard.
     """
 
-    base: str
+    dataset: Dataset
     seed: int
     epochs: int
     patience: int
@@ -52,6 +66,7 @@ class Plan:
     named: bool
     folds: int
     summary: Summary
+    extractor: str
     outcomes: Location
     board: Location
 
@@ -67,10 +82,21 @@ class _Learner:
     best: list[Any]
 
 
+class _Rows:
+    """Rows in this process, and what all trials on them share."""
+
+    def __init__(self, data: LabelledVectors, plan: Plan) -> None:
+        from visao_ray.tuning.loop import Table
+
+        self.folds = Folds(data, plan.folds, plan.seed)
+        self.table = Table(self.folds.vectors, data.labels)
+
+
 class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     """Trains the head `config["head"]`; one step is one epoch, of every fold.
 
-    `config["like"]` is another trial whose seed it takes, to differ in nothing but the head.
+    `config["like"]` is another trial whose seed it takes, to differ in nothing but the head (or in
+    the rows: `config["all_rows"]` asks for those that a search on a sample leaves out).
 
     A trial stops when its objective has not improved for `patience` epochs, or is below what
     `config["bars"]` asks of an epoch. Both are known when it starts: it depends on nothing that
@@ -89,14 +115,18 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     _outcome: Outcome
     _started: bool
 
-    def setup(self, config: dict[str, Any], features: list[Any], plan: Plan) -> None:
-        """Once an actor: map the shared features and make TensorFlow ready."""
-        import_keras()  # before TensorFlow, to keep it quiet
-        from visao_ray.tuning.loop import Table
+    def setup(self, config: dict[str, Any], data: Sequence[Any], plan: Plan) -> None:
+        """Once an actor.
 
-        self._features: Features = ray.get(features[0])
-        self._table = Table(self._features)
-        self._folds = Folds(self._features, plan.folds, plan.seed)
+        Args:
+            config: of the first trial.
+            data: references to the LabelledVectors of the search, and to all rows where those are
+                a sample.
+            plan: of all trials.
+        """
+        import_keras()  # before TensorFlow, to keep it quiet
+        self._data = data
+        self._rows_of: dict[int, _Rows] = {}
         self._plan = plan
         self._outcomes = Outcomes(plan.outcomes)
         self._begin(config)
@@ -145,6 +175,18 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         self._values: list[float] = []
         self._packed = b""
 
+    @property
+    def _rows(self) -> _Rows:
+        """Those of this trial; they are opened once."""
+        place = -1 if self._config.get("all_rows") else 0
+        if place not in self._rows_of:
+            self._rows_of[place] = _Rows(ray.get(self._data[place]), self._plan)
+        return self._rows_of[place]
+
+    @property
+    def _folds(self) -> Folds:
+        return self._rows.folds
+
     def _build(self) -> None:
         plan, labels = self._plan, self._folds.labels
         keras = import_keras()
@@ -156,14 +198,21 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             like = self._config.get("like", self._outcome.number)
             sequence = np.random.SeedSequence([plan.seed, like, number])
             keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
-            model = build_head(self._built, plan.summary.width, len(classes), self._moments(number))
+            stats = self._folds.stats(fold)
+            model = build_head(self._built, plan.summary.width, len(classes), stats)
             loop = None
             if self._settings.kind == "dense":
                 from visao_ray.tuning.loop import Loop
 
                 compile_head(model, self._settings)
                 factors = class_factors(self._settings.class_weight, labels[fold.train], classes)
-                loop = Loop(self._table, model, factors[labels], self._settings.batch_size)
+                loop = Loop(
+                    self._rows.table,
+                    model,
+                    self._settings.pools,
+                    factors[labels],
+                    self._settings.batch_size,
+                )
             shuffle = np.random.default_rng(sequence)
             self._learners.append(_Learner(fold, model, loop, shuffle, []))
 
@@ -175,11 +224,6 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         return self._settings.model_copy(
             update={"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0, "l2": 0.0}
         )
-
-    def _moments(self, fold: int) -> Any:
-        if self._config.get("holdout", False):
-            return self._features.moments
-        return self._folds.moments(fold)
 
     def _run_epoch(self) -> None:
         """Train and look at val; tells `ended` where the trial is over."""
@@ -216,27 +260,26 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         self._outcome = replace(after, ended=ended)
 
     def _fit(self) -> None:
-        """Fit a kind of scikit-learn on every fold."""
+        """Fit a kind without epochs on every fold."""
         plan, settings = self._plan, self._settings
         classes = plan.summary.classes
         values = []
-        for number, learner in enumerate(self._learners):
+        for learner in self._learners:
             rows = learner.fold.train
             labels = self._folds.labels[rows]
-            x = self._standardised(rows, number)
             if settings.kind == "logistic":
                 weights = class_factors(settings.class_weight, labels, classes)[labels]
                 learner.model.get_layer("probability").set_weights(
-                    fit_logistic(x, labels, weights, len(classes), settings.c)
+                    fit_logistic(
+                        partial(self._blocks, learner.fold),
+                        labels,
+                        weights,
+                        len(classes),
+                        settings.c,
+                    )
                 )
             else:
-                groups = self._folds.groups[rows]
-                machine = svm.fit_calibrated(
-                    x, labels, groups, len(classes), settings.c, settings.gamma, plan.seed
-                )
-                moments = self._moments(number)
-                inputs = svm.svm_inputs_features(plan.summary.width, settings.pool, moments)
-                learner.model = svm.to_keras(inputs, machine)
+                learner.model = self._fit_svm(learner.fold, labels)
             learner.best = learner.model.get_weights()
             values.append(self._score(plan.criterion, learner.fold, self._predict(learner)))
         self._outcome = replace(
@@ -248,21 +291,49 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             ended="fitted",
         )
 
-    def _standardised(self, rows: npt.NDArray[np.int64], fold: int) -> Vectors:
-        moments = self._moments(fold)
-        parts = [
-            (self._folds.take(pool, rows) - moments[pool].mean) / moments[pool].deviation
-            for pool in self._settings.pools
-        ]
-        return np.concatenate(parts, axis=1)
+    def _fit_svm(self, fold: Fold, labels: npt.NDArray[np.int32]) -> Any:
+        """The machine as a Keras model.
+
+        Raises:
+            InputError: as `fit_calibrated`; more rows than it could be fitted on in hours.
+        """
+        plan, settings = self._plan, self._settings
+        classes = len(plan.summary.classes)
+        if self._config.get("all_rows") and not svm_is_feasible(len(labels), classes):
+            raise InputError(
+                f"an SVM of {classes} classes cannot be fitted on {len(labels):,} rows"
+            )
+        machine = svm.fit_calibrated(
+            np.concatenate(list(self._blocks(fold))),
+            labels,
+            self._folds.groups[fold.train],
+            classes,
+            settings.c,
+            settings.gamma,
+            plan.seed,
+        )
+        stats = self._folds.stats(fold)
+        return svm.to_keras(
+            svm.svm_inputs_features(plan.summary.width, settings.pool, stats), machine
+        )
+
+    def _blocks(self, fold: Fold) -> Iterator[Vectors]:
+        """The train rows in order, standardised: float32[n, D], or 2·D of both pools."""
+        stats, pools = self._folds.stats(fold), self._settings.pools
+        for start in range(0, len(fold.train), _BLOCK_ROWS):
+            rows = fold.train[start : start + _BLOCK_ROWS]
+            parts = [
+                (self._folds.vectors[pool][rows] - stats[pool].mean) / stats[pool].deviation
+                for pool in pools
+            ]
+            yield np.concatenate(parts, axis=1)
 
     def _predict(self, learner: _Learner) -> Vectors:
         """Probabilities of the rows that judge, float32[N, C]."""
         if learner.loop is not None:
             found: Vectors = learner.loop.predict(learner.fold.val)
             return found
-        vectors = {pool: self._folds.take(pool, learner.fold.val) for pool in ("avg", "max")}
-        return np.asarray(learner.model.predict(vectors, batch_size=1024, verbose=0))
+        return predict_head(learner.model, self._folds.vectors, learner.fold.val)
 
     def _judge(self) -> None:
         """Every metric with the best weights; the head itself where there is one."""
@@ -290,13 +361,14 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             self._outcome = replace(self._outcome, curve=curve)
         summary = self._plan.summary
         about = ModelAbout(
-            base=self._plan.base,
+            dataset=self._plan.dataset,
             family="head",
             classes=summary.classes,
             takes="features",
             settings=self._settings.model_dump(mode="json"),
             width=summary.width,
-            features=summary.about,
+            features=dict(summary.extractor),
+            extractor=self._plan.extractor,
             trial=self._outcome.number,
             epoch=self._outcome.epoch,
         )

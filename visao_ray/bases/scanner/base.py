@@ -44,7 +44,8 @@ def render_base(recipe: BaseRecipe, out: "Location") -> dict[str, int]:
 
     Args:
         recipe: what to render.
-        out: destination; images lie at `images/LABEL/NAME`, truth (schema `TRUTH`) at `truth/`.
+        out: destination; images lie at `images/LABEL/NAME`, or `images/arrived/NAME` where they
+            have no label, truth (schema `TRUTH`) at `truth/`.
 
     Returns:
         Counts over the whole base: `images`, `bytes`, `wrong_labels` (the declared label is not
@@ -58,7 +59,7 @@ def render_base(recipe: BaseRecipe, out: "Location") -> dict[str, int]:
 
     _check_same_recipe(recipe, out)
     images = out.join("images")
-    for label in recipe.class_names:
+    for label in ("arrived",) if recipe.unlabelled else recipe.class_names:
         images.filesystem.create_dir(images.join(label).path, recursive=True)
     out.filesystem.create_dir(out.join("truth").path, recursive=True)
 

@@ -13,7 +13,7 @@ from visao_ray.settings import ScannerSettings
 def render_scans(settings: ScannerSettings, run: Run[Any]) -> None:
     """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
     recipe = BaseRecipe(
-        base=settings.base,
+        base=settings.dataset,
         images=settings.images,
         classes=settings.classes,
         seed=settings.seed,
@@ -21,9 +21,10 @@ def render_scans(settings: ScannerSettings, run: Run[Any]) -> None:
         wrong_labels=settings.wrong_labels,
         duplicates=settings.duplicates,
         imbalance=settings.imbalance,
+        unlabelled=settings.unlabelled,
     )
     start_ray()
-    run.say(f"rendering {settings.images:,} {settings.base} scans")
+    run.say(f"rendering {settings.images:,} {settings.dataset} scans")
     with run.timed("render"):
         counts = render_base(recipe, run.out)
     run.counts |= {**counts, "ok": counts["images"], "errors": 0}

@@ -44,6 +44,8 @@ class BaseRecipe:
     """Share of files that are a byte-for-byte copy of another one, under another name."""
     imbalance: Literal["even", "long_tail"] = "long_tail"
     """Images per `ncm` class: even, or falling with the rank of the class, as in the study."""
+    unlabelled: bool = False
+    """Lay all images in one folder, in an order that does not tell their classes."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -243,6 +245,10 @@ def _source(recipe: BaseRecipe, position: int, duplicates: int) -> int:
 
 def _name(recipe: BaseRecipe, position: int) -> tuple[str, str]:
     """Key and group of a file."""
+    if recipe.unlabelled:
+        number = shuffled(position, recipe.images, _mix(recipe.seed, 11))
+        name = f"arrived-{recipe.seed}-{number:06d}"
+        return f"arrived/{name}.jpg", name
     index = _index(recipe, position)
     label = recipe.class_names[_class_of(recipe, position)]
     if recipe.base == "vazios":

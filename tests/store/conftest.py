@@ -1,0 +1,42 @@
+"""Places for small tables and stores: a local folder, and the S3 server."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from visao_ray.core.lease import Owner
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.storage import locate
+from visao_ray.store import schemas, table
+from visao_ray.store.store import Description
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest) -> str:
+    """URI of a folder that is empty."""
+    if request.param == "local":
+        return str(request.getfixturevalue("tmp_path") / "place")
+    return f"{request.getfixturevalue('s3').uri}/store-tests/{next(_numbers)}"
+
+
+@pytest.fixture
+def groups(place: str) -> table.Table:
+    """An empty table of groups, whose key is declared."""
+    found = table.Table(locate(f"{place}/groups.lance"))
+    found.create(schemas.GROUPS)
+    return found
+
+
+@pytest.fixture(scope="session")
+def description() -> Description:
+    """Of a store for scans of empty and loaded containers."""
+    return Description(find_dataset("vazios").to_json(), seed=0, val_share=0.1, test_share=0.1)
+
+
+@pytest.fixture(scope="session")
+def owner() -> Callable[[str], Owner]:
+    """Owners of a lease, by the id of their run."""
+    return lambda run: Owner.here(job="test", run=run)

@@ -1,0 +1,512 @@
+"""One writer at a time: a lease on a store or a run, on a local disk or in an S3 bucket.
+
+In S3 the lease is a small JSON object, written by conditional puts alone and rewritten every few
+seconds. An observer that sees it unchanged for its whole time to live, on the observer's own clock,
+may take it. On a local disk it is a locked file, which the system frees when its process ends.
+
+A lease alone cannot stop a writer that was suspended and wakes up: whoever takes a lease fences
+the tables first (`visao_ray.store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import obstore
+import tenacity
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    NotSupportedError,
+    PreconditionError,
+)
+from obstore.store import S3Store
+
+from visao_ray.core.object_store import open_bucket
+from visao_ray.errors import InputError
+from visao_ray.storage import Location, reason
+
+_REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
+_PROBES = 5  # of a server that fails in between
+_RELEASES = 3
+_POLLS = 20  # looks at a lease in its time to live
+_POLL_S = 1.0  # the longest time between two
+
+#: What a put is conditional on: that there is nothing, or an ETag.
+_Condition = Literal["create"] | str
+
+
+class LeaseLost(RuntimeError):
+    """Somebody else may write by now: stop writing."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease, as messages name it."""
+
+    host: str
+    pid: int
+    job: str
+    run: str
+
+    @classmethod
+    def here(cls, job: str, run: str) -> Self:
+        """This process."""
+        return cls(socket.gethostname(), os.getpid(), job, run)
+
+    def __str__(self) -> str:
+        return f"{self.host} pid {self.pid} (job {self.job}, run {self.run})"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What stands in a lease; `beat` makes every rewriting another content, so another ETag."""
+
+    owner: Owner
+    token: str
+    ttl: float
+    acquired: str = ""
+    beat: int = 0
+    released: bool = False
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> _Record:
+        """Raises ValueError, TypeError or KeyError."""
+        fields = json.loads(data)
+        return cls(**fields | {"owner": Owner(**fields["owner"])})
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        owner: as others name it.
+        since: when it was taken, in UTC.
+        seen: the last sign of life, in UTC; on a local disk there is none after the first.
+    """
+
+    owner: Owner
+    since: str
+    seen: str
+
+
+class _Lock(Protocol):
+    taken_over: bool
+
+    def acquire(self) -> None: ...
+    def check(self) -> None: ...
+    def release(self) -> None: ...
+
+
+class Lease:
+    """The right to write somewhere, for as long as the context lasts.
+
+    Args:
+        place: of the lease: an object, or a file on a local disk.
+        owner: who asks for it.
+        ttl: seconds without a sign of life after which others may take it; in S3.
+        heartbeat: seconds between two signs of life; in S3.
+        wait: seconds to wait for a living holder to end before giving up.
+        say: prints one line.
+
+    Attributes:
+        taken_over: whether a stale lease of somebody else was replaced.
+    """
+
+    def __init__(
+        self,
+        place: Location,
+        owner: Owner,
+        *,
+        ttl: float = 30.0,
+        heartbeat: float = 5.0,
+        wait: float = 0.0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        record = _Record(owner, uuid.uuid4().hex, ttl)
+        self._lock: _Lock = (
+            _FileLock(place, record, wait)
+            if place.is_local
+            else _ObjectLock(place, record, heartbeat, wait, say)
+        )
+
+    @property
+    def taken_over(self) -> bool:
+        return self._lock.taken_over
+
+    def __enter__(self) -> Self:
+        """Take the lease.
+
+        Raises:
+            InputError: somebody holds it, or it cannot be written.
+            OSError: the object store kept failing.
+        """
+        self._lock.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+    def check(self) -> None:
+        """Raise LeaseLost where somebody else may hold the lease by now."""
+        self._lock.check()
+
+
+class _ObjectLock:
+    """A lease in a bucket.
+
+    After its end the object stays, marked as released: not every server can delete on a condition,
+    and without one the delete could hit the next holder's.
+    """
+
+    def __init__(
+        self,
+        place: Location,
+        record: _Record,
+        heartbeat: float,
+        wait: float,
+        say: Callable[[str], None] | None,
+    ) -> None:
+        self._place, self._record = place, record
+        self._heartbeat, self._wait, self._say = heartbeat, wait, say
+        self._poll = min(_POLL_S, record.ttl / _POLLS)
+        self._store, self._key = open_bucket(
+            place, timeout=timedelta(seconds=max(1.0, record.ttl / 3)), retries=0
+        )
+        self._etag = ""
+        self._last = 0.0  # when the latest sign of life that arrived was sent; monotonic
+        self._failure = ""  # of the signs of life since
+        self._lost = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self.taken_over = False
+
+    def acquire(self) -> None:
+        give_up = time.monotonic() + self._wait
+        answered = time.monotonic()
+        watched, since = "", 0.0  # the holder's latest sign of life, and when it was seen first
+        while True:
+            try:
+                etag, found = self._read()
+                now = answered = time.monotonic()
+                if found is None or found.released or found.token == self._record.token:
+                    if self._take(etag):
+                        break
+                elif etag == watched and now - since >= found.ttl:
+                    self.taken_over = True  # also where the answer is lost: the token is ours then
+                    if self._take(etag):
+                        break
+                elif etag != watched:
+                    self.taken_over = False
+                    if watched and now >= give_up:
+                        raise InputError(self._held(found))
+                    if not watched and self._say:
+                        self._say(
+                            f"waiting up to {found.ttl:g} s to see whether {found.owner}, which "
+                            f"holds {self._place.uri}, is still alive"
+                        )
+                    watched, since = etag, now
+            except GenericError as error:  # down, busy or cut off
+                if time.monotonic() - answered > self._record.ttl:
+                    raise OSError(f"{self._place.uri}: {reason(error)}") from error
+            except BaseError as error:
+                raise InputError(f"{self._place.uri}: no lease: {reason(error)}") from error
+            time.sleep(self._poll)
+        self._thread.start()
+
+    def check(self) -> None:
+        if self._lost:
+            raise LeaseLost(self._lost)
+        silence = time.monotonic() - self._last
+        if silence > self._record.ttl:
+            raise LeaseLost(
+                f"{self._place.uri}: the lease was not renewed for {silence:.0f} s, so others may "
+                f"hold it: {self._failure or 'this process was suspended'}"
+            )
+
+    def release(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._record = replace(self._record, released=True)
+        for _ in range(_RELEASES):  # if all fail, it expires
+            if self._lost:
+                return
+            with contextlib.suppress(BaseError, OSError, InputError):
+                return self._beat()
+            time.sleep(self._poll)
+
+    def _beat_on(self) -> None:
+        pause = self._heartbeat
+        while not self._over.wait(pause) and not self._lost:
+            try:
+                self._beat()
+                pause, self._failure = self._heartbeat, ""
+            except (BaseError, OSError, InputError) as error:
+                pause, self._failure = self._poll, reason(error)
+
+    def _beat(self) -> None:
+        if self._put(self._etag):
+            return
+        etag, found = self._read()
+        if found is not None and found.token == self._record.token:
+            # A sign of life took effect though its answer was lost. Others may have seen it long
+            # ago, so that one does not count as new: a fresh one does.
+            self._etag = etag
+            if self._put(etag):
+                return
+            etag, found = self._read()
+        holder = found.owner if found else "nobody: the object was removed"
+        self._lost = f"{self._place.uri}: the lease was lost; it is now held by {holder}"
+
+    def _take(self, etag: _Condition) -> bool:
+        self._record = replace(self._record, acquired=_now())
+        return self._put(etag)
+
+    def _put(self, etag: _Condition) -> bool:
+        """Write the lease if it is as last seen; returns whether it was."""
+        self._record = replace(self._record, beat=self._record.beat + 1)
+        sent = time.monotonic()
+        try:
+            self._etag = _put(self._store, self._key, self._record.encode(), etag)
+        except _REFUSED as error:
+            if "<Code>NoSuchBucket" in str(error):
+                raise InputError(f"{self._place.uri}: there is no such bucket") from error
+            return False
+        self._last = sent
+        return True
+
+    def _read(self) -> tuple[_Condition, _Record | None]:
+        """ETag and content; `create` and None where there is nothing."""
+        try:
+            result = obstore.get(self._store, self._key)
+            etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
+        except FileNotFoundError:
+            return "create", None
+        try:
+            return etag, _Record.decode(data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{self._place.uri}: is no lease of this program; remove it if no job is running"
+            ) from error
+
+    def _held(self, found: _Record) -> str:
+        return (
+            f"{self._place.uri}: {found.owner} has held it since {found.acquired} and is alive; "
+            f"wait for it, or stop it: it expires in {found.ttl:g} s and is taken over "
+            f"{found.ttl:g} s after its last sign of life"
+        )
+
+
+class _FileLock:
+    """A lease on a local disk: a file that is locked while it is open, and stays when it ends."""
+
+    def __init__(self, place: Location, record: _Record, wait: float) -> None:
+        self._place, self._record, self._wait = place, record, wait
+        self._file = -1
+        self.taken_over = False
+
+    def acquire(self) -> None:
+        give_up = time.monotonic() + self._wait
+        try:
+            os.makedirs(os.path.dirname(self._place.path), exist_ok=True)
+            while not self._lock():
+                if time.monotonic() >= give_up:
+                    raise InputError(self._held())
+                time.sleep(0.05)
+            before = _decoded(os.pread(self._file, 65536, 0))
+            self.taken_over = before is not None and not before.released
+            self._record = replace(self._record, acquired=_now())
+            self._write()
+        except OSError as error:
+            self._close()
+            raise InputError(f"{self._place.uri}: no lease: {reason(error)}") from error
+
+    def check(self) -> None:
+        if not self._is_in_place():
+            raise LeaseLost(f"{self._place.uri}: the lease was lost: its file was removed")
+
+    def release(self) -> None:
+        self._record = replace(self._record, released=True)
+        with contextlib.suppress(OSError):
+            self._write()
+        self._close()
+
+    def _lock(self) -> bool:
+        self._file = os.open(self._place.path, os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._is_in_place():
+                return True
+        self._close()
+        return False
+
+    def _close(self) -> None:
+        """Close the file, which unlocks it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _is_in_place(self) -> bool:
+        """Whether the locked file is still the one that others would lock."""
+        try:
+            there, ours = os.stat(self._place.path), os.fstat(self._file)
+        except FileNotFoundError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def _write(self) -> None:
+        data = self._record.encode()
+        os.pwrite(self._file, data, 0)
+        os.ftruncate(self._file, len(data))
+
+    def _held(self) -> str:
+        for _ in range(_POLLS):  # whoever has just locked the file is about to write its name
+            time.sleep(_POLL_S / _POLLS)
+            with open(self._place.path, "rb") as file:
+                found = _decoded(file.read())
+            if found and not found.released:
+                break
+        who = f"{found.owner} has held it since {found.acquired}" if found else "another has it"
+        return (
+            f"{self._place.uri}: {who} and is alive; wait for it, or stop it: it expires 0 s after "
+            "the end of that process"
+        )
+
+
+def read_holder(place: Location) -> Holder | None:
+    """Who holds a lease, or held it and was killed; None where it is free. Takes nothing.
+
+    On a local disk the lease of a process of this host that has ended is free.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        if place.is_local:
+            changed = datetime.fromtimestamp(os.stat(place.path).st_mtime, UTC)
+            with open(place.path, "rb") as file:
+                data = file.read()
+        else:
+            store, key = open_bucket(place)
+            result = obstore.get(store, key)
+            data, changed = bytes(result.bytes()), result.meta["last_modified"]
+    except FileNotFoundError:
+        return None
+    except (BaseError, OSError) as error:
+        raise InputError(f"{place.uri}: cannot be read: {reason(error)}") from error
+    found = _decoded(data)
+    if found is None or found.released or (place.is_local and _has_ended(found.owner)):
+        return None
+    return Holder(found.owner, found.acquired, _text(changed))
+
+
+def _has_ended(owner: Owner) -> bool:
+    """Whether a process of this host is not there any more; False for other hosts'."""
+    if owner.host != socket.gethostname():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
+
+
+def require_conditional_puts(place: Location) -> None:
+    """Check that a server refuses puts whose condition does not hold: others lose commits.
+
+    Args:
+        place: a folder that will be written to; on a local disk there is nothing to check.
+
+    Raises:
+        InputError: it ignores a condition, or the folder cannot be written to.
+        OSError: the object store kept failing.
+    """
+    if place.is_local:
+        return
+    retrying = tenacity.Retrying(  # with a fresh object: a put may have arrived without its answer
+        retry=tenacity.retry_if_exception_type(
+            (GenericError, AlreadyExistsError, PreconditionError)
+        ),
+        stop=tenacity.stop_after_attempt(_PROBES),
+        wait=tenacity.wait_exponential(multiplier=0.25),
+        reraise=True,
+    )
+    server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    try:
+        ignored = retrying(_ignored_conditions, place)
+    except GenericError as error:
+        raise OSError(f"{place.uri}: {reason(error)}") from error
+    except (BaseError, FileNotFoundError) as error:
+        raise InputError(f"{place.uri}: cannot be written to: {reason(error)}") from error
+    if ignored:
+        raise InputError(
+            f"{place.uri}: the server {server} ignores {' and '.join(ignored)}, so two writers "
+            "could overwrite each other's commits; use a server with conditional puts"
+        )
+
+
+def _ignored_conditions(place: Location) -> list[str]:
+    """Names of the headers that have no effect, found by putting one object four times."""
+    store, key = open_bucket(place.join(f"probe-{uuid.uuid4().hex}"), retries=0)
+    ignored = []
+    try:
+        current = _put(store, key, b"1", "create")
+        with contextlib.suppress(AlreadyExistsError):
+            current = _put(store, key, b"2", "create")
+            ignored.append("If-None-Match")
+        stale, current = current, _put(store, key, b"3", current)
+        with contextlib.suppress(PreconditionError):
+            _put(store, key, b"4", stale)
+            ignored.append("If-Match")
+    except NotSupportedError:
+        return ["conditional puts"]
+    finally:
+        with contextlib.suppress(BaseError, OSError):
+            obstore.delete(store, key)
+    return ignored
+
+
+def _put(store: S3Store, key: str, data: bytes, condition: _Condition) -> str:
+    """Put an object if the condition holds; returns its ETag."""
+    if condition == "create":
+        return obstore.put(store, key, data, mode="create")["e_tag"] or ""
+    return obstore.put(store, key, data, mode={"e_tag": condition})["e_tag"] or ""
+
+
+def _decoded(data: bytes) -> _Record | None:
+    try:
+        return _Record.decode(data)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _now() -> str:
+    return _text(datetime.now(UTC))
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

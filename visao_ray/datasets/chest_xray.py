@@ -1,0 +1,10 @@
+"""Chest films of children (Kermany et al., 2018), named as Kaggle's archive names them."""
+
+from visao_ray.datasets.spec import Dataset
+
+CHEST_XRAY = Dataset(
+    name="chest_xray",
+    classes=("NORMAL", "PNEUMONIA"),
+    positive="PNEUMONIA",
+    group_pattern=r"person\d+|(?:NORMAL2-)?IM-\d+",
+)

@@ -1,0 +1,60 @@
+"""The built-in datasets by name, and datasets of one's own from TOML files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from visao_ray.datasets.chest_xray import CHEST_XRAY
+from visao_ray.datasets.ncm import NCM
+from visao_ray.datasets.spec import Dataset
+from visao_ray.datasets.vazios import VAZIOS
+from visao_ray.errors import InputError
+from visao_ray.storage import locate, reason
+
+_BUILT_IN = (
+    CHEST_XRAY,
+    VAZIOS,
+    NCM,
+)
+
+#: The datasets of the 2019 study by name. Folder names and class order are the study's.
+DATASETS: Mapping[str, Dataset] = MappingProxyType({one.name: one for one in _BUILT_IN})
+
+_ENDING = ".toml"
+
+
+def find_dataset(name_or_uri: str) -> Dataset:
+    """The dataset that `--dataset` names.
+
+    Args:
+        name_or_uri: a built-in name, or the path or s3:// URI of a TOML file with the fields of
+            `Dataset`; its `name` is the file's stem where the file has none.
+
+    Raises:
+        InputError: no such name, or a file that is missing or wrong; one line with the fix.
+    """
+    if name_or_uri.lower().endswith(_ENDING):
+        return _read(name_or_uri)
+    if name_or_uri in DATASETS:
+        return DATASETS[name_or_uri]
+    raise InputError(
+        f"--dataset {name_or_uri}: unknown; built in are {', '.join(DATASETS)}; describe any other "
+        "in a file and pass FILE.toml"
+    )
+
+
+def _read(uri: str) -> Dataset:
+    location = locate(uri)
+    try:
+        values = tomllib.loads(location.read_bytes().decode())
+        stem = location.path.rsplit("/", 1)[-1][: -len(_ENDING)]
+        return Dataset.from_json({"name": stem, **values})
+    except OSError as error:
+        what = f"cannot be read: {reason(error)}"
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        what = f"not valid TOML: {reason(error)}"
+    except InputError as error:
+        what = str(error)
+    raise InputError(f"--dataset {uri}: {what}")

@@ -1,0 +1,466 @@
+"""The extract job: what is new below --data goes once through a network, and stays in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from visao_ray.core.lease import Owner
+from visao_ray.datasets import listing
+from visao_ray.datasets.assignment import apply_labels, assign_splits
+from visao_ray.datasets.labels import check_labels
+from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.spec import SPLITS, Dataset
+from visao_ray.errors import InputError
+from visao_ray.inference.committing import Done
+from visao_ray.inference.engines.base import EngineFactory
+from visao_ray.inference.engines.keras import KerasBackbone
+from visao_ray.inference.graph import Work, run_graph
+from visao_ray.inference.loading import Loading
+from visao_ray.models.backbones import Backbone, resolve
+from visao_ray.resources import ActorPool, fit_actors, look, remotely
+from visao_ray.runs import Run, start_ray
+from visao_ray.settings import ExtractOptions, ExtractSettings, SourceOptions
+from visao_ray.storage import Location, locate
+from visao_ray.store import proof, schemas
+from visao_ray.store.store import Description, Store, Writer, create_or_open
+from visao_ray.store.table import Table, TableVersion
+
+_CONTRADICTIONS_SHOWN = 5
+#: What of a backbone's description people read in the name of its vectors.
+_PRECISION = "f32"
+
+
+def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
+    """The extract job: reads what the store does not know, and extracts what has no vectors.
+
+    Raises:
+        InputError: no such data, folders that do not fit the dataset, a backbone or weights that
+            cannot be had, a store that somebody else writes to, or too many unreadable images
+            (after writing them).
+    """
+    source = open_source(settings)
+    start_ray()
+    pool = fit_actors(settings.workers, settings.worker(), look())
+    with run.timed("weights"):
+        engine, warning = resolve_engine(settings, settings.seed, run)
+    if warning:
+        run.warn(warning)
+    with source.writing(run) as writer:
+        store = writer.store
+        name = extractor_name(engine)
+        vectors = store.vectors(name)
+        writer.ensure(store.images, schemas.IMAGES)
+        found = read_new(run, writer, source, engine, vectors, pool, settings.rows_per_block)
+        if settings.augmented_views:
+            augment_train(run, writer, engine, name, settings, pool)
+        keep_in_order(run, writer)
+    run.details |= {"extractor": name, "about": dict(engine.metadata), "workers": pool.size}
+    run.inputs["extractor"] = name
+    source.check_errors(run, found.errors.total(), settings.max_errors)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from, and the store that they enter.
+
+    Attributes:
+        settings: --data and what belongs to it.
+        dataset: as --dataset names it, or as the store describes it.
+        data: --data.
+        layout: its folders.
+        store: --store.
+    """
+
+    settings: SourceOptions
+    dataset: Dataset
+    data: Location
+    layout: Layout
+    store: str
+
+    def writing(self, run: Run[Any]) -> Any:
+        """The store, open for writing; it is created where there is none."""
+        shares = self.layout.shares(self.settings.val_share, self.settings.test_share)
+        description = Description(self.dataset.to_json(), run.settings.seed, *shares)
+        return create_or_open(self.store, description, owner_of(run), run.say)
+
+    def check_errors(self, run: Run[Any], errors: int, most: float) -> None:
+        """Fail where too many images could not be used; they are written down by now.
+
+        Raises:
+            InputError: nothing but errors, or a larger share of them than `most`.
+        """
+        new = run.counts["new"]
+        if errors and errors > most * new:
+            reasons = ", ".join(
+                f"{count:,} {name}" for name, count in run.counts["errors_by_reason"].items()
+            )
+            raise InputError(
+                f"--data {self.data.uri}: {errors:,} of {new:,} new images cannot be used "
+                f"({reasons}), more than --max-errors {most:g}; the column 'error' of the table "
+                "images says why of each"
+            )
+
+
+def open_source(settings: SourceOptions) -> Source:
+    """Look at the store, the dataset and the top folders of --data, before Ray starts.
+
+    Raises:
+        InputError: they are missing or do not fit.
+    """
+    assert settings.data is not None
+    uri = settings.store_uri()
+    store = Store.find(uri)
+    if settings.dataset is not None:
+        dataset = find_dataset(settings.dataset)
+    elif store is not None:
+        dataset = Dataset.from_json(store.description.dataset)
+    else:
+        raise InputError(
+            f"--store {uri}: does not exist yet, so --dataset is needed: chest_xray, vazios, ncm "
+            "or a TOML file"
+        )
+    data = locate(settings.data)
+    return Source(settings, dataset, data, find_layout(data, dataset, settings.ignore), uri)
+
+
+def owner_of(run: Run[Any]) -> Owner:
+    """This process, as the lease and others name it."""
+    return Owner.here(job=run.settings.job, run=run.id)
+
+
+def resolve_engine(
+    options: ExtractOptions, seed: int, run: Run[Any]
+) -> tuple[KerasBackbone, str | None]:
+    """The engine that the settings ask for, and a warning to show, if any.
+
+    Its weights are kept in a file for the actors. Runs in a task: the driver imports no TensorFlow.
+
+    Raises:
+        InputError: a backbone or weights that cannot be had.
+    """
+    import ray
+
+    keep = run.work.join("backbone.npz")
+
+    def find() -> tuple[Backbone, str | None]:
+        backbone, warning = resolve(options, seed)
+        backbone.write(keep)
+        return replace(backbone, arrays=(), file=b""), warning
+
+    task = ray.remote(find).options(**look().light)
+    backbone, warning = ray.get(task.remote())
+    return KerasBackbone(keep, backbone, options.resize, options.batch_size), warning
+
+
+def extractor_name(engine: EngineFactory) -> str:
+    """A readable name with a digest over all that decides the numbers."""
+    text = json.dumps(dict(engine.metadata), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    weights = str(engine.metadata["weights"]).removesuffix(".keras")
+    parts = [engine.name, weights, str(engine.image_size), "".join(engine.outputs), _PRECISION]
+    return "-".join([*dict.fromkeys(parts), digest])
+
+
+def read_new(
+    run: Run[Any],
+    writer: Writer,
+    source: Source,
+    engine: EngineFactory | None,
+    results: Table | None,
+    pool: ActorPool,
+    unit_rows: int,
+) -> Done:
+    """List --data, read what is new, and decide labels and splits; the counts add up.
+
+    Args:
+        engine: what computes results of each new content; None: images are decoded only, to know
+            that they can be.
+        results: table of the results.
+    """
+    settings = source.settings
+    images = writer.store.images
+    at = writer.version(images)
+    before = at.count()
+    without = None
+    if results is not None:
+        computed = writer.version(results) if results.exists() else None
+        without = remotely(proof.contents_without, at, computed, 1, keep=True)
+    table, counted = list_source(run, source, at, without)
+    loading = Loading(engine.image_size, engine.resize) if engine else Loading(32, "stretch")
+    work = Work(
+        step="extract" if engine else "read",
+        listing=table,
+        files=counted.new,
+        loading=loading,
+        engine=engine,
+        results=results,
+        unit_rows=unit_rows,
+        batch=settings.batch or datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+    if counted.new:
+        through = f" through {engine.name} on {pool}" if engine else ""
+        run.say(f"{counted.new:,} images{through}")
+    with run.timed("extract"):
+        done = run_graph(run, writer, work, pool)
+    if counted.gone:
+        mark_missing(writer, counted.gone)
+    with run.timed("decide"):
+        decide(run, writer, source)
+    _prove(run, writer, results, before + counted.added, without)
+    _count(run, counted, done)
+    return done
+
+
+def list_source(
+    run: Run[Any], source: Source, images: TableVersion | None, without: Any
+) -> tuple[TableVersion, Counted]:
+    """List --data, compare it with the store, and say what is new.
+
+    Args:
+        images: the store's table of files; None where there is none yet.
+        without: reference to the contents without results; None: ask for none.
+
+    Returns:
+        A table of `listing.LISTING` in the run's scratch, and the counts.
+
+    Raises:
+        InputError: no files there, or --labels has a fault.
+    """
+    settings = source.settings
+    if settings.labels is not None:  # it is applied at the end, which may be hours from now
+        remotely(check_labels, settings.labels, source.dataset, source.data)
+    gone = run.work.join("gone") if settings.mark_missing else None
+    quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
+    search = Search(
+        source.data,
+        source.dataset,
+        tuple(settings.ignore),
+        images,
+        without,
+        new_listing(run),
+        quota,
+        gone,
+    )
+    with run.timed("list"):
+        table, counted = listing.list_new(search, source.layout)
+    _say_listing(run, source, counted)
+    return table, counted
+
+
+def decide(run: Run[Any], writer: Writer, source: Source) -> None:
+    """Apply --labels, then give images without a split theirs."""
+    store, settings = writer.store, source.settings
+    if settings.labels is not None:
+        at, labelled = remotely(
+            apply_labels,
+            writer.version(store.images),
+            settings.labels,
+            source.dataset,
+            source.data,
+        )
+        writer.moved(store.images, at)
+        changed = ", ".join(f"{count:,} {name}s" for name, count in labelled.changed.items())
+        run.say(f"{settings.labels}: names {labelled.named:,} images; changed {changed}")
+        run.counts["relabelled"] = labelled.changed["label"]
+        if labelled.named < labelled.rows:
+            run.warn(
+                f"--labels {settings.labels}: {labelled.rows - labelled.named:,} of its "
+                f"{labelled.rows:,} rows name no image of the store"
+            )
+    assign(run, writer)
+
+
+def assign(run: Run[Any], writer: Writer) -> None:
+    """Give images without a split theirs, and report contradictions."""
+    store = writer.store
+    groups = writer.ensure(store.groups, schemas.GROUPS)
+    images, groups, assigned = remotely(
+        assign_splits, writer.version(store.images), groups, store.description
+    )
+    writer.moved(store.images, images)
+    writer.moved(store.groups, groups)
+    run.counts["contradictions"] = len(assigned.contradictions)
+    if assigned.contradictions:
+        shown = "; ".join(assigned.contradictions[:_CONTRADICTIONS_SHOWN])
+        run.warn(
+            f"{len(assigned.contradictions):,} groups or identical images stand in more than one "
+            f"split, so test figures will look better than they are: {shown}"
+        )
+
+
+def augment_train(
+    run: Run[Any],
+    writer: Writer,
+    engine: EngineFactory,
+    extractor: str,
+    settings: ExtractSettings,
+    pool: ActorPool,
+) -> None:
+    """Extract augmented views of train images that have none yet. No other image is augmented."""
+    store = writer.store
+    recipe = f"{settings.augment}@{settings.seed}"
+    results = store.vectors(extractor, recipe)
+    views = tuple(range(1, settings.augmented_views + 1))
+    at = writer.version(store.images)
+    computed = writer.version(results) if results.exists() else None
+    table, files = remotely(_list_train, at, computed, len(views), new_listing(run))
+    if files:
+        run.say(f"{len(views)} views ({settings.augment}) of {files:,} train images")
+    work = Work(
+        step="augment",
+        listing=table,
+        files=files,
+        loading=Loading(engine.image_size, engine.resize, settings.augment, views, settings.seed),
+        engine=engine,
+        results=results,
+        unit_rows=max(1, settings.rows_per_block // len(views)),
+        batch="",
+    )
+    with run.timed("augment"):
+        run_graph(run, writer, work, pool)
+    _mend(run, writer, results)
+
+
+def new_listing(run: Run[Any]) -> str:
+    """URI of a listing that no start of this run has written to, and that no worker has open."""
+    return run.work.join(f"listing-{uuid.uuid4().hex}.lance").uri
+
+
+def _list_train(
+    images: TableVersion, results: TableVersion | None, views: int, place: str
+) -> tuple[TableVersion, int]:
+    contents = proof.contents_without(images, results, views)
+    return listing.list_contents(images, contents, place, "split = 'train'")
+
+
+def keep_in_order(run: Run[Any], writer: Writer) -> None:
+    """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
+    with run.timed("maintain"):
+        cleaned = writer.maintain()
+    run.counts["store"] = remotely(count_images, writer.version(writer.store.images))
+    run.inputs |= {
+        "store": writer.store.uri,
+        "versions": {
+            name: writer.version(table).version for name, table in writer.store.tables().items()
+        },
+    }
+    freed = sum(one.bytes for one in cleaned.values())
+    if freed:
+        run.details["freed_bytes"] = freed
+
+
+def _say_listing(run: Run[Any], source: Source, counted: Counted) -> None:
+    labels = dict(counted.labels)
+    unlabelled = labels.pop("", 0)
+    run.say(
+        f"{counted.listed:,} files below {source.data.uri}: {counted.known:,} known, "
+        f"{counted.added:,} new, {counted.changed:,} changed, {counted.without:,} without vectors"
+    )
+    if counted.vanished:
+        what = "marked as missing" if source.settings.mark_missing else "kept (--mark-missing)"
+        run.say(f"{counted.vanished:,} files of the store are not there any more: {what}")
+    if unlabelled and source.settings.labels is None:
+        others = source.layout.others
+        where = f" in {', '.join(others[:5])}{', …' if others[5:] else ''}" if others else ""
+        run.say(f"{unlabelled:,} files{where} lie in no class folder: they enter without a label")
+    if not counted.listed:
+        raise InputError(f"--data {source.data.uri}: no files there")
+
+
+def mark_missing(writer: Writer, files: list[str]) -> None:
+    """Write down that images are not there any more; `files` hold lists of their keys."""
+    keys = [key for file in files for key in json.loads(locate(file).read_bytes())]
+    schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("status")])
+    rows = pa.table([keys, [schemas.MISSING] * len(keys)], schema=schema)
+    writer.merge(writer.store.images, rows)
+
+
+def _prove(
+    run: Run[Any], writer: Writer, results: Table | None, expected: int, before: Any
+) -> None:
+    """What was listed is in the store, once, and every new content has results.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    images = writer.version(writer.store.images)
+    rows = images.count()
+    if rows != expected:
+        raise RuntimeError(f"{expected:,} files should be in the store, there are {rows:,}")
+    if results is None or not results.exists():
+        return
+    _mend(run, writer, results)
+    lacking = remotely(_still_lacking, images, writer.version(results), before)
+    if lacking:
+        raise RuntimeError(f"{lacking:,} images that were read have no results")
+
+
+def _mend(run: Run[Any], writer: Writer, results: Table) -> None:
+    if not results.exists():
+        return
+    at, removed = remotely(proof.remove_repeated, writer.version(results))
+    writer.moved(results, at)
+    if removed:
+        run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
+
+
+def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any]) -> int:
+    import numpy as np
+    import ray
+
+    now = proof.contents_without(images, results, 1)
+    return len(np.setdiff1d(now, ray.get(before[0]), assume_unique=True))
+
+
+def _count(run: Run[Any], counted: Counted, done: Done) -> None:
+    errors = done.errors.total()
+    run.counts |= {
+        **listing.to_counts(counted),
+        "read": done.files,
+        "ok": counted.new - errors,
+        "errors": errors,
+        "errors_by_reason": dict(done.errors.most_common()),
+        "computed": done.computed,
+    }
+    if "extract" in run.timings and done.files:
+        run.throughput["images_per_second"] = done.files / run.timings["extract"]
+    run.say(
+        f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known; "
+        f"{counted.new:,} new = {counted.new - errors:,} ok + {errors:,} errors"
+    )
+
+
+def count_images(images: TableVersion) -> dict[str, Any]:
+    """All images of a store: `images`, `ok`, `errors` by reason, and `by_split`. For a task.
+
+    `by_split` counts readable images by split and label; "" stands for none.
+    """
+    by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    reasons: Counter[str] = Counter()
+    for batch in images.scan(["split", "label", "status", "error"], None, 65_536):
+        rows = pa.table(batch)
+        usable = pc.equal(rows["status"], schemas.OK)
+        grouped = rows.filter(usable).group_by(["split", "label"]).aggregate([([], "count_all")])
+        for row in grouped.to_pylist():
+            labels = by_split.setdefault(row["split"] or "", Counter())
+            labels[row["label"] or ""] += row["count_all"]
+        failed = rows.filter(pc.invert(usable)).select(["status", "error"]).to_pylist()
+        reasons.update((row["error"] or row["status"]).split(":", 1)[0] for row in failed)
+    ok, errors = sum(labels.total() for labels in by_split.values()), reasons.total()
+    return {
+        "images": ok + errors,
+        "ok": ok,
+        "errors": errors,
+        "errors_by_reason": dict(reasons.most_common()),
+        "by_split": {split: dict(sorted(labels.items())) for split, labels in by_split.items()},
+    }

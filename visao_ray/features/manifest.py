@@ -1,0 +1,110 @@
+"""The manifest job: what below --data is new to a store. It reads no image, and sets --labels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from visao_ray.datasets.listing import STAY, to_counts
+from visao_ray.errors import InputError
+from visao_ray.features.extract import (
+    Source,
+    decide,
+    keep_in_order,
+    list_source,
+    mark_missing,
+    open_source,
+    owner_of,
+)
+from visao_ray.resources import remotely
+from visao_ray.runs import Run, start_ray
+from visao_ray.settings import ManifestSettings
+from visao_ray.store import proof
+from visao_ray.store.export import Selection, plan_parts, write_parts
+from visao_ray.store.proof import Contents, as_bytes
+from visao_ray.store.store import PLAIN, Store, Writer
+from visao_ray.store.table import TableVersion, quoted
+
+_LOOKED_UP = 2048  # keys asked of an index at once
+
+
+def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
+    """The manifest job: lists --data, and writes down what the next extraction reads.
+
+    A store is not created and, without --labels and --mark-missing, not changed.
+
+    Raises:
+        InputError: no such data, folders that do not fit the dataset, labels for a store that is
+            not there, or a store that somebody else writes to.
+    """
+    source = open_source(settings)
+    store = Store.find(source.store)
+    changes = settings.labels is not None or settings.mark_missing
+    if changes and store is None:
+        flag = "--mark-missing" if settings.labels is None else f"--labels {settings.labels}"
+        raise InputError(f"{flag}: there is no store {source.store} yet; jobs/extract.py makes one")
+    start_ray()
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if changes and store is not None:
+            writer = stack.enter_context(store.writing(owner_of(run), run.say))
+        gone = _list(run, source, store)
+        if writer is not None:
+            _change(run, writer, source, gone)
+
+
+def _list(run: Run[Any], source: Source, store: Store | None) -> list[str]:
+    """List, compare and write the listing; returns files with the keys of vanished images."""
+    images = store.images.latest() if store is not None and store.images.exists() else None
+    vectors = {}
+    if store is not None and images is not None:
+        names = [name for name, recipes in store.extractors().items() if PLAIN in recipes]
+        vectors = {name: store.vectors(name).latest() for name in names}
+    without = remotely(_lacking_any, images, vectors, keep=True) if vectors else None
+    table, counted = list_source(run, source, images, without)
+    lacking = remotely(_count_lacking, table, images, vectors) if vectors else {}
+    for name, count in lacking.items():
+        run.say(f"{count:,} of the files that are as they were have no vectors of {name}")
+    run.say(f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known")
+    run.counts = {**to_counts(counted), "without_vectors": lacking}
+    if store is not None and images is not None:
+        versions = {f"vectors/{name}/{PLAIN}": at.version for name, at in vectors.items()}
+        run.inputs = {"store": store.uri, "versions": {"images": images.version, **versions}}
+    with run.timed("write"):
+        run.out.join("listing").delete()  # of an earlier start in the same place
+        listed = Selection(table)
+        write_parts(run, listed, remotely(plan_parts, listed), "listing")
+    run.say(f"what the next extraction reads: {run.out.join('listing').uri}")
+    return counted.gone
+
+
+def _change(run: Run[Any], writer: Writer, source: Source, gone: list[str]) -> None:
+    with run.timed("decide"):
+        if gone:
+            mark_missing(writer, gone)
+        decide(run, writer, source)
+    keep_in_order(run, writer)
+
+
+def _lacking_any(images: TableVersion, vectors: Mapping[str, TableVersion]) -> Contents:
+    """Contents of readable images that lack vectors of some extractor, sorted, as `S32`."""
+    lacking = [proof.contents_without(images, at, 1) for at in vectors.values()]
+    return np.unique(np.concatenate(lacking))
+
+
+def _count_lacking(
+    table: TableVersion, images: TableVersion, vectors: Mapping[str, TableVersion]
+) -> dict[str, int]:
+    """By extractor, how many of the listed files that stay as they are have no vectors."""
+    parts = [np.zeros(0, "S32")]
+    for batch in table.scan(["key"], f"`row` = '{STAY}'", _LOOKED_UP):
+        keys = ", ".join(quoted(key) for key in batch["key"].to_pylist())
+        parts.append(as_bytes(images.read(["content_id"], f"key IN ({keys})")["content_id"]))
+    contents = np.concatenate(parts)
+    return {
+        name: int(np.isin(contents, proof.contents_without(images, at, 1)).sum())
+        for name, at in vectors.items()
+    }

@@ -1,0 +1,1 @@
+"""What computes numbers from pixels; one file an engine."""

@@ -1,0 +1,166 @@
+"""Keras as an engine: a backbone without its top, or a model that was trained on pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from visao_ray.models import saved
+from visao_ray.models.backbones import Backbone, build
+from visao_ray.storage import Location
+
+Pixels = npt.NDArray[np.uint8]
+Outputs = dict[str, npt.NDArray[np.float32]]
+
+
+class KerasEngine:
+    """A function of batches as an engine.
+
+    Every batch has the same size, the last one is filled up: the network sees one shape, and the
+    numbers of an image do not depend on how many others come along.
+
+    Args:
+        predict: outputs float32[B, width] by name, of pixels uint8[B, S, S, 3].
+        image_size: S.
+        batch_size: B.
+        outputs, metadata: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[Pixels], Outputs],
+        image_size: int,
+        batch_size: int,
+        outputs: Mapping[str, int],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self._predict = predict
+        self._shape = (batch_size, image_size, image_size, 3)
+        self.outputs, self.metadata = outputs, metadata
+        # Once before threads share it: Keras builds its function at the first call.
+        self._predict(np.zeros(self._shape, np.uint8))
+
+    def __call__(self, pixels: Pixels) -> Outputs:
+        """Outputs float32[N, width] by name, of pixels uint8[N, S, S, C] with C of 1 or 3."""
+        found = {
+            name: np.empty((len(pixels), width), np.float32) for name, width in self.outputs.items()
+        }
+
+        def fill(start: int) -> None:
+            chosen = pixels[start : start + self._shape[0]]
+            batch = np.zeros(self._shape, np.uint8)
+            batch[: len(chosen)] = chosen
+            for name, values in self._predict(batch).items():
+                found[name][start : start + len(chosen)] = values[: len(chosen)]
+
+        # Two batches at a time: one computes where the other waits for its slowest thread.
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(fill, range(0, len(pixels), self._shape[0])))
+        return found
+
+
+@dataclass(frozen=True)
+class KerasBackbone:
+    """A backbone that was resolved; its outputs are `avg` and `max`, float32[D] each.
+
+    Attributes:
+        at: where `Backbone.write` kept it. From storage, not from Ray's object store: an actor that
+            is restarted after its node was lost must find its weights again.
+        backbone: without its weights.
+        resize: how an image is made square.
+        batch_size: images the network sees at once.
+    """
+
+    at: Location
+    backbone: Backbone
+    resize: Literal["stretch", "letterbox"]
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """The backbone's name."""
+        return self.backbone.name
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input in pixels."""
+        return self.backbone.image_size
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """Both pools."""
+        return {"avg": self.backbone.width, "max": self.backbone.width}
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """All that decides the numbers."""
+        return {**self.backbone.about(), "resize": self.resize, "dtype": "float32"}
+
+    def build(self) -> KerasEngine:
+        """Read the weights and build the network."""
+        model = build(Backbone.read(self.at))
+
+        def predict(batch: Pixels) -> Outputs:
+            average, maximum = model.predict_on_batch(batch)
+            return {"avg": average, "max": maximum}
+
+        return KerasEngine(predict, self.image_size, self.batch_size, self.outputs, self.metadata)
+
+
+@dataclass(frozen=True)
+class KerasModel:
+    """A trained model that takes pixels; its outputs are `probability` and / or `embedding`.
+
+    Attributes:
+        at: its file.
+        about: what it is.
+        digest: sha256 of the file.
+        batch_size: images the network sees at once.
+    """
+
+    at: Location
+    about: saved.ModelAbout
+    digest: str
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """As the model calls itself."""
+        return self.about.name
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input in pixels."""
+        return self.about.image_size
+
+    @property
+    def resize(self) -> Literal["stretch", "letterbox"]:
+        """How an image is made square."""
+        return self.about.resize
+
+    @property
+    def outputs(self) -> Mapping[str, int]:
+        """What it gives."""
+        return self.about.outputs
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """All that decides the numbers, the file, and what they mean."""
+        classes = list(self.about.classes)
+        return {"model": self.about.name, "digest": self.digest, "classes": classes}
+
+    def build(self) -> KerasEngine:
+        """Load the model."""
+        model, _ = saved.load(self.at)
+        return KerasEngine(
+            lambda batch: saved.outputs(model, batch),
+            self.image_size,
+            self.batch_size,
+            self.outputs,
+            self.metadata,
+        )

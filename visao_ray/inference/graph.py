@@ -1,0 +1,158 @@
+"""The one graph of images through an engine, behind every job that reads images.
+
+    listing → load (read, hash, ask, decode, augment) → ModelActor(engine) → write → commit
+
+Each stage is one task a block and its rows follow from its input alone, so whatever Ray does again
+yields the same rows. Tasks write files that no version names; the driver commits them every few
+seconds, results before images. A kill loses what was not committed, and nothing else: the files
+that were written for it are removed by the next clean-up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from visao_ray import stages
+from visao_ray.core.waiting import Waiting
+from visao_ray.forecast import Nodes
+from visao_ray.inference.actor import ModelActor
+from visao_ray.inference.committing import Committer, Done
+from visao_ray.inference.engines.base import EngineFactory
+from visao_ray.inference.loading import Loading, Unit, load_unit
+from visao_ray.inference.lookup import ContentLookup
+from visao_ray.inference.writing import Target, Written, write_rows
+from visao_ray.resources import ActorPool, look
+from visao_ray.runs import Run
+from visao_ray.stages import Stages
+from visao_ray.store import schemas
+from visao_ray.store.store import Writer
+from visao_ray.store.table import Table, TableVersion
+
+_CONTENTS_A_LOOKUP = 2_000_000
+#: Rows that one task writes: some ten seconds of an engine's work.
+_FRAGMENT_ROWS = {"CPU": 256, "GPU": 4096}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with the files of a listing.
+
+    Attributes:
+        step: as logs and metrics call it.
+        listing: a table of `loading.LISTING`.
+        files: rows of it.
+        loading: how images become pixels.
+        engine: what computes; None: images are decoded, to know that they can be.
+        results: table of what the engine computes; None without one.
+        unit_rows: files that one task loads.
+        batch: name under which new files enter.
+    """
+
+    step: str
+    listing: TableVersion
+    files: int
+    loading: Loading
+    engine: EngineFactory | None
+    results: Table | None
+    unit_rows: int
+    batch: str
+
+
+def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Done:
+    """Send the files of a listing through the graph and commit what comes out.
+
+    Raises:
+        LeaseLost: another process took the store over.
+        RuntimeError: a file of the listing ended in no row.
+    """
+    import ray
+
+    if not work.files:
+        return Done()
+    images = writer.store.images
+    writer.ensure(images, schemas.IMAGES)
+    at = schema = None
+    if work.engine is not None and work.results is not None:
+        made_by = dict(work.engine.metadata)
+        schema = schemas.results(work.engine.outputs, made_by)
+        at = writer.ensure(work.results, schema)
+    target = Target(
+        images.uri,
+        work.results.uri if work.results is not None else None,
+        schema,
+        run.work.join("updates"),
+    )
+    labels = run.labels(work.step, writer.store.description.dataset["name"])
+    started = time.time()
+    committer = Committer(run, writer, work.results, work.files)
+    unit = Unit(
+        listing=work.listing,
+        rows=work.unit_rows,
+        loading=work.loading,
+        lookups=_lookups(at, work),
+        batch=work.batch,
+        now=int(started * 1e6),
+    )
+    rows = ray.data.from_blocks(
+        [pa.table({"unit": [number]}) for number in range(-(-work.files // work.unit_rows))]
+    )
+    rows.set_name(run.name(work.step, labels["dataset"]))
+    rows = rows.map_batches(
+        load_unit, batch_size=None, batch_format="pyarrow", fn_kwargs={"unit": unit}, **pool.loader
+    )
+    if work.engine is not None:
+        rows = rows.map_batches(
+            ModelActor,
+            fn_constructor_args=(work.engine, labels),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=pool.size),
+            **pool.actor,
+        )
+    rows = rows.map_batches(
+        write_rows,
+        batch_size=_FRAGMENT_ROWS["GPU" if pool.gpus else "CPU"],
+        batch_format="pyarrow",
+        fn_kwargs={"target": target, "labels": labels},
+        compute=ray.data.TaskPoolStrategy(size=pool.writers),
+        **pool.writer,
+    )
+    with Waiting(run.say):
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for text in batch["written"].to_pylist():
+                committer.add(Written.from_json(text))
+    done = committer.finish()
+    if done.files != work.files:
+        raise RuntimeError(
+            f"the counts do not add up: {work.files} files listed, {done.files} ended in a row"
+        )
+    _say_costs(run, work, done.costs, pool, started)
+    return done
+
+
+def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, started: float) -> None:
+    """Where the seconds went: on the terminal, and in `details.stages` of result.json."""
+    if not costs.images:
+        return
+    size = pool.size if work.engine is not None else 0
+    free = look().total("CPU") - size * pool.actor["num_cpus"]
+    loaders = max(1, math.floor(free / pool.loader["num_cpus"] + 1e-9))
+    nodes = Nodes(1, loaders, size, pool.writers)
+    run.details.setdefault("stages", {})[work.step] = stages.about(costs, nodes, started)
+    run.say(stages.summary(costs, nodes))
+
+
+def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:
+    """The actors that know contents; none where nothing is computed."""
+    import ray
+
+    if at is None:
+        return ()
+    kind = ray.remote(ContentLookup).options(**look().light, max_restarts=-1, max_task_retries=-1)
+    count = 1 + work.files // _CONTENTS_A_LOOKUP
+    return tuple(kind.remote(at, len(work.loading.views)) for _ in range(count))

@@ -1,0 +1,60 @@
+"""Mean and standard deviation of features, with which models standardise what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float32]
+
+#: A feature that hardly varies in train is not blown up: its standard deviation counts as at least
+#: this share of a feature's usual one. (A channel dead in train need not be dead elsewhere.)
+_LEAST_DEVIATION = 0.03
+_BLOCK = 4096  # rows in float64 at once
+
+
+@dataclass(frozen=True)
+class FeatureStats:
+    """Mean and standard deviation of each feature; the deviation never vanishes.
+
+    Attributes:
+        mean: float32[D].
+        deviation: float32[D].
+    """
+
+    mean: Vectors
+    deviation: Vectors
+
+    @classmethod
+    def of(cls, vectors: Vectors, rows: npt.NDArray[np.integer] | None = None) -> FeatureStats:
+        """The statistics of rows, in float64 and block by block (Chan, Golub & LeVeque, 1979).
+
+        Args:
+            vectors: float32[N, D], in memory or memory-mapped; N ≥ 1.
+            rows: which of them count, int[n]; None: all.
+        """
+        count = 0
+        mean = np.zeros(vectors.shape[1])
+        squares = np.zeros(vectors.shape[1])
+        for block in _blocks(vectors, rows):
+            part = block.astype(np.float64)
+            part_mean = part.mean(axis=0)
+            part -= part_mean
+            both = count + len(part)
+            shift = part_mean - mean
+            squares += np.square(part).sum(axis=0) + np.square(shift) * (count * len(part) / both)
+            mean += shift * (len(part) / both)
+            count = both
+        variance = squares / count
+        least = max(_LEAST_DEVIATION * float(np.sqrt(variance.mean())), 1e-6)
+        deviation = np.maximum(np.sqrt(variance), least)
+        return cls(mean.astype(np.float32), deviation.astype(np.float32))
+
+
+def _blocks(vectors: Vectors, rows: npt.NDArray[np.integer] | None) -> Iterator[Vectors]:
+    for start in range(0, len(vectors) if rows is None else len(rows), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        yield vectors[part] if rows is None else vectors[rows[part]]

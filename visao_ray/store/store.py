@@ -1,0 +1,325 @@
+"""The store of a dataset: its tables, who may write to them, and what a run read.
+
+    STORE/store.json                         the dataset, the seed and the shares of the splits
+    STORE/images.lance                       a row a file
+    STORE/groups.lance                       a row a group, with its split
+    STORE/verdicts.lance                     people's decisions
+    STORE/vectors/EXTRACTOR/RECIPE.lance     a row a content and view
+    STORE/predictions/MODEL.lance            a row a content
+    STORE/lease                              who writes now
+
+Anybody may read at any time, at a version. Writers take the store's lease: see `Store.writing`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from visao_ray.core.lease import Lease, Owner, require_conditional_puts
+from visao_ray.errors import InputError
+from visao_ray.storage import Location, locate, reason
+from visao_ray.store import maintenance, schemas, table
+from visao_ray.store.maintenance import KEEP, Cleaned
+from visao_ray.store.table import Table, TableVersion
+
+_SUFFIX = ".lance"
+#: The recipe of images as they are.
+PLAIN = "none"
+
+#: Columns of each table that are asked for by value, and that no update touches.
+_INDEXED = {"images": ("key", "content_id"), "groups": ("group",)}
+_RESULTS_INDEXED = ("content_id",)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a store is for; fixed when it is created.
+
+    Attributes:
+        dataset: the dataset's fields, as JSON.
+        seed: of the splits.
+        val_share, test_share: of the groups whose split nobody asked for.
+        created: when, in UTC.
+    """
+
+    dataset: Mapping[str, Any]
+    seed: int
+    val_share: float
+    test_share: float
+    created: str = ""
+
+
+class Store:
+    """A store that exists, for reading.
+
+    Args:
+        location: its folder or prefix.
+        description: what it is for.
+    """
+
+    def __init__(self, location: Location, description: Description) -> None:
+        self.location = location
+        self.description = description
+
+    @classmethod
+    def open(cls, uri: str) -> Store:
+        """Open a store.
+
+        Raises:
+            InputError: there is none, or it has another format.
+        """
+        found = cls.find(uri)
+        if found is None:
+            raise InputError(
+                f"--store {uri}: there is no store (no store.json); jobs/extract.py --data … "
+                "--store … makes one"
+            )
+        return found
+
+    @classmethod
+    def find(cls, uri: str) -> Store | None:
+        """Open a store; None where there is none yet.
+
+        Raises:
+            InputError: it has another format, or cannot be read.
+        """
+        location = locate(uri)
+        file = location.join("store.json")
+        try:
+            if not file.exists():
+                return None
+            content = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise InputError(f"--store {uri}: cannot be read: {reason(error)}") from error
+        if content.get("format") != schemas.FORMAT:
+            raise InputError(
+                f"--store {uri}: has format {content.get('format')}, this program reads "
+                f"{schemas.FORMAT}; use the release of visao_ray that made it"
+            )
+        del content["format"]
+        return cls(location, Description(**content))
+
+    @property
+    def uri(self) -> str:
+        """As people call it."""
+        return self.location.uri
+
+    @property
+    def images(self) -> Table:
+        """The table of files."""
+        return self._table("images")
+
+    @property
+    def groups(self) -> Table:
+        """The table of groups."""
+        return self._table("groups")
+
+    @property
+    def verdicts(self) -> Table:
+        """The table of people's decisions."""
+        return self._table("verdicts")
+
+    def vectors(self, extractor: str, recipe: str = PLAIN) -> Table:
+        """The vectors of an extractor; of images as they are, or of an augmentation recipe."""
+        return self._table("vectors", extractor, recipe)
+
+    def predictions(self, model: str) -> Table:
+        """The predictions of a model."""
+        return self._table("predictions", model)
+
+    def extractors(self) -> dict[str, list[str]]:
+        """Name of each extractor that left vectors, with its recipes."""
+        found = {}
+        for name in self._below("vectors"):
+            recipes = [entry.removesuffix(_SUFFIX) for entry in self._below("vectors", name)]
+            if recipes:
+                found[name] = recipes
+        return found
+
+    def the_extractor(self, wanted: str | None) -> str:
+        """The extractor of that name, or the only one there is.
+
+        Raises:
+            InputError: no such extractor, none at all, or several to choose from.
+        """
+        names = list(self.extractors())
+        if wanted is not None:
+            if wanted in names:
+                return wanted
+            raise InputError(
+                f"--extractor {wanted}: {self.uri} has {', '.join(names) or 'no vectors'}"
+            )
+        if not names:
+            raise InputError(
+                f"--store {self.uri}: has no vectors yet; jobs/extract.py --data … --store "
+                f"{self.uri} makes them"
+            )
+        if len(names) > 1:
+            raise InputError(
+                f"--store {self.uri}: has vectors of {', '.join(names)}; choose one with "
+                "--extractor"
+            )
+        return names[0]
+
+    def models(self) -> list[str]:
+        """Models that left predictions."""
+        return [name.removesuffix(_SUFFIX) for name in self._below("predictions")]
+
+    def tables(self) -> dict[str, Table]:
+        """Every table there is, by its name below the store."""
+        found = {name: self._table(name) for name in ("images", "groups", "verdicts")}
+        for extractor, recipes in self.extractors().items():
+            for recipe in recipes:
+                found[f"vectors/{extractor}/{recipe}"] = self.vectors(extractor, recipe)
+        for model in self.models():
+            found[f"predictions/{model}"] = self.predictions(model)
+        return {name: each for name, each in found.items() if each.exists()}
+
+    @contextmanager
+    def writing(self, owner: Owner, say: Callable[[str], None] | None = None) -> Iterator[Writer]:
+        """Take the store's lease, fence its tables against stale writers, and write.
+
+        Raises:
+            InputError: somebody else holds the lease, or the server ignores conditional puts.
+        """
+        require_conditional_puts(self.location)
+        with Lease(self.location.join("lease"), owner, say=say) as lease:
+            yield Writer(self, lease)
+
+    def _table(self, *parts: str) -> Table:
+        return Table(self.location.join(*parts[:-1], parts[-1] + _SUFFIX))
+
+    def _below(self, *parts: str) -> list[str]:
+        return [entry.name for entry in self.location.join(*parts).children() if entry.is_folder]
+
+
+@contextmanager
+def create_or_open(
+    uri: str,
+    description: Description,
+    owner: Owner,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[Writer]:
+    """Open a store for writing; where there is none, create it first.
+
+    Raises:
+        InputError: as `Store.writing`; the store is there and for another dataset.
+    """
+    location = locate(uri)
+    require_conditional_puts(location)
+    with Lease(location.join("lease"), owner, say=say) as lease:
+        store = Store.find(uri)
+        if store is None:
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            content = {**asdict(description), "created": created, "format": schemas.FORMAT}
+            location.join("store.json").write_bytes(
+                (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+            )
+            store = Store.open(uri)
+        elif dict(store.description.dataset) != dict(description.dataset):
+            raise InputError(
+                f"--store {uri}: is for dataset {store.description.dataset['name']} as it was "
+                "described then; leave --dataset out, or choose another --store"
+            )
+        yield Writer(store, lease)
+
+
+class Writer:
+    """A store whose lease this process holds; every change of a table goes through here.
+
+    Versions are those that this writer made: the newest of somebody else would hide that its lease
+    is lost.
+
+    Args:
+        store: the store.
+        lease: held.
+    """
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self.store = store
+        self._lease = lease
+        self._versions: dict[str, TableVersion] = {}
+        for found in store.tables().values():
+            self._versions[found.uri] = table.fence(found.latest())
+
+    def check(self) -> None:
+        """Raise LeaseLost where somebody else may write by now."""
+        self._lease.check()
+
+    def version(self, of: Table) -> TableVersion:
+        """The newest version of a table that this writer knows."""
+        return self._versions[of.uri]
+
+    def ensure(self, of: Table, schema: pa.Schema) -> TableVersion:
+        """Create a table unless it exists.
+
+        Raises:
+            InputError: it exists with other columns.
+        """
+        if of.uri not in self._versions:
+            self.check()
+            # A stale writer may have created it since this one began.
+            self._versions[of.uri] = table.fence(TableVersion(of.uri, of.create(schema)))
+        found = self._versions[of.uri]
+        if found.schema.names != schema.names:
+            raise InputError(
+                f"{of.uri}: has the columns {', '.join(found.schema.names)}, expected "
+                f"{', '.join(schema.names)}"
+            )
+        return found
+
+    def append(self, to: Table, fragments: Sequence[str]) -> None:
+        """Commit fragments that tasks wrote; `fragments` is their metadata as JSON."""
+        self.check()
+        self._versions[to.uri] = table.append(self.version(to), fragments)
+
+    def merge(
+        self, into: Table, rows: pa.RecordBatchReader | pa.Table, when: str | None = None
+    ) -> int:
+        """Update rows by the table's key; returns how many. See `table.merge`."""
+        self.check()
+        self._versions[into.uri], changed = table.merge(self.version(into), rows, when)
+        return changed
+
+    def insert_new(self, into: Table, rows: pa.RecordBatchReader | pa.Table) -> int:
+        """Add rows whose keys are not there yet; returns how many."""
+        self.check()
+        self._versions[into.uri], added = table.insert_new(self.version(into), rows)
+        return added
+
+    def moved(self, of: Table, to: TableVersion) -> None:
+        """Go on from a version that a task of this writer made."""
+        self._versions[of.uri] = to
+
+    def maintain(self, keep: timedelta = KEEP, at_least: int | None = None) -> dict[str, Cleaned]:
+        """Compact every table, then index it, then remove what nobody needs; in tasks.
+
+        Nothing that was written and not committed may be under way.
+
+        Args:
+            keep: age from which on versions without a tag go.
+            at_least: see `maintenance.compact`.
+        """
+        import ray
+
+        from visao_ray.resources import look
+
+        def work(at: TableVersion, columns: Sequence[str]) -> tuple[TableVersion, Cleaned]:
+            after = maintenance.index(maintenance.compact(at, at_least), columns)
+            return after, maintenance.clean(after, keep)
+
+        task = ray.remote(work).options(max_retries=0, **look().light)
+        cleaned = {}
+        for name, found in self.store.tables().items():
+            self.check()
+            columns = _INDEXED.get(name, () if name == "verdicts" else _RESULTS_INDEXED)
+            after, cleaned[name] = ray.get(task.remote(self.version(found), columns))
+            self.moved(found, after)
+        return cleaned
