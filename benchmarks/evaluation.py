@@ -32,8 +32,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "benchmarks"))
 from verdict import MACHINE, judge, show
 
 REPLICATES = 1000
