@@ -169,14 +169,14 @@ def rival(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, 
 
     split = case.splits[0]
     table = read_table(case, path)
-    table = table.filter(pc.equal(table["split"], split))
-    label = class_codes(table["label"], case.names)
-    group, groups = sorted_codes(table["group"])
+    chosen = pc.equal(table["split"], split)
+    label = class_codes(table["label"].filter(chosen), case.names)
+    group, groups = sorted_codes(table["group"].filter(chosen))
     (weight,) = group_multiplicities(groups, 1, 0)
     classes = np.linspace(0, case.classes - 1, min(case.classes, _TRIED // 2)).astype(int)
     spent, difference = 0.0, 0.0
     for c in classes:
-        score = pc.list_element(table["probability"], int(c)).to_numpy()
+        score = pc.list_element(table["probability"], int(c)).filter(chosen).to_numpy()
         ours = metrics[split]["per_class"][case.names[c]]
         for replicate in range(2):
             row_weight = weight[group, replicate].astype(float)
