@@ -32,15 +32,15 @@ $(VENV)/.dev: $(VENV)/.run
 # The second act: a hundred unlabelled scans arrive beside the others. The same extraction reads those
 # alone, the model predicts them, and a page shows which to look at first.
 DEMO := out/demo
-NETWORK := --weights imagenet --weights-fallback random
 
 demo: $(VENV)/.run
 	$(BIN)/python jobs/pipeline.py --dataset vazios --images 1200 --difficult 0.3 --wrong-labels 0.01 \
-	  $(NETWORK) --trials 8 --epochs 20 --out $(DEMO)
+	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out $(DEMO)
 	$(BIN)/python jobs/scanner.py --dataset vazios --images 100 --difficult 0.3 --seed 1 --unlabelled \
 	  --out $(DEMO)/arrivals
 	cp -R $(DEMO)/arrivals/images/arrived $(DEMO)/scanner/images/
-	$(BIN)/python jobs/extract.py --data $(DEMO)/scanner/images --store $(DEMO)/store $(NETWORK)
+	$(BIN)/python jobs/extract.py --data $(DEMO)/scanner/images --store $(DEMO)/store \
+	  --weights imagenet --weights-fallback random
 	$(BIN)/python jobs/predict.py --model $(DEMO)/sweep/head.keras --store $(DEMO)/store \
 	  --evaluation $(DEMO)/evaluate/evaluation.json --out $(DEMO)/day
 	@echo "look at $(DEMO)/report.html (the model) and $(DEMO)/day/day.html (the new scans)"

@@ -4,8 +4,9 @@
 
 Everything is measured in one run, rivals in turn:
 
-1. DenseNet121 (random weights, batches of 32): the model alone on ready pixels, before and after
-   the pipeline, against the pipeline on rendered scans in steady state (two sizes, difference).
+1. DenseNet121 (random weights, batches of 32): the engine alone on ready pixels, before and after
+   the pipeline, against the pipeline from files to a store, on rendered scans in steady state (two
+   sizes, difference).
 2. Original-size chest films with a network that costs nothing, so that decoding dominates: images
    a second and core against a plain Pillow loop (`open, convert RGB, resize Lanczos`) on one core.
 3. The driver's peak memory at 2,000 and at 20,000 images, and what Ray spilled to disk.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
@@ -28,43 +28,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from job import REPOSITORY, run_job
 from PIL import Image
 from verdict import CORES, MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
 
-REPOSITORY = Path(__file__).parents[1]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
 
-# The job in its own process; afterwards that process tells its peak memory and Ray's spilling.
-_JOB = """
-import json, resource, runpy, sys
+# The job, and afterwards, before Ray ends, a file with the lines that it has of spilling.
+_WATCHED = """
+import os, runpy, sys
 sys.argv = sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:
-    assert not end.code, end.code
+    if end.code:
+        raise
 from ray._private.internal_api import memory_summary
-import ray
 spilled = [line for line in memory_summary(stats_only=True).splitlines() if "pill" in line]
-print("MEASURED", json.dumps({
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "spilled": spilled}))
+open(os.environ["SPILLED"], "w").write("; ".join(spilled))
 """
 
-_MODEL_ALONE = """
+# The engine as an actor has it, on as many images as a block has.
+_ENGINE_ALONE = """
 import sys, time
+from dataclasses import replace
 import numpy as np
-from visao_ray.models.backbones import build, resolve
+from visao_ray.inference.engines.keras import KerasBackbone
+from visao_ray.models.backbones import resolve
 from visao_ray.settings import ExtractOptions
-backbone, _ = resolve(ExtractOptions(weights="random"), 0)
-model = build(backbone)
-batch = np.random.default_rng(0).integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
-for _ in range(3):
-    model.predict_on_batch(batch)
+from visao_ray.storage import locate
+options, file = ExtractOptions(weights="random"), locate(sys.argv[2])
+backbone, _ = resolve(options, 0)
+backbone.write(file)
+engine = KerasBackbone(file, backbone, options.resize, options.batch_size).build()
+pixels = np.random.default_rng(0).integers(0, 256, (64, 224, 224, 3), dtype=np.uint8)
+for _ in range(2):
+    engine(pixels)
 start = time.perf_counter()
 for _ in range(int(sys.argv[1])):
-    model.predict_on_batch(batch)
-print("MEASURED", 32 * int(sys.argv[1]) / (time.perf_counter() - start))
+    engine(pixels)
+print("MEASURED", 64 * int(sys.argv[1]) / (time.perf_counter() - start))
 """
 
 _AVERAGER = """
@@ -76,21 +81,19 @@ keras.Model(pixels, keras.layers.AveragePooling2D(32)(pixels)).save(sys.argv[1])
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one extraction showed: its images, wall seconds, driver's peak, Ray's spilling."""
+    """What one extraction showed: its images, seconds of the graph, driver's peak, spilling."""
 
     images: int
     seconds: float
     peak_mb: float
-    spilled: list[str]
+    spilled: str
 
 
 def python(code: str, *arguments: str) -> str:
     """The text after MEASURED that a piece of code prints; its own lines go to stderr."""
-    environment = {**os.environ, "RAY_ADDRESS": "local", "TF_CPP_MIN_LOG_LEVEL": "2"}
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
-        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -99,24 +102,22 @@ def python(code: str, *arguments: str) -> str:
 
 
 def extract(data: Path, out: Path, images: int, *options: str) -> Extraction:
-    """List (not measured) and extract `images` of a dataset."""
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    listed = out / "listed"
-    subprocess.run(
-        [
-            *(sys.executable, "jobs/manifest.py", "--dataset", "vazios", "--data", str(data)),
-            *("--limit", str(images), "--out", str(listed)),
-        ],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=sys.stderr,
-        check=True,
+    """Extract `images` of a dataset into a store of their own."""
+    spilled = data.parent / f"{out.name}.spilled"
+    job = run_job(
+        "extract",
+        out,
+        "--dataset=vazios",
+        f"--data={data}",
+        f"--limit={images}",
+        *options,
+        environment={"SPILLED": str(spilled)},
+        wrapper=_WATCHED,
     )
-    arguments = ["--manifest", str(listed / "manifest"), "--out", str(out / "extracted"), *options]
-    told = json.loads(python(_JOB, "jobs/extract.py", *arguments))
-    result = json.loads((out / "extracted" / "result.json").read_text())
-    seconds = result["timings"]["extract"]
-    return Extraction(result["counts"]["ok"], seconds, told["peak_mb"], told["spilled"])
+    counts, seconds = job.result["counts"], job.result["timings"]["extract"]
+    if counts["errors"]:
+        raise RuntimeError(f"{counts['errors']} images cannot be used")
+    return Extraction(counts["ok"], seconds, job.driver_mb, spilled.read_text())
 
 
 def steady(few: Extraction, many: Extraction) -> float:
@@ -176,9 +177,15 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=2048, help="scans for the DenseNet part")
     parser.add_argument("--films", type=int, default=2832, help="films for the decoding part")
     parser.add_argument("--many", type=int, default=20_000, help="images for the memory part")
+    parser.add_argument(
+        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+    )
     options = parser.parse_args()
-    bars: list[tuple[str, bool]] = []
+    if options.quick:
+        options.images, options.films, options.many = 340, 340, 2000
+    bars: list[tuple[str, bool | None]] = []
     rows: list[tuple[str, str]] = []
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
     with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
         place = Path(name)
@@ -187,22 +194,23 @@ def main() -> int:
         python(_AVERAGER, str(small), "32")
 
         scans(place / "scans", options.images)
-        before = float(python(_MODEL_ALONE, "12"))
+        steps = max(options.images // 340, 1)
+        before = float(python(_ENGINE_ALONE, str(steps), str(place / "backbone.npz")))
         dense = [
             extract(place / "scans", place / f"dense{images}", images, "--weights", "random")
             for images in (options.images // 5, options.images)
         ]
-        after = float(python(_MODEL_ALONE, "12"))
+        after = float(python(_ENGINE_ALONE, str(steps), str(place / "backbone.npz")))
         alone, speed = (before + after) / 2, steady(*dense)
         rows += [
             (
-                "DenseNet121 alone, images/s",
+                "DenseNet121's engine alone, images/s",
                 f"{alone:.1f} (before {before:.1f}, after {after:.1f})",
             ),
             (f"pipeline on {options.images:,} scans, images/s", f"{speed:.1f}"),
         ]
         ratio = speed / alone
-        bars.append((f"pipeline / model alone {ratio:.2f} (bar: at least 0.85)", ratio >= 0.85))
+        bars.append((f"pipeline / engine alone {ratio:.2f} (bar: at least 0.90)", ratio >= 0.9))
 
         contents, kind = films()
         copies(place / "films", contents, options.films)
@@ -218,11 +226,11 @@ def main() -> int:
             (f"pipeline on {options.films:,} {kind}, images/s a core", f"{speed:.1f}"),
         ]
         ratio = speed / plain
-        bars.append((f"decoding / plain loop {ratio:.2f} (bar: at least 1.5)", ratio >= 1.5))
+        bars.append((f"films a core / Pillow loop {ratio:.2f} (bar: at least 2)", ratio >= 2))
 
         tiny = [encode(np.full((48, 64), 10 * n, np.uint8), 85) for n in range(20)]
         copies(place / "tiny", tiny, options.many)
-        few, many = 2_000, options.many
+        few, many = options.many // 10, options.many
         peaks = {}
         for images in (few, many):
             peaks[images] = extract(
@@ -231,13 +239,14 @@ def main() -> int:
             rows.append((f"driver peak at {images:,} images, MB", f"{peaks[images].peak_mb:.0f}"))
         growth = peaks[many].peak_mb - peaks[few].peak_mb
         bars.append((f"driver grows by {growth:.0f} MB (bar: below 100)", growth < 100))
-        spilled = [line for run in (*dense, *decoded, *peaks.values()) for line in run.spilled]
+        runs = (*dense, *decoded, *peaks.values())
+        spilled = [run.spilled for run in runs if run.spilled]
         rows.append(("spilled to disk", "; ".join(spilled) or "0 bytes"))
         bars.append(("nothing spilled", not spilled))
 
     print(f"\n{MACHINE}")
     show(rows)
-    return judge(bars)
+    return judge(bars, options.quick)
 
 
 if __name__ == "__main__":

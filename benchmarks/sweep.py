@@ -16,9 +16,9 @@ of the search, from its call to its return (ours with the start of its processes
 held against; and those of the whole process, imports, Ray's start and our report included. A head's
 AUC is the exact one of its best epoch, for everyone.
 
-Features are those of the real chest films in ../shared, extracted first (not timed) with the
+Vectors are those of the real chest films in ../shared, extracted first (not timed) with the
 EfficientNet-Lite0 that lies there; where they are not, Gaussian clusters of the same shape.
-`--features` names a table that is there already.
+`--store` names a store that is there already.
 """
 
 from __future__ import annotations
@@ -42,10 +42,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from verdict import MACHINE, judge
 
-from visao_ray import tables
+from visao_ray.core.lease import Owner
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.features.vectors import load_features
+from visao_ray.features.labelled import load_vectors
+from visao_ray.models.normalization import FeatureStats
 from visao_ray.storage import locate
+from visao_ray.store import Store, schemas
+from visao_ray.store.join import pin, plain_vectors
+from visao_ray.store.store import Description, create_or_open
+from visao_ray.store.table import write_fragments
 
 REPOSITORY = Path(__file__).parents[1]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_224"
@@ -68,7 +73,7 @@ class Head:
     learning_rate: float
 
     def parameters(self, width: int) -> int:
-        """Numbers that are learned, on features of `width` numbers."""
+        """Numbers that are learned, on vectors of `width` numbers."""
         return (width + 1) * self.units + (self.units + 1) * len(CLASSES)
 
 
@@ -79,13 +84,13 @@ class Load:
     Attributes:
         heads: to train.
         epochs: of each.
-        features: table's URI, for ours.
+        store: URI, for ours.
         arrays: .npz with x, val_x float32[N, D] standardised and y, val_y int32[N], for the rivals.
     """
 
     heads: list[Head]
     epochs: int
-    features: str
+    store: str
     arrays: str
 
     def write(self, file: Path) -> None:
@@ -247,8 +252,7 @@ def ours(load: Load, place: Path) -> tuple[float, list[float]]:
         for head in load.heads
     ]
     settings = SweepSettings(
-        dataset=BASE,
-        features=[load.features],
+        store=[load.store],
         trials=len(heads),
         epochs=load.epochs,
         patience=load.epochs,
@@ -290,10 +294,10 @@ def contend(name: str, load: Load, place: Path) -> Sweep:
     return Sweep(seconds, search, auc)
 
 
-def extract(out: Path) -> str:
-    """The table of the real chest films."""
-    print("extracting the features of the chest films", file=sys.stderr, flush=True)
-    flags = [f"--dataset={BASE}", f"--data={FILMS}", f"--weights={LITE0}", f"--out={out}"]
+def extract(store: Path) -> str:
+    """A store of the real chest films."""
+    print("extracting the vectors of the chest films", file=sys.stderr, flush=True)
+    flags = [f"--dataset={BASE}", f"--data={FILMS}", f"--weights={LITE0}", f"--store={store}"]
     subprocess.run(
         [sys.executable, "jobs/extract.py", *flags],
         cwd=REPOSITORY,
@@ -301,39 +305,69 @@ def extract(out: Path) -> str:
         stdout=sys.stderr,
         check=True,
     )
-    return str(out / "features")
+    return str(store)
 
 
-def gauss(out: Path, train: int, val: int, width: int = 1280) -> str:
-    """A features table of two overlapping clusters, a quarter of the rows NORMAL."""
+def gauss(store: Path, train: int, val: int, width: int = 1280) -> str:
+    """A store of two overlapping clusters, a quarter of the rows NORMAL."""
     rng = np.random.default_rng(0)
     rows = train + val
     labels = (rng.random(rows) < 0.75).astype(np.int32)
     direction = rng.normal(size=width)
     direction *= 3.5 / np.linalg.norm(direction)  # between the centres, in standard deviations
     avg = (rng.normal(size=(rows, width)) + labels[:, None] * direction).astype(np.float32)
-    keys = [f"{number:05d}" for number in range(rows)]
-    schema = tables.features(width, {"backbone": "gauss"})
-    columns = {
+    keys = [f"{number:032d}" for number in range(rows)]
+    ids = pa.array([key.encode() for key in keys], schemas.CONTENT_ID)
+    ok = pa.array([schemas.OK] * rows)
+    pools = {"avg": avg, "max": avg + 1}
+    given: dict[str, Any] = {
         "key": keys,
-        "view": np.zeros(rows, np.int16),
+        "content_id": ids,
         "label": [CLASSES[label] for label in labels],
-        "split": ["train"] * train + ["val"] * val,
         "group": keys,
-        "content_id": keys,
-        "avg": tables.vectors(avg),
-        "max": tables.vectors(avg + 1),
+        "split": ["train"] * train + ["val"] * val,
+        "status": ok,
     }
-    tables.write(locate(str(out)), pa.table(columns), schema)
-    return str(out)
+    images = pa.table(
+        {field.name: given.get(field.name, pa.nulls(rows, field.type)) for field in schemas.IMAGES}
+    )
+    empty = pa.nulls(rows, pa.string())
+    vectors = pa.table(
+        {
+            "content_id": ids,
+            "view": pa.array(np.zeros(rows, np.int16)),
+            "status": ok,
+            "error_type": empty,
+            "message": empty,
+            **{
+                name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+                for name, values in pools.items()
+            },
+        }
+    )
+    description = Description(find_dataset(BASE).to_json(), 0, 0.1, 0.1)
+    owner = Owner.here(job="benchmark", run="gauss")
+    with create_or_open(str(store), description, owner) as writer:
+        results = schemas.results(dict.fromkeys(pools, width), {"backbone": "gauss"})
+        for table, schema, data in (
+            (writer.store.vectors("gauss"), results, vectors),
+            (writer.store.images, schemas.IMAGES, images),
+        ):
+            writer.ensure(table, schema)
+            writer.append(table, write_fragments(table.uri, schema, data))
+    return str(store)
 
 
-def spread(features: str, file: Path) -> tuple[int, int, int]:
-    """Lay out the table's rows for the rivals; how many train and val rows, and of what width."""
-    summary, data = load_features(features, find_dataset(BASE))
-    moments = data.moments["avg"]
-    x, val_x = ((rows.avg - moments.mean) / moments.deviation for rows in (data.train, data.val))
-    np.savez(file, x=x, y=data.train.labels, val_x=val_x, val_y=data.val.labels)
+def spread(uri: str, file: Path) -> tuple[int, int, int]:
+    """Lay out a store's rows for the rivals; how many train and val rows, and of what width."""
+    store = Store.open(uri)
+    snapshot = pin(store, "benchmark", plain_vectors(store.the_extractor(None)))
+    summary, data = load_vectors(snapshot, find_dataset(BASE))
+    mapped, train, val = data.open(), data.train_rows(), data.val_rows()
+    vectors = mapped.vectors["avg"]
+    stats = FeatureStats.of(vectors, train)
+    x, val_x = ((vectors[rows] - stats.mean) / stats.deviation for rows in (train, val))
+    np.savez(file, x=x, y=data.labels[train], val_x=val_x, val_y=data.labels[val])
     return len(x), len(val_x), summary.width
 
 
@@ -351,7 +385,7 @@ def check_sameness(load: Load, place: Path, auc: list[float], width: int) -> Non
 def main() -> int:
     """Measure, print the table, and say whether the bars hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", help="table of a two-class dataset (the chest films)")
+    parser.add_argument("--store", help="store of a two-class dataset (the chest films)")
     parser.add_argument("--heads", type=int, default=16, help="to train")
     parser.add_argument("--epochs", type=int, default=10, help="of each head")
     parser.add_argument(
@@ -376,15 +410,15 @@ def main() -> int:
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
         place = Path(name)
-        if options.features:
-            features, kind = options.features, options.features
+        if options.store:
+            store, kind = options.store, options.store
         elif FILMS.is_dir() and LITE0.is_file() and not options.quick:
-            features, kind = extract(place / "chest"), "real chest films"
+            store, kind = extract(place / "chest"), "real chest films"
         else:
             train, val = (640, 160) if options.quick else (4172, 500)
-            features, kind = gauss(place / "gauss", train, val), "Gaussian clusters (no real films)"
-        train, val, width = spread(features, place / "arrays.npz")
-        load = Load(draw(options.heads), options.epochs, features, str(place / "arrays.npz"))
+            store, kind = gauss(place / "gauss", train, val), "Gaussian clusters (no real films)"
+        train, val, width = spread(store, place / "arrays.npz")
+        load = Load(draw(options.heads), options.epochs, store, str(place / "arrays.npz"))
         # Ours around the rivals, so that a machine that slows down or speeds up favours nobody.
         tuner, naive, job = CONTENDERS
         order = [job, tuner, naive, job]

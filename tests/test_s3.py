@@ -8,29 +8,47 @@ import pytest
 from s3_server import SECRET
 
 from visao_ray import tables
-from visao_ray.features.pipeline import extract_features
+from visao_ray.features.extract import extract_images
 from visao_ray.runs import execute
 from visao_ray.settings import ExtractSettings, TrainSettings
 from visao_ray.storage import Location, locate
+from visao_ray.store import Store
 from visao_ray.training.train import train_model
 
 
-def table(place: Location) -> dict[tuple, dict]:
-    """Rows by key and view of a folder of Parquet files."""
+def table(place: Location) -> dict[str, dict]:
+    """Rows by key of a folder of Parquet files."""
     rows = pq.read_table(place.path, filesystem=place.filesystem).to_pylist()
-    found = {(row["key"], row.get("view")): row for row in rows}
+    found = {row["key"]: row for row in rows}
     assert len(found) == len(rows) > 0
     return found
 
 
-def same_features(one: Location, other: Location) -> None:
-    first, second = table(one), table(other)
+def images(store: Store) -> dict[str, dict]:
+    """Rows of `images` by the name of the file."""
+    columns = ["key", "content_id", "bytes", "width", "label", "group", "split", "status"]
+    rows = store.images.latest().read(columns).to_pylist()
+    found = {"/".join(row["key"].split("/")[-2:]): row for row in rows}
+    assert len(found) == len(rows) > 0
+    return found
+
+
+def same_vectors(one: Store, other: Store) -> None:
+    """The same contents with the same numbers."""
+    (first, second) = (
+        {
+            row["content_id"]: row
+            for row in store.vectors(store.the_extractor(None))
+            .latest()
+            .read(["content_id", "avg", "max"])
+            .to_pylist()
+        }
+        for store in (one, other)
+    )
     assert first.keys() == second.keys()
-    for key, row in first.items():
-        for name in ("label", "split", "group", "content_id"):
-            assert row[name] == second[key][name]
+    for content, row in first.items():
         for pool in ("avg", "max"):
-            assert np.abs(np.subtract(row[pool], second[key][pool])).max() <= 1e-5
+            assert np.abs(np.subtract(row[pool], second[content][pool])).max() <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -39,41 +57,42 @@ def out(s3_pipeline) -> Location:
     return locate(s3_pipeline.out)
 
 
-def test_the_same_tables_as_on_a_disk(out, extracted):
-    here = locate(str(extracted))
-    local = table(here.join("listing/manifest"))
-    remote = table(out.join("extract/listing/manifest"))
+def test_the_same_store_as_on_a_disk(out, store):
+    here, there = Store.open(str(store)), Store.open(out.join("store").uri)
+    local, remote = images(here), images(there)
     assert local.keys() == remote.keys()
-    for key, row in local.items():
-        assert {**row, "uri": ""} == {**remote[key], "uri": ""}
-        assert remote[key]["uri"].startswith("s3://")
-    same_features(here.join("features"), out.join("extract/features"))
+    for name, row in local.items():
+        assert remote[name]["key"].startswith("s3://")
+        assert {**row, "key": ""} == {**remote[name], "key": ""}
+    same_vectors(here, there)
     counts = [
         json.loads(place.join("result.json").read_bytes())["counts"]
-        for place in (here, out.join("extract"))
+        for place in (locate(f"{store.parent}/extract"), out.join("extract"))
     ]
     assert counts[0] == counts[1]
 
 
-def test_from_s3_to_a_disk(s3_pipeline, out, extracted, tmp_path, ray_cluster):
+def test_from_s3_to_a_store_on_a_disk(out, store, tmp_path, ray_cluster):
+    told = json.loads(out.join("result.json").read_bytes())["settings"]
     settings = ExtractSettings(
-        manifest=out.join("extract/listing/manifest").uri,
-        weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
-        out=str(tmp_path / "out"),
+        dataset="vazios",
+        data=told["data"],
+        store=str(tmp_path / "store"),
+        weights=told["weights"],
         batch_size=5,
     )
-    assert execute(settings, extract_features)["counts"]["ok"] == 40
-    same_features(locate(str(extracted / "features")), locate(f"{tmp_path}/out/features"))
+    assert execute(settings, extract_images)["counts"]["ok"] == 40
+    same_vectors(Store.open(str(store)), Store.open(str(tmp_path / "store")))
 
 
 def test_a_whole_pipeline(out):
     result = json.loads(out.join("result.json").read_bytes())
     assert result["status"] == "finished"
-    assert result["counts"]["images"] == result["counts"]["ok"] == 40
+    assert result["counts"]["listed"] == result["counts"]["ok"] == 40
     for split in ("val", "test"):
         accuracy = result["metrics"][split]["accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
-        assert accuracy["n"] == sum(result["counts"]["by_split"][split].values())
+        assert accuracy["n"] == sum(result["counts"]["store"]["by_split"][split].values())
         assert "recall" in result["metrics"][split]["per_class"]["nvazio"]
     page = out.join("report.html").read_bytes().decode()
     assert page.lstrip().lower().startswith("<!doctype html")
@@ -90,8 +109,7 @@ def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
     train = locate(f"{out.uri}-train")
     settings = TrainSettings(
         family="transfer",
-        dataset="vazios",
-        manifest=out.join("extract/listing/manifest").uri,
+        store=out.join("store").uri,
         weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
         head=out.join("sweep/head.keras").uri,
         fine_tune_from="conv2d",

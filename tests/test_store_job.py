@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 from job_runs import run_job
 from stores import content_id, make_store, results_table
@@ -24,6 +26,7 @@ from visao_ray.store.store import Store
 EXTRACTOR = "tiny-00000000"
 VECTORS = plain_vectors(EXTRACTOR)
 COUNT = 60
+MINUTE = timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -271,3 +274,34 @@ def test_from_the_command_line(store, tmp_path):
     assert run.returncode == 2
     assert run.stderr.startswith(f"error: --store {tmp_path}/none: there is no store")
     assert run.stderr.count("\n") == 1
+
+
+def test_in_a_bucket(s3, tool, tmp_path):
+    """All actions on a store in S3, and a lease whose holder was killed."""
+    rows = [{"key": f"/scans/{number:03}.jpg", "split": "train"} for number in range(COUNT)]
+    vectors = {"avg": np.ones((COUNT, 4), np.float32)}
+    uri = f"{s3.uri}/{tmp_path.name}"
+    store = make_store(uri, find_dataset("vazios"), rows, vectors, fragment_rows=20)
+    pin(store, "abcd1234", VECTORS)
+    with Lease(store.location.join("lease"), Owner.here(job="extract", run="feed0001")):
+        record = store.location.join("lease").read_bytes()
+        writer = status_of(tool, store)["writer"]
+        assert writer["owner"]["run"] == "feed0001"
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(writer["seen"][:19] + "Z")) < MINUTE
+    assert status_of(tool, store)["writer"] is None
+    code, out, _ = tool("compact", store)
+    assert code == 0
+    assert f"{VECTORS}: 3 fragments before, 1 now" in out
+    assert tool("verify", store)[0] == 0
+    assert tool("forget", store, "abcd1234")[0] == 0
+    found = status_of(tool, store)
+    assert found["runs"] == {}
+    assert found["tables"][VECTORS]["bytes"] == sum(
+        info.size
+        for info in store.location.filesystem.get_file_info(
+            pafs.FileSelector(store.vectors(EXTRACTOR).location.path, recursive=True)
+        )
+        if info.type == pafs.FileType.File
+    )
+    store.location.join("lease").write_bytes(record)  # as a killed holder leaves it
+    assert status_of(tool, store)["writer"]["owner"]["run"] == "feed0001"

@@ -11,7 +11,7 @@ import inspect
 import re
 import tomllib
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -250,10 +250,10 @@ def _require_data(settings: SourceOptions) -> None:
         raise ValueError("--data is missing: folder or s3://bucket/prefix of images")
 
 
-def _refuse_source(settings: SourceOptions) -> None:
+def _refuse_source(settings: SourceOptions, but: str = "") -> None:
     """A flag that belongs to --data would do nothing without it."""
     for name in ("labels", "batch", "mark_missing", "val_share", "test_share", "ignore", "limit"):
-        if getattr(settings, name) != type(settings).model_fields[name].default:
+        if name != but and getattr(settings, name) != type(settings).model_fields[name].default:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} belongs to --data; a store is read as it is")
 
@@ -506,20 +506,49 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings
 class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
     """Predict every image that a model has not seen yet, labelled or not.
 
-    Writes the store's predictions, a CSV, and a page that shows first what to look at first.
+    Writes the store's predictions, predictions.csv, and day.html, which shows first what should be
+    looked at first. Without --since and --batch both are about the images that were new to the
+    model.
     """
 
     job: ClassVar[str] = "predict"
-    example: ClassVar[str] = "--model out/sweep/head.keras --store s3://bucket/store --since today"
+    example: ClassVar[str] = (
+        "--model out/sweep/head.keras --evaluation out/evaluate/evaluation.json "
+        "--store s3://bucket/store --since today"
+    )
 
     model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
-    since: str | None = Field(
+    evaluation: str | None = Field(
         None,
-        description="list and show images first seen from this day on: today, or such as "
-        "2026-11-24, in UTC (all)",
+        description="evaluation.json of this model by jobs/evaluate.py: decide by the threshold "
+        "that it chose on val (without it, by 0.5)",
         json_schema_extra=_HOW,
     )
-    batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
+    since: str | None = Field(
+        None,
+        description="list images first seen from this day on: today, or such as 2026-11-24, in UTC",
+        json_schema_extra=_HOW,
+    )
+    batch: str | None = Field(
+        None,
+        description="list images that entered under this name; new ones enter under it (today's "
+        "date)",
+        json_schema_extra=_HOW,
+    )
+    batch_size: int = Field(32, ge=1, le=4096, description="images a step", json_schema_extra=_HOW)
+
+    @model_validator(mode="after")
+    def _choice(self) -> PredictSettings:
+        if self.data is None:
+            _refuse_source(self, but="batch")
+        if self.since is not None and self.since != "today":
+            try:
+                date.fromisoformat(self.since)
+            except ValueError:
+                raise ValueError(
+                    f"--since {self.since}: write today, or a day such as 2026-11-24"
+                ) from None
+        return self
 
 
 class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):

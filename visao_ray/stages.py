@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from visao_ray import tables
 from visao_ray.forecast import Nodes, StageCosts, forecast, gains
-from visao_ray.tables import TABLE
 
 #: Column of a block with what its rows cost: 28 bytes a row, beside 150,000 of pixels.
 SPENT = "spent"
@@ -132,12 +130,6 @@ def images(count: int) -> pa.Array:
     rows = np.zeros((count, len(_TOLD)), np.float32)
     rows[:, 0] = 1
     return tables.vectors(rows)
-
-
-def written(rows: pa.Table, seconds: float, now: float) -> Stages:
-    """What the rows of one write cost, with the seconds of the write, at `now` since 1970."""
-    failed = pc.equal(rows[TABLE], "errors")
-    return summed(rows[SPENT], failed, rows.drop_columns([SPENT, TABLE]).nbytes, seconds, now)
 
 
 def summed(

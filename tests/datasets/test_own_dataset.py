@@ -57,10 +57,10 @@ def test_the_pipeline_needs_nothing_but_the_file(cloths, tiny_backbone, tmp_path
     assert run.returncode == 0, run.stderr
 
     result = json.loads((out / "result.json").read_text())
-    assert (result["counts"]["images"], result["counts"]["errors"]) == (3 * PICTURES, 0)
+    assert (result["counts"]["listed"], result["counts"]["errors"]) == (3 * PICTURES, 0)
     assert result["settings"]["dataset"] == str(file)
     described = find_dataset(str(file))
-    assert result["inputs"]["dataset"] == described.to_json()
+    assert result["inputs"]["evaluate"]["dataset"] == described.to_json()
     model = locate(str(out / "sweep" / "head.keras"))
     about = saved.read_about(saved.read(model), model.uri)
     assert about.dataset == described
@@ -72,8 +72,8 @@ def test_the_pipeline_needs_nothing_but_the_file(cloths, tiny_backbone, tmp_path
     assert "cloths" in page.text
     assert all(name in page.text for name in described.classes)
 
-    # Later commands need no --dataset: the model knows its own.
-    flags = ["--model", model.uri, "--features", out / "extract" / "features"]
+    # Later commands need no --dataset: the store and the model know theirs.
+    flags = ["--model", model.uri, "--store", out / "store"]
     again = run_job("evaluate", *map(str, flags), "--out", str(tmp_path / "again"), timeout=200)
     assert again.returncode == 0, again.stderr
     judged = json.loads((tmp_path / "again" / "result.json").read_text())

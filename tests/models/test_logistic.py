@@ -13,7 +13,7 @@ ROWS, WIDTH = 900, 7
 def problem(classes):
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, classes, ROWS).astype(np.int32)
-    centres = rng.normal(size=(classes, WIDTH))
+    centres = rng.normal(0, 0.5, size=(classes, WIDTH))
     x = (centres[labels] + rng.normal(size=(ROWS, WIDTH))).astype(np.float32)
     return x, labels, rng.uniform(0.5, 2, ROWS).astype(np.float32)
 

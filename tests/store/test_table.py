@@ -5,7 +5,7 @@ import pytest
 from lance_tables import append_groups, group_rows
 
 from visao_ray.storage import locate
-from visao_ray.store import schemas, table
+from visao_ray.store import maintenance, schemas, table
 from visao_ray.store.table import Table, TableVersion, write_fragments
 
 
@@ -91,6 +91,14 @@ def test_an_update_changes_its_columns_alone(groups):
     assert (again, changed) == (after, 0)
 
 
+def test_a_conditional_update_of_an_indexed_table(groups):
+    at = maintenance.index(append_groups(groups.latest(), ["a", "b"]), ["group"])
+    changes = group_rows(["a", "x"], "test").select(["group", "split"])
+    at, changed = table.merge(at, changes, "target.split != source.split")
+    assert changed == 1
+    assert at.count("split = 'test'") == 1
+
+
 def test_an_update_from_a_stream(groups):
     count = 20_000
     before = append_groups(groups.latest(), [f"{number:05}" for number in range(count)])
@@ -117,7 +125,8 @@ def test_new_keys_are_added_and_others_stay(groups):
         "b": "train",
         "c": "test",
     }
-    assert table.insert_new(after, group_rows(["a", "c"], "val")) == (after, 0)
+    again, added = table.insert_new(after, group_rows(["a", "c"], "val"))
+    assert (added, again.count(), again.count("split = 'val'")) == (0, 3, 0)
 
 
 def test_tags(groups):

@@ -208,6 +208,16 @@ def test_the_rate_that_is_far_too_high(store, tmp_path, ray_cluster):
     assert not (out / "result.json").exists()
 
 
+def test_too_many_broken_images(dataset, tmp_path, ray_cluster):
+    """One clear line before training; the same command again says it again."""
+    how = {"dataset": "vazios", "data": str(dataset), "max_errors": 0.02, "image_size": 80}
+    told = r"1 of 41 new images cannot be used \(1 truncated\), more than --max-errors 0\.02"
+    for _ in range(2):
+        with pytest.raises(InputError, match=told):
+            execute(settings(tmp_path / "out", "simple_cnn", 1, **how), train_model)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from stores import content_id, make_store
 
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.store.mapped import TableRows, VectorFile
 from visao_ray.training.schedule import Schedule
 
 
@@ -52,13 +55,21 @@ def test_unshuffled_is_the_same_in_every_epoch(pairs):
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
-def test_workers_share_out_the_same_steps(pairs):
+def test_workers_share_out_the_same_steps(pairs, tmp_path):
     from visao_ray.training.batches import Batches
-    from visao_ray.training.rows import FeatureRows
+    from visao_ray.training.rows import VectorRows
 
     labels = labels_of(30, 20, 7)
-    vectors = {"avg": np.arange(57, dtype=np.float32)[:, None]}
-    rows = FeatureRows(vectors, labels, groups=None)
+    everyone = np.arange(57)
+    vectors = {"avg": everyone.astype(np.float32)[:, None]}
+    images = [{"key": f"{number}.jpg"} for number in everyone]
+    store = make_store(tmp_path / "store", find_dataset("vazios"), images, vectors)
+    contents = np.array([content_id(image["key"]) for image in images], "S32")
+    order = np.argsort(contents)
+    table = store.vectors(store.the_extractor(None)).latest()
+    part = TableRows(table, contents[order], 0, order[:, None])
+    file = VectorFile(store.images.latest(), ("avg",), (part,), len(images))
+    rows = VectorRows(file, everyone, labels, groups=np.zeros(57, np.int32))
     schedule = Schedule(labels, 24, seed=2, pairs=pairs)
     factors = np.array([1, 2, 3], np.float32)
     steps = {}

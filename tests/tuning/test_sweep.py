@@ -526,3 +526,65 @@ def test_several_datasets_side_by_side(chest, tmp_path):
     )
     assert twice.returncode == 2
     assert "other settings" in twice.stderr or "both of dataset vazios" in twice.stderr
+
+
+def test_a_search_on_a_sample(tmp_path):
+    """The best heads are fitted anew on all rows; each figure says of which rows it is."""
+    store = gauss(tmp_path / "s", per_class=400)
+    out = tmp_path / "out"
+    heads = [
+        HeadSettings(units=8),
+        HeadSettings(layers=0),
+        HeadSettings(kind="logistic", c=0.1),
+        HeadSettings(units=8, learning_rate=1e-6),
+    ]
+    result = run_of(out, rows=160, finalists=2)(store, heads)
+    summary, data = load(store)
+    counts = result["counts"]
+    assert counts["rows"] == summary.rows == {"train": 960, "val": 160}
+    assert counts["images"] == 640
+    part = data.sample(160, 0)
+    assert counts["sample"] == part.rows
+    assert 200 <= part.rows["train"] <= 280  # a quarter, with both views
+    assert 30 <= part.rows["val"] <= 50
+
+    searched = trials_of(out)
+    assert [row["number"] for row in searched] == [0, 1, 2, 3]
+    refits = pq.read_table(f"{out}/refits/part-0.parquet").to_pylist()
+    best = sorted(searched, key=lambda row: (-row["objective"], row["number"]))
+    again = {row["number"] for row in best[:2]} | {0, best[2]["number"]}  # default and median
+    assert {row["refit_of"] for row in refits} == again
+    val, rows = data.open().vectors, data.val_rows()
+    vectors = {pool: np.array(values[rows]) for pool, values in val.items()}
+    for row in refits:
+        assert row["status"] == "ok"
+        model, about = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
+        probability = model.predict(vectors, verbose=0)
+        area = roc_auc_score(data.labels[rows], probability[:, 1])
+        assert row["metric.roc_auc"] == row["objective"] == pytest.approx(area, abs=1e-9)
+        stats = model.get_layer("standardise_avg")
+        np.testing.assert_allclose(
+            stats.mean[0], data.open().vectors["avg"][: data.train].mean(axis=0), atol=1e-5
+        )
+
+    finalists = result["details"]["finalists"]
+    assert {one["trial"] for one in finalists} == {row["number"] for row in best[:2]}
+    first = max(
+        (row for row in refits if row["refit_of"] in {one["trial"] for one in finalists}),
+        key=lambda row: row["objective"],
+    )
+    assert result["details"]["winner"]["trial"] == first["refit_of"] == finalists[0]["trial"]
+    assert result["details"]["winner"]["objective"] == first["objective"]
+    for one in finalists:
+        assert one["objective"]["n"] == 160
+        assert one["objective"]["low"] < one["objective"]["value"] < one["objective"]["high"]
+    assert result["metrics"]["val"]["accuracy"]["n"] == 160
+    _, about = saved.load(locate(f"{out}/head.keras"))
+    assert about.trial == first["number"]
+    page = (out / "report.html").read_text()
+    assert "960 train rows" in page
+    assert "The search saw a sample of whole groups" in page
+
+    # More rows than there are: a search of all of them.
+    whole = run_of(tmp_path / "whole", rows=10_000, epochs=1)(store, heads[:1])
+    assert "sample" not in whole["counts"]

@@ -131,7 +131,8 @@ class Examples:
 
     Attributes:
         contents: `S32`[N], sorted.
-        keys: string[N], one file of each; the first in alphabetical order.
+        keys: string[N], one file of each; the first in alphabetical order of those with a label, or
+            of all where none has one.
         labels: dictionary of strings [N]; null where it is not known.
         groups: dictionary of strings [N].
         splits: dictionary of strings [N]; null where there is none.
@@ -189,7 +190,8 @@ def read_examples(
     keys = rows["key"].combine_chunks()
     by_key = np.empty(len(keys), np.int64)
     by_key[pc.sort_indices(keys).to_numpy()] = np.arange(len(keys))
-    order = np.lexsort((by_key, contents))
+    unlabelled = rows["label"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
+    order = np.lexsort((by_key, unlabelled, contents))
     ordered = contents[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     conflicting = _differs(rows["label"].combine_chunks(), order, first)
@@ -291,11 +293,13 @@ def _ranks(splits: pa.DictionaryArray) -> npt.NDArray[np.int64]:
 def _differs(
     column: pa.DictionaryArray, order: npt.NDArray[np.int64], first: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Whether the rows of a content have several values, bool[contents]."""
+    """Whether the rows of a content have several values, bool[contents]; null is none."""
     if not len(first):
         return np.zeros(0, bool)
     codes = column.indices.fill_null(-1).to_numpy()[order]
-    return np.asarray(np.minimum.reduceat(codes, first) != np.maximum.reduceat(codes, first))
+    most = np.maximum.reduceat(codes, first)
+    least = np.minimum.reduceat(np.where(codes < 0, len(column.dictionary), codes), first)
+    return np.asarray((most >= 0) & (least != most))
 
 
 def _with_results(results: TableVersion) -> Contents:

@@ -42,7 +42,7 @@ def _verify(store: Store, settings: StoreToolSettings) -> int:
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:
-        _say(f"{store.uri}: nothing is missing, nothing is there twice, every file can be read")
+        _say(f"{store.uri}: nothing is missing, nothing is there twice, every file can be opened")
     return 1 if problems else 0
 
 

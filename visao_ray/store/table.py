@@ -206,6 +206,8 @@ def merge(
         LeaseLost: somebody else changed the table since `at`.
     """
     builder = at.open().merge_insert(_key(at)).when_matched_update_all(when)
+    if when is not None:
+        builder.use_index(False)  # with both, Lance takes the key for one that may be null
     return _merged(at, builder, rows)
 
 

@@ -144,7 +144,7 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     refits = _pair_refits(run, sweep, found, further)
     _write_levers(run, sweep, found, further)
     final = _choose(sweep, ranked, refits)
-    _keep_winner(run, sweep, final[0])
+    _keep_winner(run, sweep, final[0], refits)
     run.details["class_weights"] = _judge_twins(run, sweep, ranked, further)
     _tell_winner(run, sweep, final, _references(ranked, found[0]), refits)
     run.details["importance"] = importance(found, sweep.criterion)
@@ -438,14 +438,14 @@ def _pair_refits(
 def _choose(
     sweep: _Sweep, ranked: Sequence[Outcome], refits: Mapping[int, Outcome]
 ) -> list[Outcome]:
-    """The heads that may be kept, best first: as they were searched, or as fitted on all rows.
+    """The heads by which val chooses, best first: as searched, or as fitted on all rows.
 
     Raises:
         InputError: none of them could be fitted on all rows.
     """
-    if sweep.sample is None and sweep.settings.folds == 1:
+    if sweep.sample is None:
         return list(ranked)
-    candidates = ranked[: max(1, sweep.settings.finalists) if sweep.sample else 1]
+    candidates = ranked[: max(1, sweep.settings.finalists)]
     again = [refits[one.number] for one in candidates if one.number in refits]
     if not again:
         raise InputError("no finalist could be fitted on all train rows; see the warnings above")
@@ -505,9 +505,19 @@ def _write_levers(
     tables.write(run.out.join("levers"), levers_table(curves), LEVERS)
 
 
-def _keep_winner(run: Run[Any], sweep: _Sweep, winner: Outcome) -> None:
-    """Write the best head, and its settings as jobs/train.py takes them."""
-    run.out.join("head.keras").write_bytes(sweep.outcomes.head(winner.number).read_bytes())
+def _keep_winner(
+    run: Run[Any], sweep: _Sweep, winner: Outcome, refits: Mapping[int, Outcome]
+) -> None:
+    """Write the best head, and its settings as jobs/train.py takes them.
+
+    Raises:
+        InputError: it was judged on folds, and could not be trained on train, with val to stop it.
+    """
+    kept = refits.get(winner.number, winner)
+    head = sweep.outcomes.head(kept.number)
+    if sweep.settings.folds > 1 and not head.exists():
+        raise InputError("the winner could not be trained on train alone; see the warnings above")
+    run.out.join("head.keras").write_bytes(head.read_bytes())
     run.out.join("head.toml").write_bytes(_train_settings(sweep, winner).encode())
 
 
@@ -557,7 +567,7 @@ def _tell_winner(
     """Finalists with intervals, and how the winner compares, in details and on the terminal.
 
     Args:
-        final: heads that may be kept, best first.
+        final: see `_choose`.
         references: trials of the search that they are compared with.
         refits: by number of a trial of the search, how its head did on all rows.
     """

@@ -1,0 +1,495 @@
+"""What a store of a million images costs, from the first extraction to the thousand of a new day.
+
+    python benchmarks/store.py [--rows 1000000] [--folder DIR]
+
+The real jobs at their default settings, on images that cost nothing: bitmaps of 4x4 pixels, all
+different, through a network of a few multiplications whose vectors have 2 x 1,024 numbers. Steps:
+
+    images    the files are written
+    extract   jobs/extract.py fills the store
+    read      labels and both vectors are read through in one process
+    again     jobs/extract.py once more: nothing is new
+    sweep     jobs/sweep.py: 16 heads on a fifth of the images, the best of them fitted on all
+    evaluate  jobs/evaluate.py with its head: 2 classes
+    headings  a second store with the same vectors and 868 labels, and a head for it
+    judge     jobs/evaluate.py with that head: 868 classes
+    new       jobs/extract.py with 1,000 new images
+    rival     the plain way: one Parquet folder of the same rows, rewritten when 1,000 rows come
+
+What a step measured is kept in DIR/measured.json: the same command goes on with the steps that are
+missing there, so a run of an hour or two may be stopped. Without --folder all is removed at the
+end. Bars are for 1,000,000 rows; with fewer they are shown and not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as pads
+from job import REPOSITORY, Job, run_job
+from verdict import MACHINE, judge, show
+
+from visao_ray.core.lease import Owner
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.store import Store, schemas
+from visao_ray.store.store import Description, create_or_open
+from visao_ray.store.table import TableVersion, write_fragments
+
+ROWS = 1_000_000  # that the bars are for
+NEW = 1000
+LABELS = ("nvazio", "vazio")
+HEADINGS = 868
+WIDTH = 1024
+HEADS = 16
+EPOCHS = 3
+GB = 1e9
+
+_A_FOLDER = 10_000
+_SCAN_ROWS = 65_536
+_SEED = 0
+
+Measured = dict[str, Any]
+
+_NETWORK = """
+import sys, keras
+pixels = keras.Input((32, 32, 3))
+small = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 127.5, -1)(pixels))
+first = keras.initializers.GlorotUniform(seed=0)
+vectors = keras.layers.Conv2D(int(sys.argv[2]), 4, kernel_initializer=first)(small)
+keras.Model(pixels, vectors, name="trivial").save(sys.argv[1])
+"""
+
+_READ = """
+import json, sys, time
+import numpy as np
+from visao_ray.store import Store
+from visao_ray.store.join import Snapshot, read_examples, scan_vectors
+store = Store.open(sys.argv[1])
+begun = time.perf_counter()
+vectors = store.vectors(store.the_extractor(None)).latest()
+examples = read_examples(Snapshot(store.uri, store.images.latest(), None, vectors))
+joined = time.perf_counter() - begun
+seen, sums = np.zeros(len(examples), bool), np.zeros(2)
+for places, found, views in scan_vectors(vectors, examples.contents, ("avg", "max")):
+    seen[places] = True
+    sums += [values.sum(dtype=np.float64) for values in found.values()]
+seconds = time.perf_counter() - begun
+assert seen.all() and np.isfinite(sums).all()
+labels = examples.labels.dictionary_decode().value_counts().to_pylist()
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"rows": len(examples), "labels": {one["values"]: one["counts"] for one in labels},
+                  "joined": joined, "seconds": seconds, "peak_mb": int(peak.split()[1]) / 1024}))
+"""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where everything lies.
+
+    Attributes:
+        folder: of it all.
+        rows: images before the new ones.
+    """
+
+    folder: Path
+    rows: int
+
+    @property
+    def data(self) -> Path:
+        """The files."""
+        return self.folder / "data"
+
+    @property
+    def store(self) -> Path:
+        """The store that extraction fills."""
+        return self.folder / "store"
+
+    @property
+    def headings(self) -> Path:
+        """The store with 868 labels."""
+        return self.folder / "headings"
+
+    @property
+    def sample(self) -> int:
+        """Images that a sweep searches on."""
+        return max(self.rows // 5, 2)
+
+    def out(self, step: str) -> Path:
+        """A fresh folder for a job's result."""
+        out = self.folder / "out" / step
+        shutil.rmtree(out, ignore_errors=True)
+        return out
+
+
+def bitmaps(first: int, count: int) -> npt.NDArray[np.uint8]:
+    """Files of 4x4 pixels, uint8[count, 102]; the first 8 of their 48 bytes are their number.
+
+    Half of them are a little brighter where the label is `vazio`, so that there is something to
+    learn.
+    """
+    numbers = np.arange(first, first + count, dtype="<u8")
+    rng = np.random.default_rng([_SEED, first])
+    pixels = rng.integers(0, 256, (count, 48), np.uint8)
+    bright = rng.normal(112 + 16 * (numbers % 2)[:, None], 48, (count, 24))
+    pixels[:, 24:] = bright.clip(0, 255)
+    pixels[:, :8] = numbers[:, None].view(np.uint8)
+    header = b"BM" + np.array([102, 0, 54, 40, 4, 4], "<u4").tobytes()
+    header += np.array([1, 24], "<u2").tobytes() + np.array([0, 48, 0, 0, 0, 0], "<u4").tobytes()
+    return np.concatenate([np.tile(np.frombuffer(header, np.uint8), (count, 1)), pixels], axis=1)
+
+
+def write_images(data: Path, first: int, count: int) -> None:
+    """Write files with numbers from `first` on below nvazio/ and vazio/, in folders of 10,000."""
+    for start in range(first, first + count, _A_FOLDER):
+        size = min(_A_FOLDER, first + count - start)
+        folders = [data / label / f"{start // (2 * _A_FOLDER):04d}" for label in LABELS]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for number, content in enumerate(bitmaps(start, size), start):
+            name = f"{folders[number % 2]}/{number:07d}.bmp"
+            with open(name, "wb", buffering=0) as file:
+                file.write(content)
+
+
+def data_files(table: TableVersion) -> int:
+    """Files that a version of a table names."""
+    return sum(len(fragment.data_files()) for fragment in table.open().get_fragments())
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files, each inode once."""
+    found = {}
+    for file in folder.rglob("*"):
+        about = file.lstat()
+        found[about.st_ino] = about.st_size if file.is_file() else 0
+    return sum(found.values())
+
+
+def about_job(job: Job) -> Measured:
+    """What is kept of every job."""
+    return {
+        "seconds": job.seconds,
+        "driver_mb": job.driver_mb,
+        "total_mb": job.total_mb,
+        "counts": job.result["counts"],
+        "timings": job.result["timings"],
+    }
+
+
+def images(places: Places) -> Measured:
+    """The files."""
+    begun = time.perf_counter()
+    write_images(places.data, 0, places.rows)
+    return {"seconds": time.perf_counter() - begun}
+
+
+def extract(places: Places) -> Measured:
+    """The store, at default settings."""
+    network = places.folder / "trivial.keras"
+    subprocess.run(
+        [sys.executable, "-c", _NETWORK, str(network), str(WIDTH)], check=True, stdout=sys.stderr
+    )
+    found = extract_once(places, "extract")
+    store = Store.open(str(places.store))
+    versions = {name: table.latest() for name, table in store.tables().items()}
+    return found | {
+        "files": {name: data_files(at) for name, at in versions.items()},
+        "rows": {name: at.count() for name, at in versions.items()},
+        "bytes": bytes_below(places.store),
+    }
+
+
+def extract_once(places: Places, step: str) -> Measured:
+    """jobs/extract.py on all files."""
+    job = run_job(
+        "extract",
+        places.out(step),
+        "--dataset=vazios",
+        f"--data={places.data}",
+        f"--store={places.store}",
+        f"--weights={places.folder / 'trivial.keras'}",
+    )
+    return about_job(job) | {"stages": job.result["details"].get("stages", {}).get("extract")}
+
+
+def read(places: Places) -> Measured:
+    """Labels and both vectors, in one process."""
+    run = subprocess.run(
+        [sys.executable, "-c", _READ, str(places.store)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found: Measured = json.loads(run.stdout)
+    return found
+
+
+def again(places: Places) -> Measured:
+    """Nothing is new."""
+    found = extract_once(places, "again")
+    if found["counts"]["new"]:
+        raise RuntimeError(f"nothing is new, but {found['counts']}")
+    return found
+
+
+def sweep(places: Places) -> Measured:
+    """16 heads on a sample, the best of them fitted on all."""
+    return sweep_once(places, "sweep", places.store, f"--trials={HEADS}")
+
+
+def sweep_once(places: Places, step: str, store: Path, *flags: str) -> Measured:
+    """jobs/sweep.py, with few epochs: the bar is on memory."""
+    few = [f"--store={store}", f"--rows={places.sample}", f"--epochs={EPOCHS}"]
+    return about_job(run_job("sweep", places.out(step), *few, *flags))
+
+
+def evaluate(places: Places) -> Measured:
+    """2 classes."""
+    return evaluate_once(places, "evaluate", places.store, "sweep")
+
+
+def evaluate_once(places: Places, step: str, store: Path, sweep: str) -> Measured:
+    """jobs/evaluate.py at default settings."""
+    head = places.folder / "out" / sweep / "head.keras"
+    return about_job(run_job("evaluate", places.out(step), f"--store={store}", f"--model={head}"))
+
+
+def headings(places: Places) -> Measured:
+    """A second store: the same vectors, 868 labels. And a head for it."""
+    write_headings(places)
+    return sweep_once(places, "headings", places.headings, "--trials=1", "--finalists=0")
+
+
+def write_headings(places: Places) -> None:
+    """Fill the second store; nothing of Lance's data files is ever changed, so they are linked."""
+    first = Store.open(str(places.store))
+    shutil.rmtree(places.headings, ignore_errors=True)
+    vectors = Path("vectors", first.the_extractor(None))
+    shutil.copytree(places.store / vectors, places.headings / vectors, copy_function=_link_or_copy)
+    about = first.description
+    description = Description(
+        find_dataset("ncm").to_json(), about.seed, about.val_share, about.test_share
+    )
+    owner = Owner.here(job="benchmark", run="headings")
+    rng = np.random.default_rng(_SEED)
+    names = pa.array([f"{number:04d}" for number in range(101, 101 + HEADINGS)])
+    place = schemas.IMAGES.get_field_index("label")
+    with create_or_open(str(places.headings), description, owner) as writer:
+        table = writer.store.images
+        writer.ensure(table, schemas.IMAGES)
+        fragments: list[str] = []
+        for batch in first.images.latest().scan(schemas.IMAGES.names, None, _SCAN_ROWS):
+            rows = pa.table(batch)
+            labels = names.take(pa.array(rng.integers(0, HEADINGS, rows.num_rows)))
+            rows = rows.set_column(place, "label", labels)
+            fragments += write_fragments(table.uri, schemas.IMAGES, rows)
+        writer.append(table, fragments)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if Path(source).parent.name == "data":
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def judge_headings(places: Places) -> Measured:
+    """868 classes."""
+    return evaluate_once(places, "judge", places.headings, "headings")
+
+
+def new(places: Places) -> Measured:
+    """1,000 images more."""
+    store = Store.open(str(places.store))
+    write_images(places.data, max(places.rows, store.images.latest().count()), NEW)
+    before = bytes_below(places.store)
+    found = extract_once(places, "new")
+    if found["counts"]["new"] != NEW:
+        raise RuntimeError(f"{NEW} images are new, but {found['counts']}")
+    return found | {"bytes": bytes_below(places.store) - before}
+
+
+def rival(places: Places) -> Measured:
+    """One Parquet folder: written, read through, and rewritten with 1,000 rows more."""
+    store = Store.open(str(places.store))
+    at = store.vectors(store.the_extractor(None)).latest()
+    columns = ["content_id", "avg", "max"]
+    schema = pa.schema([at.schema.field(name).remove_metadata() for name in columns])
+    old, rewritten = places.out("parquet"), places.out("rewritten")
+
+    def write(batches: Iterator[pa.RecordBatch], folder: Path) -> None:
+        options = pads.ParquetFileFormat().make_write_options(compression="none")
+        pads.write_dataset(
+            pads.Scanner.from_batches(batches, schema=schema),
+            folder,
+            format="parquet",
+            file_options=options,
+            max_rows_per_file=_SCAN_ROWS,
+            max_rows_per_group=_SCAN_ROWS // 4,
+        )
+
+    write((pa.record_batch(batch.columns, schema=schema) for batch in at.scan(columns)), old)
+    begun = time.perf_counter()
+    rows = 0
+    for batch in pads.dataset(old).scanner(batch_readahead=4, fragment_readahead=2).to_batches():
+        np.asarray(batch["avg"].flatten()).sum(), np.asarray(batch["max"].flatten()).sum()
+        rows += len(batch)
+    scanned = time.perf_counter() - begun
+    added = pads.dataset(old).head(NEW).to_batches()
+
+    def together() -> Iterator[pa.RecordBatch]:
+        yield from pads.dataset(old).scanner(batch_readahead=4, fragment_readahead=2).to_batches()
+        yield from added
+
+    begun = time.perf_counter()
+    write(together(), rewritten)
+    seconds = time.perf_counter() - begun
+    found = {
+        "rows": rows,
+        "scanned": scanned,
+        "seconds": seconds,
+        "bytes": bytes_below(rewritten),
+    }
+    shutil.rmtree(old)
+    shutil.rmtree(rewritten)
+    return found
+
+
+STEPS: dict[str, Callable[[Places], Measured]] = {
+    "images": images,
+    "extract": extract,
+    "read": read,
+    "again": again,
+    "sweep": sweep,
+    "evaluate": evaluate,
+    "headings": headings,
+    "judge": judge_headings,
+    "new": new,
+    "rival": rival,
+}
+#: Steps that are jobs.
+JOBS = ("extract", "again", "sweep", "evaluate", "headings", "judge", "new")
+
+
+def measure(places: Places, skip: list[str]) -> dict[str, Measured]:
+    """Do the steps that are not done yet; what each measured, by its name."""
+    file = places.folder / "measured.json"
+    measured: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if measured.setdefault("rows", places.rows) != places.rows:
+        raise SystemExit(f"{file} is of {measured['rows']:,} rows: give another --folder")
+    for name, step in STEPS.items():
+        if name in skip or name in measured:
+            continue
+        measured[name] = step(places)
+        file.write_text(json.dumps(measured, indent=2))
+    del measured["rows"]
+    return measured
+
+
+def table(measured: dict[str, Measured]) -> list[tuple[str, str]]:
+    """What was measured, a line each."""
+    rows: list[tuple[str, str]] = []
+
+    def add(step: str, what: str, value: Callable[[Measured], str]) -> None:
+        if step in measured:
+            rows.append((what, value(measured[step])))
+
+    add("images", "files written, s", lambda it: f"{it['seconds']:.0f}")
+    add("extract", "extract: images/s of the graph", _speed)
+    add("extract", "extract: data files", lambda it: _counts(it["files"]))
+    add("extract", "extract: store on disk, GB", lambda it: f"{it['bytes'] / GB:.2f}")
+    add("read", "read: labels joined, s", lambda it: f"{it['joined']:.1f}")
+    add("read", "read: peak of the process, MB", lambda it: f"{it['peak_mb']:,.0f}")
+    add("rival", "rival: vectors in Parquet read through, s", lambda it: f"{it['scanned']:.1f}")
+    add("new", "new: 1,000 images, whole process, s", lambda it: f"{it['seconds']:.1f}")
+    add("new", "new: the store grows by, MB", lambda it: f"{it['bytes'] / 1e6:,.1f}")
+    add("rival", "rival: Parquet rewritten for 1,000 rows, s", lambda it: f"{it['seconds']:.1f}")
+    add("rival", "rival: written for it, MB", lambda it: f"{it['bytes'] / 1e6:,.1f}")
+    for name in JOBS:
+        add(name, f"{name}: whole process, s", lambda it: f"{it['seconds']:.1f}")
+        add(name, f"{name}: seconds by part", lambda it: _counts(it["timings"]))
+        add(name, f"{name}: peak of the driver, MB", lambda it: f"{it['driver_mb']:,.0f}")
+        add(name, f"{name}: peak of all processes, MB", lambda it: f"{it['total_mb']:,.0f}")
+    return rows
+
+
+def _speed(extracted: Measured) -> str:
+    stages = extracted["stages"]
+    parts = {name: 1000 * stages[name] / stages["ok"] for name in ("read", "decode", "extract")}
+    told = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    rate = extracted["counts"]["new"] / extracted["timings"]["extract"]
+    return f"{rate:,.0f} (ms an image: {told}, write {1000 * stages['write'] / stages['ok']:.2f})"
+
+
+def _counts(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:,.0f}" for name, value in values.items())
+
+
+def bars(measured: dict[str, Measured], rows: int) -> list[tuple[str, bool | None]]:
+    """What must hold at 1,000,000 rows."""
+    found: list[tuple[str, bool | None]] = []
+
+    def at_most(told: str, value: float, most: float, unit: str) -> None:
+        bar = f"{told}: {value:,.1f} {unit} (bar at {ROWS:,}: {most:g})"
+        found.append((bar, value <= most if rows >= ROWS else None))
+
+    if "extract" in measured:
+        files = measured["extract"]["files"]
+        vectors = max(count for name, count in files.items() if name.startswith("vectors/"))
+        at_most("data files of the vectors", vectors, 64, "files")
+    if "read" in measured:
+        at_most("labels and vectors read through", measured["read"]["seconds"], 90, "s")
+    for name, most in (("sweep", 8), ("evaluate", 4), ("judge", 4)):
+        if name in measured:
+            at_most(f"{name}, all processes", measured[name]["total_mb"] / 1024, most, "GiB")
+    for name in ("evaluate", "judge"):
+        if name in measured:
+            at_most(f"{name}, whole process", measured[name]["seconds"] / 60, 10, "min")
+    peaks = [measured[name]["driver_mb"] for name in JOBS if name in measured]
+    if peaks:
+        at_most("driver of any job", max(peaks), 600, "MB")
+    if "new" in measured:
+        beyond = measured["new"]["seconds"] - measured["new"]["timings"]["extract"]
+        at_most(f"{NEW:,} new images, beyond the graph", beyond, 60, "s")
+    if "read" in measured and "rival" in measured:
+        ratio = measured["read"]["seconds"] / measured["rival"]["scanned"]
+        holds = ratio <= 3 if rows >= ROWS else None
+        found.append((f"joined and read / Parquet's vectors alone: {ratio:.1f} (bar: 3)", holds))
+    return found
+
+
+def main() -> int:
+    """Measure, print the table, and say whether the bars hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=ROWS, help="images")
+    parser.add_argument("--folder", type=Path, help="where everything lies, and stays")
+    parser.add_argument(
+        "--skip", action="append", default=[], choices=STEPS, help="a step; may be given again"
+    )
+    options = parser.parse_args()
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        measured = measure(Places(folder.resolve(), options.rows), options.skip)
+    print(f"\n{MACHINE}; {options.rows:,} images, vectors of 2 x {WIDTH:,}")
+    show(table(measured))
+    return judge(bars(measured, options.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The predict job: every image of a store that a model has not predicted yet, labelled or not."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, time
+from typing import Any
+
+from visao_ray.errors import InputError
+from visao_ray.evaluation.inference import (
+    UNIT_IMAGES,
+    check_model,
+    extract_command,
+    missing_contents,
+    open_model,
+    predict_contents,
+    table_name,
+)
+from visao_ray.evaluation.worklist import (
+    Decision,
+    Request,
+    Worklist,
+    look_before,
+    read_decision,
+    write_worklist,
+)
+from visao_ray.features.extract import Source, keep_in_order, open_source, owner_of, read_new
+from visao_ray.inference.engines.keras import KerasModel
+from visao_ray.resources import fit_actors, look, remotely
+from visao_ray.runs import Run, start_ray
+from visao_ray.settings import PredictSettings
+from visao_ray.store import schemas
+from visao_ray.store.store import Store, Writer
+
+CSV = "predictions.csv"
+
+
+def predict_new(settings: PredictSettings, run: Run[Any]) -> tuple[Worklist, Decision]:
+    """Predict what has no predictions by the model, and write `predictions.csv`.
+
+    Images below --data enter the store first; a model of pixels predicts them while they are read.
+
+    Returns:
+        What was listed, and how it was decided.
+
+    Raises:
+        InputError: no such store, data, model or evaluation, or they do not fit; somebody else
+            writes to the store; too many images that could not be used (after writing them).
+    """
+    model = open_model(settings.model, settings.batch_size)
+    decision = read_decision(model, settings.evaluation)
+    source = _check(settings, model)
+    start_ray()
+    pool = fit_actors(settings.workers, settings.worker(), look())
+    with _writing(settings, source, run) as writer:
+        images, results = writer.store.images, writer.store.predictions(table_name(model))
+        writer.ensure(images, schemas.IMAGES)
+        there = writer.version(results) if results.exists() else None
+        before = remotely(look_before, writer.version(images), there, keep=True)
+        if source is not None:
+            read_new(run, writer, source, model, results, pool, UNIT_IMAGES)
+            run.counts = {"read": run.counts}
+        there = writer.version(results) if results.exists() else None
+        missing = remotely(missing_contents, writer.version(images), there, keep=True)
+        done = predict_contents(run, writer, model, missing, pool)
+        keep_in_order(run, writer)
+        request = Request(
+            writer.version(images),
+            writer.version(results),
+            decision,
+            _since(settings),
+            settings.batch,
+            model.about.takes == "features",
+        )
+    with run.timed("list"):
+        worklist = remotely(write_worklist, request, before, run.out.join(CSV))
+    run.counts |= worklist.counts
+    run.inputs |= {
+        "model": model.at.uri,
+        "model_digest": model.digest,
+        "predictions": f"predictions/{table_name(model)}",
+        "evaluation": settings.evaluation,
+    }
+    run.details |= {"model": model.name, "threshold": decision.threshold}
+    if done.computed and run.timings["predict"]:
+        run.throughput["images_per_second"] = done.computed / run.timings["predict"]
+    _say(run, worklist)
+    _check_errors(settings, worklist)
+    return worklist, decision
+
+
+def _check(settings: PredictSettings, model: KerasModel) -> Source | None:
+    """Look at the images or the store, and whether the model fits, before Ray starts.
+
+    Returns what there is to read first, if anything.
+    """
+    where = f"--model {settings.model}"
+    if settings.data is None:
+        check_model(model, Store.open(settings.store_uri()), where)
+        return None
+    if model.about.takes != "images":
+        store = settings.store_uri()
+        raise InputError(
+            f"{where}: the model ({model.name}) takes vectors, which new images have not; run "
+            f"{extract_command(model.about, store, settings.data)} first, then this without --data"
+        )
+    source = open_source(settings)
+    model.about.check_images(source.dataset, where)
+    return source
+
+
+def _writing(
+    settings: PredictSettings, source: Source | None, run: Run[Any]
+) -> AbstractContextManager[Writer]:
+    if source is None:
+        return Store.open(settings.store_uri()).writing(owner_of(run), run.say)
+    writing: AbstractContextManager[Writer] = source.writing(run)
+    return writing
+
+
+def _since(settings: PredictSettings) -> datetime | None:
+    """The beginning of the day that --since names, in UTC."""
+    if settings.since is None:
+        return None
+    if settings.since == "today":
+        return datetime.combine(datetime.now(UTC).date(), time(), UTC)
+    return datetime.fromisoformat(settings.since).replace(tzinfo=UTC)
+
+
+def _say(run: Run[Any], worklist: Worklist) -> None:
+    counts = worklist.counts
+    without = counts["without_vectors"]
+    rest = f" + {without:,} without vectors" if without else ""
+    run.say(
+        f"{counts['listed']:,} listed = {counts['new']:,} new + {counts['known']:,} known; "
+        f"{counts['new']:,} new = {counts['predicted']:,} predicted + {counts['errors']:,} errors"
+        f"{rest}"
+    )
+    run.say(f"{worklist.states.total():,} images in {run.out.join(CSV).uri}")
+
+
+def _check_errors(settings: PredictSettings, worklist: Worklist) -> None:
+    errors, new = worklist.counts["errors"], worklist.counts["new"]
+    if errors and errors > settings.max_errors * new:
+        reasons = worklist.counts["errors_by_reason"]
+        told = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
+        raise InputError(
+            f"{errors:,} of {new:,} new images could not be predicted ({told}), more than "
+            f"--max-errors {settings.max_errors:g} allows; the column 'error' of {CSV} says why"
+        )
