@@ -29,7 +29,7 @@ def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
     found.append(found[2])
     groups = np.array([f"patient {number}" for number in np.arange(90) // 3])
     criterion = Criterion(name, 1, 0.5)
-    (weights,) = group_multiplicities(30, 25, 3, 90)
+    (weights,) = group_multiplicities(30, 25, 3)
     _, group = np.unique(groups, return_inverse=True)
     values = np.empty((4, 26))
     for replicate, weight in enumerate(weights.T):

@@ -5,8 +5,9 @@ import pytest
 from sklearn import metrics as sk
 
 from visao_ray.errors import InputError
-from visao_ray.evaluation import bootstrap
-from visao_ray.evaluation.metrics import classification_metrics
+from visao_ray.evaluation import bootstrap, metrics
+from visao_ray.evaluation.labelled_scores import LabelledScores
+from visao_ray.evaluation.metrics import PER_CLASS, classification_metrics, metrics_at
 
 
 def softmax_predictions(rng, rows, width, skill=1.0, classes_used=None, decimals=1):
@@ -64,6 +65,124 @@ def test_multiclass_values_equal_scikit_learn():
     assert result["confusion"] == sk.confusion_matrix(label, predicted).tolist()
 
 
+def plain_values(label, predicted, p, weight, positive):
+    """Every metric of weighted rows: scikit-learn's, NaN where undefined."""
+    width = p.shape[1]
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        label, predicted, labels=range(width), sample_weight=weight, zero_division=np.nan
+    )
+    area, average_precision = np.full(width, np.nan), np.full(width, np.nan)
+    for c in range(width):
+        is_class, score = label == c, p[:, c]
+        if weight[is_class].any():
+            average_precision[c] = sk.average_precision_score(is_class, score, sample_weight=weight)
+            if weight[~is_class].any():
+                area[c] = sk.roc_auc_score(is_class, score, sample_weight=weight)
+    of_true = p[np.arange(len(label)), label]
+    epsilon = np.finfo(np.float32).eps
+    loss = -np.log(np.clip(of_true.astype(float), epsilon, 1 - epsilon))
+
+    def macro(values):
+        return np.nan if np.isnan(values).all() else np.nanmean(values)
+
+    both = ~np.isnan(area)
+    values = {
+        "accuracy": sk.accuracy_score(label, predicted, sample_weight=weight),
+        "balanced_accuracy": macro(recall),
+        "macro_f1": macro(f1),
+        "log_loss": np.average(loss, weights=weight),
+        "roc_auc": macro(area) if positive is None else area[positive],
+        "average_precision": macro(np.where(both, average_precision, np.nan))
+        if positive is None
+        else average_precision[positive],
+    }
+    if width > 2:
+        top5 = (p >= of_true[:, None]).sum(axis=1) <= 5
+        values |= {"top1": values["accuracy"], "top5": np.average(top5, weights=weight)}
+    kinds = (precision, recall, f1, area, average_precision)
+    for name, kind in zip(PER_CLASS, kinds, strict=True):
+        values |= {f"{c:04}.{name}": value for c, value in enumerate(kind)}
+    return values
+
+
+def bearing_groups(label, predicted, group, name):
+    """Groups that bear on a metric, and whether it is a share of rows."""
+    everything = len(np.unique(group))
+    if "." not in name:
+        return everything, name in {"accuracy", "top1", "top5"}
+    c, metric = int(name[:4]), name[5:]
+    of_class, guessed = set(group[label == c]), set(group[predicted == c])
+    others = set(group[label != c])
+    return {
+        "precision": (len(guessed), True),
+        "recall": (len(of_class), True),
+        "f1": (len(of_class | guessed), False),
+        "roc_auc": (min(len(of_class), len(others)), False),
+        "average_precision": (len(of_class), False),
+    }[metric]
+
+
+@pytest.mark.parametrize(
+    ("width", "used", "rows", "groups", "threshold"),
+    [
+        (2, 2, 120, 70, 0.3),
+        (2, 2, 120, 70, None),
+        (2, 1, 30, 20, 0.3),
+        (6, 6, 90, 30, None),
+        (12, 9, 150, 140, None),
+        (12, 9, 60, 1, None),
+    ],
+)
+def test_values_and_intervals_equal_a_plain_loop_with_scikit_learn(
+    width, used, rows, groups, threshold
+):
+    rng = np.random.default_rng([width, used, rows])
+    label, p = softmax_predictions(rng, rows, width, classes_used=used)
+    group = rng.integers(0, groups, rows)
+    positive = 0 if width == 2 else None
+    result = classification_metrics(
+        label,
+        p,
+        [f"patient {number:03}" for number in group],
+        names(width),
+        names(width)[0] if width == 2 else None,
+        threshold=threshold,
+        replicates=15,
+        seed=6,
+    )
+    predicted = p.argmax(axis=1)
+    if width == 2:
+        predicted = np.where(p[:, 0] >= (threshold or 0.5), 0, 1)
+    _, group = np.unique(group, return_inverse=True)
+    drawn = np.random.default_rng([6, 9_301])
+    count = group.max() + 1
+    weights = [np.bincount(drawn.integers(0, count, count), minlength=count) for _ in range(15)]
+    table = [
+        plain_values(label, predicted, p, weight[group], positive)
+        for weight in [np.ones(count, int), *weights]
+    ]
+    found = dict(flat_estimates(result))
+    assert found.keys() == table[0].keys()
+    for name, entry in found.items():
+        value, *replicates = (row[name] for row in table)
+        if np.isnan(value):
+            assert entry == {"value": None, "low": None, "high": None, "n": 0}, name
+            continue
+        assert entry["value"] == pytest.approx(value, abs=1e-9), name
+        bearing, share = bearing_groups(label, predicted, group, name)
+        replicates = np.array(replicates)[~np.isnan(replicates)]
+        if bearing < 2 or not len(replicates):
+            assert entry["low"] is entry["high"] is None, name
+            continue
+        low, high = np.quantile(replicates, [0.025, 0.975]) - (replicates.mean() - value)
+        low, high = min(max(low, 0), value), max(high, value)
+        if name != "log_loss":
+            high = max(min(high, 1), value)
+        if share and value in (0, 1):
+            low, high = (0.025 ** (1 / bearing), 1) if value else (0, 1 - 0.025 ** (1 / bearing))
+        assert [entry["low"], entry["high"]] == pytest.approx([low, high], abs=1e-9), name
+
+
 def test_binary_threshold_moves_decisions_and_not_rankings():
     rng = np.random.default_rng(2)
     label, p = softmax_predictions(rng, 300, 2)
@@ -87,6 +206,22 @@ def test_binary_threshold_moves_decisions_and_not_rankings():
     assert (
         classification_metrics(named, p, np.arange(300), classes, "nvazio", replicates=50) == half
     )
+
+
+def test_several_thresholds_share_draws_and_rankings(monkeypatch):
+    rng = np.random.default_rng(12)
+    label, p = softmax_predictions(rng, 300, 2)
+    classes, group = ["nvazio", "vazio"], np.arange(300) // 2
+    alone = [
+        classification_metrics(label, p, group, classes, "vazio", threshold, 50, 3)
+        for threshold in (None, 0.2, 0.9)
+    ]
+    calls = []
+    ranked = metrics.ranking_areas
+    monkeypatch.setattr(metrics, "ranking_areas", lambda *given: calls.append(1) or ranked(*given))
+    scores = LabelledScores.of(label, p, group, classes)
+    assert metrics_at([None, 0.2, 0.9], scores, classes, "vazio", 50, 3) == alone
+    assert len(calls) == 1
 
 
 def test_every_interval_holds_its_value_and_seeds_repeat():

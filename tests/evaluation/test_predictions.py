@@ -1,10 +1,13 @@
 import json
+import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from visao_ray.errors import InputError
+from visao_ray.evaluation import bootstrap, probabilities, ranking
 from visao_ray.evaluation.curves import binary_curves
 from visao_ray.evaluation.predictions import evaluate_predictions
 
@@ -80,6 +83,25 @@ def test_many_classes_have_top_k_and_no_threshold():
     assert top[0]["count"] == max(entry["count"] for entry in top)
     assert all(entry["label"] != entry["predicted"] for entry in top)
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_chunks_change_nothing_and_probabilities_are_never_copied_whole(monkeypatch):
+    monkeypatch.setattr(bootstrap, "_BATCH_ELEMENTS", 20_000)
+    monkeypatch.setattr(probabilities, "_PIECE_ELEMENTS", 20_000)
+    monkeypatch.setattr(ranking, "_COLUMN_ELEMENTS", 20_000)
+    classes = tuple(f"{heading:04}" for heading in range(300))
+    whole = predictions({"val": 1, "test": 8000, "train": 1}, classes=classes, skill=3)
+    expected = evaluate_predictions(whole, classes, None, replicates=10, chapter_digits=2)
+    ends = [0, 7, 3000, 3000, 5000, whole.num_rows]
+    chunked = pa.concat_tables([whole.slice(a, b - a) for a, b in pairwise(ends)])
+    tracemalloc.start()
+    try:
+        found = evaluate_predictions(chunked, classes, None, replicates=10, chapter_digits=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == expected
+    assert peak < chunked["probability"].nbytes / 2
 
 
 def test_missing_positives_or_splits_warn_and_nothing_at_all_is_an_error():

@@ -8,19 +8,28 @@ Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), percentile 
 Field & Welsh, Bootstrapping clustered data, JRSS-B 69 (2007), cluster bootstrap.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer]
+Multiplicities = npt.NDArray[np.uint8]
 
 LEVEL = 0.95
-# Bounds the largest temporary (rows x replicates of float64) to about 64 MB.
-_CHUNK_ELEMENTS = 8_000_000
+# Multiplicities of a chunk, a byte each: a thousand replicates of 700,000 groups.
+_CHUNK_ELEMENTS = 700_000_000
+# Replicates that are computed together, and what bounds their weights and sums in a thread.
+_BATCH = 64
+_BATCH_ELEMENTS = 8_000_000
+# Each thread holds some 200 MB at a million rows.
+_MOST_THREADS = 8
 _STREAM = 9_301
 
 
@@ -28,7 +37,7 @@ _STREAM = 9_301
 class Estimate:
     """A value, its 95 % interval, and the number of rows it rests on.
 
-    ``value`` is None (and n 0) where the metric is undefined; ``low`` and ``high`` are None
+    `value` is None (and n 0) where the metric is undefined; `low` and `high` are None
     where fewer than two groups bear on it, because one group says nothing about the spread.
     """
 
@@ -38,32 +47,79 @@ class Estimate:
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """The contract's ``{"value", "low", "high", "n"}``; None where undefined, never NaN."""
+        """The contract's `{"value", "low", "high", "n"}`; None where undefined, never NaN."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 UNDEFINED = Estimate(None, None, None, 0)
 
 
-def group_multiplicities(groups: int, replicates: int, seed: int, rows: int) -> Iterator[Floats]:
-    """Weights of each group in each replicate, in chunks of replicates.
+def group_multiplicities(groups: int, replicates: int, seed: int) -> Iterator[Multiplicities]:
+    """How often each group is drawn in each replicate, in chunks of replicates.
 
-    Yields float64 [groups, R_i]; the R_i add up to ``replicates + 1``. Column 0 of the first
-    chunk is all ones: the observed data, so that values and replicates share one formula.
-    ``rows`` sets the chunk size only.
+    Yields uint8 [groups, R_i]; the R_i add up to `replicates + 1`. Column 0 of the first chunk is
+    all ones: the observed data, so that values and replicates share one formula. That a group is
+    drawn more than 255 times has a probability below 1e-500.
     """
     rng = np.random.default_rng([seed, _STREAM])
-    step = max(1, min(replicates + 1, _CHUNK_ELEMENTS // max(rows, groups, 1)))
-    first = np.ones((groups, 1))
-    remaining = replicates
-    while remaining > 0 or first.shape[1]:
-        size = min(step, remaining)
-        drawn = rng.integers(0, groups, size=(size, groups))
-        drawn += np.arange(size)[:, None] * groups
-        counts = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
-        yield np.ascontiguousarray(np.concatenate([first, counts.T], axis=1), dtype=np.float64)
-        first = np.ones((groups, 0))
-        remaining -= size
+    size = max(1, min(replicates + 1, _CHUNK_ELEMENTS // max(groups, 1)))
+    for start in range(0, replicates + 1, size):
+        chunk = np.empty((groups, min(size, replicates + 1 - start)), np.uint8)
+        for first in range(0, chunk.shape[1], _BATCH):
+            columns = chunk[:, first : first + _BATCH]
+            rows = np.ones(columns.shape[::-1], np.uint8)
+            for replicate in range(1 if start + first == 0 else 0, len(rows)):
+                drawn = rng.integers(0, groups, size=groups)
+                rows[replicate] = np.bincount(drawn, minlength=groups)
+            columns[:] = rows.T
+        yield chunk
+
+
+def in_batches(
+    compute: Callable[[npt.NDArray[np.floating]], npt.NDArray[np.floating]],
+    weight: npt.NDArray[Any],
+    sums: int = 0,
+    dtype: npt.DTypeLike = np.float64,
+) -> Floats:
+    """Compute something for each replicate, some replicates at a time, on all cores of the task.
+
+    Args:
+        compute: from weights [G, r], contiguous, to [..., r]; it runs in several threads.
+        weight: [G, R], one column per replicate.
+        sums: numbers that `compute` holds for each replicate, which bound r.
+        dtype: of the weights that `compute` gets.
+
+    Returns:
+        [..., R].
+    """
+    size = max(1, min(_BATCH, _BATCH_ELEMENTS // max(len(weight), sums, 1)))
+
+    def of_batch(start: int) -> npt.NDArray[np.floating]:
+        return compute(np.ascontiguousarray(weight[:, start : start + size], dtype=dtype))
+
+    starts = range(0, weight.shape[1], size)
+    return np.concatenate(in_threads(of_batch, starts), axis=-1, dtype=np.float64)
+
+
+def weighted_sums(counts: Any, weight: npt.NDArray[Any]) -> Floats:
+    """Sums over groups in each replicate: counts [M, G], dense or sparse, and weights [G, R]."""
+    by_group = sparse.csc_array(counts)  # by columns the weights are read once, in order
+    return in_batches(lambda batch: by_group @ batch, weight, counts.shape[0])
+
+
+def in_threads(function: Callable[[Any], Any], tasks: Sequence[Any]) -> list[Any]:
+    """Results of a function that releases Python's lock, in the order of the tasks."""
+    threads = min(len(tasks), _threads(), _MOST_THREADS)
+    if threads < 2:
+        return [function(task) for task in tasks]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, tasks))
+
+
+def _threads() -> int:
+    """Cores of this task: Ray sets OMP_NUM_THREADS to the CPUs that a task has reserved."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
 def estimates(

@@ -8,16 +8,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from visao_ray.evaluation.bootstrap import UNDEFINED, Integers, estimates, group_multiplicities
+from visao_ray.evaluation.bootstrap import (
+    UNDEFINED,
+    Integers,
+    estimates,
+    group_multiplicities,
+    weighted_sums,
+)
+from visao_ray.evaluation.labelled_scores import Codes, Values, sorted_codes
+from visao_ray.evaluation.probabilities import Matrix, Probabilities
 from visao_ray.evaluation.ranking import group_sums
 
 
 def chapter_metrics(
-    label: npt.NDArray[np.integer],
-    probability: npt.NDArray[np.floating],
-    group: Sequence[str] | npt.NDArray[Any],
+    label: Integers,
+    probability: Matrix | Probabilities,
+    group: Values,
     classes: Sequence[str],
     digits: int,
     replicates: int = 1000,
@@ -32,13 +39,13 @@ def chapter_metrics(
         classes: the C headings, in any order.
         digits: how many first digits make a chapter.
         replicates: of the bootstrap.
-        seed: of the bootstrap; the draws are those of ``classification_metrics``.
+        seed: of the bootstrap; the draws are those of `classification_metrics`.
 
     Returns:
-        ``chapter_accuracy`` (chapter of the most probable heading) and ``chapter_accuracy_summed``
-        (chapter with the largest sum of its headings' probabilities), each ``{"value", "low",
-        "high", "n"}``, and ``per_chapter.CHAPTER`` with ``support``, ``accuracy`` and
-        ``accuracy_summed`` (the share of its own images, a recall). Undefined ones are None with
+        `chapter_accuracy` (chapter of the most probable heading) and `chapter_accuracy_summed`
+        (chapter with the largest sum of its headings' probabilities), each `{"value", "low",
+        "high", "n"}`, and `per_chapter.CHAPTER` with `support`, `accuracy` and
+        `accuracy_summed` (the share of its own images, a recall). Undefined ones are None with
         n 0.
     """
     of_class = np.array([name[:digits] for name in classes])
@@ -49,10 +56,7 @@ def chapter_metrics(
         str(name): {"support": int(n)} for name, n in zip(chapters, support, strict=True)
     }
     result: dict[str, Any] = {}
-    guesses = {
-        "accuracy": chapter[probability.argmax(axis=1)],
-        "accuracy_summed": _summed(probability, chapter, width).argmax(axis=1),
-    }
+    guesses = _guesses(Probabilities.of(probability), chapter, width)
     if len(label) == 0:
         for name in guesses:
             result[f"chapter_{name}"] = UNDEFINED.to_json()
@@ -60,14 +64,14 @@ def chapter_metrics(
                 entry[name] = UNDEFINED.to_json()
         return result | {"per_chapter": per_chapter}
 
-    names, inverse = np.unique(np.asarray(group), return_inverse=True)
-    drawn, group_count = inverse.astype(np.int64), len(names)
+    drawn, group_count = sorted_codes(group)
     of_chapter = group_sums(truth, drawn, (width, group_count))
     hits = [guess == truth for guess in guesses.values()]
     of_hit = [group_sums(truth[hit], drawn[hit], (width, group_count)) for hit in hits]
     chunks = []
-    for weight in group_multiplicities(group_count, replicates, seed, len(label)):
-        total, right = of_chapter @ weight, np.stack([counts @ weight for counts in of_hit])
+    for weight in group_multiplicities(group_count, replicates, seed):
+        total = weighted_sums(of_chapter, weight)
+        right = np.stack([weighted_sums(counts, weight) for counts in of_hit])
         with np.errstate(invalid="ignore"):  # a chapter that was not drawn
             shares = right / total
         overall = right.sum(axis=1, keepdims=True) / total.sum(axis=0)
@@ -75,18 +79,21 @@ def chapter_metrics(
     n = [len(label), *support]
     bearing = [group_count, *np.diff(of_chapter.indptr)]
     for name, values in zip(guesses, np.concatenate(chunks, axis=2), strict=True):
-        judged = [estimate.to_json() for estimate in estimates(values, n, bearing, share=True)]
-        result[f"chapter_{name}"] = judged[0]
-        for entry, estimate in zip(per_chapter.values(), judged[1:], strict=True):
+        found = [estimate.to_json() for estimate in estimates(values, n, bearing, share=True)]
+        result[f"chapter_{name}"] = found[0]
+        for entry, estimate in zip(per_chapter.values(), found[1:], strict=True):
             entry[name] = estimate
     return result | {"per_chapter": per_chapter}
 
 
-def _summed(
-    probability: npt.NDArray[np.floating], chapter: Integers, width: int
-) -> npt.NDArray[np.float64]:
-    """Probabilities of the chapters [N, K], from those of the headings."""
-    summed = np.empty((len(probability), width))
-    for index in range(width):
-        summed[:, index] = probability[:, chapter == index].sum(axis=1, dtype=np.float64)
-    return summed
+def _guesses(probability: Probabilities, chapter: Integers, width: int) -> dict[str, Codes]:
+    """The chapter of the most probable heading and that of the largest sum: int32[N] each."""
+    of_largest = np.empty(len(probability), np.int32)
+    summed = np.empty(len(probability), np.int32)
+    by_chapter = np.argsort(chapter, kind="stable")
+    first = np.searchsorted(chapter[by_chapter], np.arange(width))
+    for place, piece in probability.pieces():
+        of_largest[place] = chapter[piece.argmax(axis=1)]
+        sums = np.add.reduceat(piece[:, by_chapter], first, axis=1, dtype=np.float64)
+        summed[place] = sums.argmax(axis=1)
+    return {"accuracy": of_largest, "accuracy_summed": summed}

@@ -1,11 +1,11 @@
-"""How much of a lead is luck: candidates judged on the same bootstrap draws.
+"""How much of a lead is luck: candidates evaluated on the same bootstrap draws.
 
-Two models judged on the same images err on the same images, so the interval of their difference
+Two models evaluated on the same images err on the same images, so the interval of their difference
 is narrower than their own intervals suggest: it comes from one set of draws for all (paired). Whole
-groups are drawn, see ``bootstrap``.
+groups are drawn, see `bootstrap`.
 
 What this cannot undo: the candidates were chosen on the rows they are compared on, so the best
-one's value is a little too good. ``first`` shows how easily another would have been chosen.
+one's value is a little too good. `first` shows how easily another would have been chosen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from visao_ray.evaluation.bootstrap import (
     LEVEL,
@@ -23,17 +24,21 @@ from visao_ray.evaluation.bootstrap import (
     Integers,
     estimates,
     group_multiplicities,
+    in_batches,
+    weighted_sums,
 )
+from visao_ray.evaluation.labelled_scores import Values, sorted_codes
+from visao_ray.evaluation.probabilities import Matrix, Probabilities
 from visao_ray.evaluation.ranking import group_sums, ranking_areas
 
-Weighted = Callable[[Floats], Floats]
-"""Group weights [G, R] to the value of a measure in each of R replicates [R]."""
+Weighted = Callable[[npt.NDArray[Any]], Floats]
+"""Group weights [G, R], whole numbers, to the value of a measure in each of R replicates [R]."""
 
 LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
 class Measure(Protocol):
-    """What candidates are judged by.
+    """What candidates are compared by.
 
     Attributes:
         name: roc_auc, average_precision, macro_f1, balanced_accuracy, accuracy, top5, log_loss,
@@ -69,32 +74,32 @@ class Standing:
     first: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """``objective``, ``over_NAME`` for each reference, ``first``."""
+        """`objective`, `over_NAME` for each reference, `first`."""
         leads = {f"over_{name}": lead.to_json() for name, lead in self.over.items()}
         return {"objective": self.objective.to_json()} | leads | {"first": self.first}
 
 
 def compare(
-    probabilities: Sequence[npt.NDArray[np.floating]],
-    labels: npt.NDArray[np.integer],
-    groups: Sequence[str] | npt.NDArray[Any],
+    probabilities: Sequence[Matrix],
+    labels: Integers,
+    groups: Values,
     measure: Measure,
     references: Mapping[str, int] | None = None,
     contenders: Sequence[int] | None = None,
     replicates: int = 1000,
     seed: int = 0,
 ) -> list[Standing]:
-    """Judge candidates on the same draws of groups.
+    """Compare candidates on the same draws of groups.
 
     Args:
         probabilities: M candidates, [N, C] each.
         labels: [N] class indices.
         groups: [N] patient, container or whatever must be drawn as one.
-        measure: what they are judged by.
+        measure: what they are compared by.
         references: name to number of the candidates that each is compared with.
-        contenders: numbers of the candidates that ``first`` is about; all if None.
+        contenders: numbers of the candidates that `first` is about; all if None.
         replicates: of the bootstrap.
-        seed: of the bootstrap; the draws are those of ``classification_metrics``.
+        seed: of the bootstrap; the draws are those of `classification_metrics`.
 
     Returns:
         A standing for each candidate. An undefined value, or lead over an undefined one, is None
@@ -105,25 +110,24 @@ def compare(
     among = list(range(len(probabilities)) if contenders is None else contenders)
     if not len(labels):
         return [Standing(UNDEFINED, dict.fromkeys(named, UNDEFINED), None) for _ in probabilities]
-    names, inverse = np.unique(np.asarray(groups), return_inverse=True)
-    group, group_count = inverse.astype(np.int64), len(names)
+    group, group_count = sorted_codes(groups)
     measures = [weighted(measure, labels, p, group, group_count) for p in probabilities]
     values = np.concatenate(
         [
             np.stack([value(weight) for value in measures])
-            for weight in group_multiplicities(group_count, replicates, seed, len(labels))
+            for weight in group_multiplicities(group_count, replicates, seed)
         ],
         axis=1,
     )
     n, bearing = _bearing(measure, labels, group, probabilities[0].shape[1])
     ceiling = np.inf if measure.name == "log_loss" else 1.0
     share = measure.name in {"accuracy", "top5"}
-    judged = estimates(values, n, bearing, ceiling, share)
+    objectives = estimates(values, n, bearing, ceiling, share)
     gain = -values if measure.name in LOWER_IS_BETTER else values
     first = _first(gain[among, 1:])
     return [
         Standing(
-            objective=judged[number],
+            objective=objectives[number],
             over={
                 name: _lead(gain[number] - gain[reference], n, bearing)
                 for name, reference in named.items()
@@ -136,8 +140,8 @@ def compare(
 
 def weighted(
     measure: Measure,
-    labels: npt.NDArray[np.integer],
-    probability: npt.NDArray[np.floating],
+    labels: Integers,
+    probability: Matrix,
     group: Integers,
     groups: int,
 ) -> Weighted:
@@ -160,11 +164,12 @@ def weighted(
         ValueError: no such measure.
     """
     rows, width = probability.shape
-    if not rows or not np.isfinite(probability).all():
+    if not rows or not _finite(probability):
         return lambda weight: np.full(weight.shape[1], np.nan)
     match measure.name:
         case "roc_auc" | "average_precision":
-            ranked = np.unique(labels) if width > 2 else np.array([measure.positive])
+            positive = range(measure.positive, measure.positive + 1)
+            ranked = range(width) if width > 2 else positive
             which = ("roc_auc", "average_precision").index(measure.name)
             return _areas(which, ranked, labels, probability, group)
         case "recall_at_precision":
@@ -173,10 +178,8 @@ def weighted(
         case "log_loss":
             return _mean_of(_log_loss(labels, probability), group, groups)
         case "top5":
-            of_true = probability[np.arange(rows), labels]
-            # Ties rank against the true class: a constant prediction earns no credit.
-            among_five = (probability >= of_true[:, None]).sum(axis=1) <= 5
-            return _mean_of(among_five if width > 5 else np.full(rows, np.nan), group, groups)
+            found = _among_five(labels, probability) if width > 5 else np.full(rows, np.nan)
+            return _mean_of(found, group, groups)
     predicted = probability.argmax(axis=1)
     match measure.name:
         case "accuracy":
@@ -189,12 +192,31 @@ def weighted(
 
 
 def _mean_of(values: npt.NDArray[Any], group: Integers, groups: int) -> Weighted:
-    sums = np.bincount(group, values, groups)
-    size = np.bincount(group, minlength=groups).astype(np.float64)
-    return lambda weight: (sums @ weight) / (size @ weight)
+    sums = np.stack([np.bincount(group, values, groups), np.bincount(group, minlength=groups)])
+
+    def value(weight: npt.NDArray[Any]) -> Floats:
+        total, rows = weighted_sums(sums, weight)
+        mean: Floats = total / rows
+        return mean
+
+    return value
 
 
-def _log_loss(labels: npt.NDArray[np.integer], probability: npt.NDArray[np.floating]) -> Floats:
+def _finite(probability: Matrix) -> bool:
+    return all(np.isfinite(piece).all() for _, piece in Probabilities.of(probability).pieces())
+
+
+def _among_five(labels: Integers, probability: Matrix) -> npt.NDArray[np.bool_]:
+    """Whether the true class is among the five most probable: [N]."""
+    found = np.empty(len(labels), dtype=bool)
+    for place, piece in Probabilities.of(probability).pieces():
+        of_true = piece[np.arange(len(piece)), labels[place]]
+        # Ties rank against the true class: a constant prediction earns no credit.
+        found[place] = (piece >= of_true[:, None]).sum(axis=1) <= 5
+    return found
+
+
+def _log_loss(labels: Integers, probability: Matrix) -> Floats:
     """Of each row, with probabilities made to add up to 1; clipped as in scikit-learn."""
     of_true = probability[np.arange(len(labels)), labels].astype(np.float64)
     epsilon = float(np.finfo(np.float64).eps)
@@ -206,8 +228,8 @@ def _log_loss(labels: npt.NDArray[np.integer], probability: npt.NDArray[np.float
 
 def _macro(
     name: str,
-    labels: npt.NDArray[np.integer],
-    predicted: npt.NDArray[np.integer],
+    labels: Integers,
+    predicted: Integers,
     width: int,
     group: Integers,
     groups: int,
@@ -217,10 +239,10 @@ def _macro(
     of_predicted = group_sums(predicted, group, (width, groups))
     of_hit = group_sums(labels[hit], group[hit], (width, groups))
 
-    def value(weight: Floats) -> Floats:
-        right, base = of_hit @ weight, of_label @ weight
+    def value(weight: npt.NDArray[Any]) -> Floats:
+        right, base = weighted_sums(of_hit, weight), weighted_sums(of_label, weight)
         if name == "macro_f1":
-            right, base = 2 * right, base + of_predicted @ weight
+            right, base = 2 * right, base + weighted_sums(of_predicted, weight)
         counted = base > 0
         shares = np.divide(right, base, out=np.zeros_like(base), where=counted)
         mean: Floats = shares.sum(axis=0) / counted.sum(axis=0)
@@ -238,8 +260,8 @@ def _f2(
     """F-beta with beta 2: 5 hits / (5 hits + 4 missed + false alarms)."""
     kinds = group_sums(is_class + 2 * is_predicted, group, (4, groups))
 
-    def value(weight: Floats) -> Floats:
-        _, missed, alarms, hits = kinds @ weight
+    def value(weight: npt.NDArray[Any]) -> Floats:
+        _, missed, alarms, hits = weighted_sums(kinds, weight)
         with np.errstate(divide="ignore", invalid="ignore"):
             f2 = 5 * hits / (5 * hits + 4 * missed + alarms)
         return np.where(hits + missed > 0, f2, np.nan)
@@ -248,7 +270,7 @@ def _f2(
 
 
 def _recall_at_precision(
-    score: npt.NDArray[np.floating],
+    score: Matrix,
     is_class: npt.NDArray[np.bool_],
     floor: float,
     group: Integers,
@@ -266,43 +288,37 @@ def _recall_at_precision(
     of_class = group_sums(step, group[is_class], (len(steps), groups))
     of_others = group_sums(reached[above] - 1, group[~is_class][above], (len(steps), groups))
 
-    def value(weight: Floats) -> Floats:
-        found = np.cumsum((of_class @ weight)[::-1], axis=0)
-        alarms = np.cumsum((of_others @ weight)[::-1], axis=0)
-        if not len(found):
-            return np.full(weight.shape[1], np.nan)
+    if not len(steps):
+        return lambda weight: np.full(weight.shape[1], np.nan)
+    of_step = sparse.vstack([of_class, of_others]).tocsc()
+
+    def of_batch(batch: npt.NDArray[np.floating]) -> Floats:
+        highest_first = (of_step @ batch).reshape(2, len(steps), -1)[:, ::-1]
+        found, alarms = np.cumsum(highest_first, axis=1)
         total = found[-1]
         with np.errstate(divide="ignore", invalid="ignore"):
             kept = np.where(found / (found + alarms) >= floor, found, 0.0)
             recall: Floats = kept.max(axis=0) / total
         return recall
 
-    return value
+    return lambda weight: in_batches(of_batch, weight, of_step.shape[0])
 
 
 def _areas(
-    which: int,
-    ranked: npt.NDArray[np.integer],
-    labels: npt.NDArray[np.integer],
-    probability: npt.NDArray[np.floating],
-    group: Integers,
+    which: int, classes: range, labels: Integers, probability: Matrix, group: Integers
 ) -> Weighted:
-    def value(weight: Floats) -> Floats:
-        total, counted = np.zeros(weight.shape[1]), np.zeros(weight.shape[1])
-        for c in ranked:
-            both_areas = ranking_areas(probability[:, c], labels == c, group, weight)
-            defined = np.isfinite(both_areas[0])
-            total += np.where(defined, both_areas[which], 0.0)
-            counted += defined
+    def value(weight: npt.NDArray[Any]) -> Floats:
+        both_areas = ranking_areas(Probabilities.of(probability), labels, group, weight, classes)
+        defined = np.isfinite(both_areas[0])
+        total = np.where(defined, both_areas[which], 0.0).sum(axis=0)
         with np.errstate(invalid="ignore"):
-            return total / counted
+            mean: Floats = total / defined.sum(axis=0)
+        return mean
 
     return value
 
 
-def _bearing(
-    measure: Measure, labels: npt.NDArray[np.integer], group: Integers, width: int
-) -> tuple[int, int]:
+def _bearing(measure: Measure, labels: Integers, group: Integers, width: int) -> tuple[int, int]:
     """Rows behind a measure, and groups that bear on it."""
     groups = len(np.unique(group))
     is_class = labels == measure.positive
@@ -317,7 +333,7 @@ def _bearing(
 
 
 def _lead(values: Floats, n: int, bearing: int) -> Estimate:
-    """As ``estimates``, for a difference, which may be negative: [1 + R] to one estimate."""
+    """As `estimates`, for a difference, which may be negative: [1 + R] to one estimate."""
     value, replicates = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value):
         return UNDEFINED

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.evaluation.bootstrap import Floats, Integers
+from visao_ray.evaluation.bootstrap import Floats
 
 MAX_POINTS = 300
 
@@ -23,8 +23,8 @@ def binary_curves(
         threshold: the operating threshold, or None.
 
     Returns:
-        ``roc`` {fpr, tpr}, ``pr`` {recall, precision} (at most 300 points each, corners kept) and
-        ``points``: for ``half`` (0.5) and ``operating`` the threshold, fpr, recall, precision
+        `roc` {fpr, tpr}, `pr` {recall, precision} (at most 300 points each, corners kept) and
+        `points`: for `half` (0.5) and `operating` the threshold, fpr, recall, precision
         (None where nothing is predicted positive). None where one kind of row is missing.
     """
     positives = int(is_positive.sum())
@@ -49,13 +49,19 @@ def binary_curves(
     }
 
 
-def top_k_curve(label: Integers, probability: npt.NDArray[np.floating]) -> dict[str, Any] | None:
-    """Share of rows whose true class is among the k most probable, k = 1 … 10 (at most C)."""
-    if len(label) == 0:
+def top_k_curve(rank: npt.NDArray[np.integer], classes: int) -> dict[str, Any] | None:
+    """Share of rows whose true class is among the k most probable, k = 1 … 10 (at most C).
+
+    Args:
+        rank: [N], classes at least as probable as the true one.
+        classes: C.
+
+    Returns:
+        `k` and `share`; None without rows.
+    """
+    if len(rank) == 0:
         return None
-    of_true = probability[np.arange(len(label)), label]
-    rank = (probability >= of_true[:, None]).sum(axis=1)
-    ks = range(1, min(10, probability.shape[1]) + 1)
+    ks = range(1, min(10, classes) + 1)
     return {"k": list(ks), "share": [float((rank <= k).mean()) for k in ks]}
 
 
@@ -70,7 +76,7 @@ def calibration_bins(
         bins: number of bins over 0..1; empty ones are left out.
 
     Returns:
-        ``predicted`` (mean), ``observed`` (share), ``n`` per bin and ``expected_calibration_error``
+        `predicted` (mean), `observed` (share), `n` per bin and `expected_calibration_error`
         (Naeini et al., AAAI 2015: the n-weighted mean absolute gap).
     """
     if len(probability) == 0:
@@ -119,7 +125,7 @@ def _point(
     }
 
 
-def _corners(fpr: Floats, tpr: Floats) -> Integers:
+def _corners(fpr: Floats, tpr: Floats) -> npt.NDArray[np.int64]:
     """Indices of the points to draw: the staircase's corners, thinned evenly to MAX_POINTS."""
     straight = (np.diff(fpr[:-1]) == 0) & (np.diff(fpr[1:]) == 0)
     straight |= (np.diff(tpr[:-1]) == 0) & (np.diff(tpr[1:]) == 0)

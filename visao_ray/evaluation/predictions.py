@@ -1,16 +1,13 @@
-"""Judge a predictions table: threshold from val, figures for val and test."""
+"""Evaluate a predictions table: threshold from val, figures for val and test."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray.errors import InputError
-from visao_ray.evaluation.bootstrap import Integers
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.curves import (
     binary_curves,
@@ -18,11 +15,9 @@ from visao_ray.evaluation.curves import (
     histograms,
     top_k_curve,
 )
-from visao_ray.evaluation.metrics import (
-    checked_probability,
-    class_indices,
-    classification_metrics,
-)
+from visao_ray.evaluation.labelled_scores import LabelledScores
+from visao_ray.evaluation.metrics import metrics_at
+from visao_ray.evaluation.probabilities import Probabilities
 from visao_ray.evaluation.thresholds import OperatingThreshold, threshold_for_recall
 
 SPLITS = ("val", "test")
@@ -37,10 +32,10 @@ class Evaluation:
         classes: declared class order; rows and columns of confusion matrices.
         positive: the positive class, or None.
         threshold: chosen on val for the target recall; None for more than two classes, no positive
-            class, or a val without positives (then ``warnings`` says so).
-        metrics: ``val`` and ``test`` at 0.5 (most probable class), and with a threshold
-            ``val_at_threshold`` and ``test_at_threshold``; see ``classification_metrics``. Where
-            classes have chapters, ``val`` and ``test`` hold ``chapter_metrics`` too.
+            class, or a val without positives (then `warnings` says so).
+        metrics: `val` and `test` at 0.5 (most probable class), and with a threshold
+            `val_at_threshold` and `test_at_threshold`; see `classification_metrics`. Where
+            classes have chapters, `val` and `test` hold `chapter_metrics` too.
         curves: per split, ROC and precision-recall points, or the top-k curve; None if undefined.
         calibration: per split, the reliability diagram.
         histograms: per split, p(positive) by true class, or the top probability by right and wrong.
@@ -63,13 +58,6 @@ class Evaluation:
         return asdict(self) | {"classes": list(self.classes), "warnings": list(self.warnings)}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    label: Integers
-    probability: npt.NDArray[np.floating]
-    group: npt.NDArray[Any]
-
-
 def evaluate_predictions(
     predictions: pa.Table,
     classes: Sequence[str],
@@ -82,11 +70,12 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Evaluate the val and test rows of a predictions table (other splits are ignored).
 
-    Only val rows decide the threshold; test rows never influence anything.
+    Only val rows decide the threshold; test rows never influence anything. Probabilities are read
+    where they lie and never copied as a whole; a table on a mapped file costs little memory.
 
     Args:
-        predictions: columns split, label, probability (fixed_size_list<float32>[C]), group; a null
-            group stands alone under its key.
+        predictions: columns split, label, probability (fixed_size_list<float32>[C]), group, key;
+            a null group stands alone under its key.
         classes: declared class order, the order of the probabilities.
         positive: with two classes, the class whose recall the threshold is chosen for.
         target_recall: in (0, 1].
@@ -102,14 +91,14 @@ def evaluate_predictions(
         raise InputError(f"target recall {target_recall} is outside (0, 1]")
     names = tuple(classes)
     rows = {split: _rows(predictions, split, names) for split in SPLITS}
-    if not any(len(part.label) for part in rows.values()):
+    if not any(map(len, rows.values())):
         raise InputError("predictions hold no val or test rows, so there is nothing to evaluate")
     warnings = [
-        f"Only {len(part.label)} {split} images: differences of a few points mean nothing."
-        if len(part.label)
+        f"Only {len(part)} {split} images: differences of a few points mean nothing."
+        if len(part)
         else f"No {split} images: nothing is known about {split}."
         for split, part in rows.items()
-        if len(part.label) < FEW_ROWS
+        if len(part) < FEW_ROWS
     ]
 
     binary = len(names) == 2 and positive is not None
@@ -119,21 +108,23 @@ def evaluate_predictions(
         val = rows["val"]
         if (val.label == column).any():
             threshold = threshold_for_recall(
-                val.probability[:, column], val.label == column, target_recall, positive
+                val.score(column), val.label == column, target_recall, positive
             )
         else:
             warnings.append(f"No operating threshold: val has no {positive} image to choose it on.")
 
-    metrics: dict[str, dict[str, Any]] = {}
     cuts: dict[str, float | None] = {"": None}
     if threshold is not None:
         cuts["_at_threshold"] = threshold.threshold
-    for suffix, cut in cuts.items():
-        for split, part in rows.items():
-            metrics[split + suffix] = classification_metrics(
-                part.label, part.probability, part.group, names, positive, cut, replicates, seed
-            )
-
+    found = {
+        split: metrics_at(list(cuts.values()), part, names, positive, replicates, seed)
+        for split, part in rows.items()
+    }
+    metrics = {
+        split + suffix: found[split][number]
+        for number, suffix in enumerate(cuts)
+        for split in SPLITS
+    }
     if chapter_digits:
         for split, part in rows.items():
             metrics[split] |= chapter_metrics(
@@ -145,14 +136,13 @@ def evaluate_predictions(
     bars: dict[str, dict[str, Any]] = {}
     for split, part in rows.items():
         if column is not None:
-            score, event = part.probability[:, column], part.label == column
+            score, event = part.score(column), part.label == column
             cut = threshold.threshold if threshold is not None else None
             curves[split] = binary_curves(score, event, cut)
             subsets = {name: part.label == index for index, name in enumerate(names)}
         else:
-            score = part.probability.max(axis=1)
-            event = part.probability.argmax(axis=1) == part.label
-            curves[split] = top_k_curve(part.label, part.probability)
+            score, event = part.highest, part.most_probable == part.label
+            curves[split] = top_k_curve(part.rank, len(names))
             subsets = {"right": event, "wrong": ~event}
         calibration[split] = calibration_bins(score, event)
         bars[split] = histograms(score, subsets)
@@ -165,29 +155,26 @@ def evaluate_predictions(
         calibration=calibration,
         histograms=bars,
         counts={
-            split: {"images": len(part.label), "groups": int(metrics[split]["groups"])}
+            split: {"images": len(part), "groups": int(metrics[split]["groups"])}
             for split, part in rows.items()
         },
         warnings=tuple(warnings),
     )
 
 
-def _rows(predictions: pa.Table, split: str, classes: tuple[str, ...]) -> _Rows:
+def _rows(predictions: pa.Table, split: str, classes: tuple[str, ...]) -> LabelledScores:
     for column in ("key", "split", "label", "probability", "group"):
         if column not in predictions.column_names:
             raise InputError(f"predictions have no column {column!r}")
-    part = predictions.filter(pc.equal(predictions["split"], split))
-    if part["probability"].null_count or part["label"].null_count:
+    chosen = pc.fill_null(pc.equal(predictions["split"], split), False)
+    probability = predictions["probability"]
+    missing = pc.or_(pc.is_null(predictions["label"]), pc.is_null(probability))
+    if pc.any(pc.and_(chosen, missing)).as_py():
         raise InputError(f"some {split} predictions have no label or no probability")
-    flat = part["probability"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if flat.size != part.num_rows * len(classes):
-        raise InputError(
-            f"predictions hold {flat.size // max(part.num_rows, 1)} probabilities an image,"
-            f" but there are {len(classes)} classes"
-        )
-    probability = flat.reshape(part.num_rows, len(classes))
-    return _Rows(
-        label=class_indices(part["label"].to_pylist(), classes),
-        probability=checked_probability(probability, part.num_rows, len(classes)),
-        group=pc.coalesce(part["group"], part["key"]).to_numpy(),
+    narrow = predictions.select(["key", "label", "group"]).filter(chosen)
+    return LabelledScores.of(
+        narrow["label"],
+        Probabilities.of_column(probability, chosen.to_numpy(), len(classes)),
+        pc.coalesce(narrow["group"], narrow["key"]),
+        classes,
     )

@@ -16,7 +16,13 @@ import pyarrow.compute as pc
 
 from visao_ray import tables
 from visao_ray.errors import InputError
-from visao_ray.evaluation.bootstrap import UNDEFINED, estimates, group_multiplicities
+from visao_ray.evaluation.bootstrap import (
+    UNDEFINED,
+    estimates,
+    group_multiplicities,
+    weighted_sums,
+)
+from visao_ray.evaluation.labelled_scores import Values, sorted_codes
 from visao_ray.storage import Location
 from visao_ray.tables import Vectors
 
@@ -32,7 +38,7 @@ def precision_at_k(
     gallery: Vectors,
     gallery_labels: npt.NDArray[Any],
     own: npt.NDArray[np.integer],
-    groups: npt.NDArray[Any],
+    groups: Values,
     k: int = 20,
     replicates: int = 1000,
     seed: int = 0,
@@ -71,15 +77,14 @@ def precision_at_k(
     share = np.empty(len(queries))
     for position, nearest in enumerate(_neighbours(queries, gallery, own, k)):
         share[position] = (gallery_labels[nearest] == query_labels[position]).mean()
-    names, group = np.unique(groups, return_inverse=True)
-    sums = np.bincount(group, share, len(names))
-    sizes = np.bincount(group, minlength=len(names)).astype(np.float64)
-    chunks = [
-        (sums @ weight) / (sizes @ weight)
-        for weight in group_multiplicities(len(names), replicates, seed, len(queries))
-    ]
+    group, group_count = sorted_codes(groups)
+    sums = np.stack([np.bincount(group, share, group_count), np.bincount(group)])
+    chunks = []
+    for weight in group_multiplicities(group_count, replicates, seed):
+        found, asked = weighted_sums(sums, weight)
+        chunks.append(found / asked)
     values = np.concatenate(chunks)[None]
-    return estimates(values, len(queries), len(names), share=True)[0].to_json()
+    return estimates(values, len(queries), group_count, share=True)[0].to_json()
 
 
 def retrieval_metrics(
@@ -94,14 +99,14 @@ def retrieval_metrics(
     """
     table = tables.open_table(embeddings, "embeddings").to_table().sort_by("key")
     name = f"precision_at_{k}"
-    return {split: {name: _judge(table, split, k, replicates, seed)} for split in SPLITS}
+    return {split: {name: _of_split(table, split, k, replicates, seed)} for split in SPLITS}
 
 
-def _judge(table: pa.Table, split: str, k: int, replicates: int, seed: int) -> dict[str, Any]:
+def _of_split(table: pa.Table, split: str, k: int, replicates: int, seed: int) -> dict[str, Any]:
     gallery = table.filter(pc.is_in(table["split"], pa.array(["train", split])))
     own = np.flatnonzero(pc.equal(gallery["split"], split).to_numpy())
-    vectors, labels = tables.matrix(gallery["embedding"]), gallery["label"].to_numpy()
-    groups = pc.coalesce(gallery["group"], gallery["key"]).to_numpy()
+    vectors, (labels, _) = tables.matrix(gallery["embedding"]), sorted_codes(gallery["label"])
+    groups, _ = sorted_codes(pc.coalesce(gallery["group"], gallery["key"]))
     return precision_at_k(
         vectors[own], labels[own], vectors, labels, own, groups[own], k, replicates, seed
     )

@@ -1,0 +1,157 @@
+"""Rows to evaluate: the true class, the probabilities and the group of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from visao_ray.errors import InputError
+from visao_ray.evaluation.probabilities import Matrix, Probabilities
+
+Codes = npt.NDArray[np.int32]
+Values: TypeAlias = Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray
+
+
+@dataclass(frozen=True)
+class LabelledScores:
+    """Rows with their true class and group, and what one reading of the probabilities shows.
+
+    Attributes:
+        probability: [N, C], finite.
+        label: int32[N], the true class.
+        group: int32[N], what is drawn as one, numbered in the order of the names.
+        groups: how many groups there are.
+        most_probable: int32[N], the first class of the highest probability.
+        highest: [N], its probability.
+        of_true: [N], the probability of the true class.
+        rank: int32[N], classes at least as probable as the true one. Ties rank against it: a
+            constant prediction earns no credit.
+    """
+
+    probability: Probabilities
+    label: Codes
+    group: Codes
+    groups: int
+    most_probable: Codes
+    highest: npt.NDArray[np.floating]
+    of_true: npt.NDArray[np.floating]
+    rank: Codes
+
+    @classmethod
+    def of(
+        cls,
+        labels: Values,
+        probability: Matrix | Probabilities,
+        groups: Values,
+        classes: Sequence[str],
+    ) -> LabelledScores:
+        """Check and number what is given.
+
+        Args:
+            labels: [N] class names without nulls, or class indices.
+            probability: [N, C], columns in the order of `classes`.
+            groups: [N] patient, container or whatever must be drawn as one, without nulls.
+            classes: the C declared class names.
+
+        Raises:
+            InputError: unknown label, wrong shape, or a probability that is not finite.
+        """
+        label, given = class_codes(labels, classes), Probabilities.of(probability)
+        rows = len(label)
+        if len(groups) != rows:
+            raise InputError(f"{rows} labels but {len(groups)} groups")
+        if (len(given), given.width) != (rows, len(classes)):
+            raise InputError(
+                f"probabilities have shape {(len(given), given.width)},"
+                f" expected {(rows, len(classes))} (one row per image, one column per class)"
+            )
+        most_probable, rank = np.empty(rows, np.int32), np.empty(rows, np.int32)
+        highest, of_true = np.empty(rows, given.dtype), np.empty(rows, given.dtype)
+        broken = 0
+        for place, piece in given.pieces():
+            broken += int((~np.isfinite(piece).all(axis=1)).sum())
+            each, best = np.arange(len(piece)), piece.argmax(axis=1)
+            most_probable[place], highest[place] = best, piece[each, best]
+            own = piece[each, label[place]]
+            of_true[place], rank[place] = own, (piece >= own[:, None]).sum(axis=1)
+        if broken:
+            raise InputError(
+                f"{broken} of {rows} predictions hold NaN or infinite probabilities;"
+                " the model diverged or its input was not finite"
+            )
+        group, count = sorted_codes(groups)
+        return cls(given, label, group, count, most_probable, highest, of_true, rank)
+
+    def __len__(self) -> int:
+        """N, the number of rows."""
+        return len(self.label)
+
+    def score(self, c: int) -> npt.NDArray[np.floating]:
+        """The probability of one class: [N]."""
+        column: npt.NDArray[np.floating] = self.probability.columns(range(c, c + 1))[0]
+        return column
+
+
+def class_codes(labels: Values, classes: Sequence[str]) -> Codes:
+    """Labels as positions in the declared class order: int32[N].
+
+    Args:
+        labels: [N] class names without nulls, or class indices.
+        classes: the C declared class names.
+
+    Raises:
+        InputError: a label is not one of the classes.
+    """
+    if not len(labels):
+        return np.zeros(0, dtype=np.int32)
+    array = _arrow(labels)
+    if pa.types.is_integer(array.type):
+        indices: Codes = array.to_numpy().astype(np.int32)
+        if indices.min() < 0 or indices.max() >= len(classes):
+            raise InputError(f"class index outside 0..{len(classes) - 1} among the labels")
+        return indices
+    distinct, codes = _encoded(array)
+    names = distinct.to_pylist()
+    position = {name: index for index, name in enumerate(classes)}
+    unknown = sorted({str(name) for name in names if name not in position})
+    if unknown:
+        raise InputError(
+            f"label {unknown[0]!r} is not one of the {len(classes)} classes"
+            f" ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+        )
+    known: Codes = np.array([position[name] for name in names], dtype=np.int32)[codes]
+    return known
+
+
+def sorted_codes(values: Values) -> tuple[Codes, int]:
+    """Values as numbers from 0 in their sorted order, int32[N], and how many distinct ones.
+
+    Args:
+        values: [N] names or numbers without nulls, as of groups.
+    """
+    if not len(values):
+        return np.zeros(0, dtype=np.int32), 0
+    distinct, codes = _encoded(_arrow(values))
+    number = np.empty(len(distinct), dtype=np.int32)
+    number[pc.sort_indices(distinct).to_numpy()] = np.arange(len(distinct), dtype=np.int32)
+    return number[codes], len(distinct)
+
+
+def _arrow(values: Values) -> pa.Array | pa.ChunkedArray:
+    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+    # A dictionary may hold values that no row has.
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def _encoded(array: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
+    """The distinct values, and the position among them of each row's own."""
+    encoded = array.dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return encoded.dictionary, encoded.indices.to_numpy()
