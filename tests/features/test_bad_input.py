@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 from odd_files import OddFile, encoded, film, write_odd_files
 
-from visao_ray.features.pipeline import Loading, load
+from visao_ray.datasets.listing import APPEND, LISTING
+from visao_ray.inference.loading import Loading, Unit, load_unit
+from visao_ray.storage import locate
+from visao_ray.store import Store, schemas
+from visao_ray.store.table import Table, append, write_fragments
 
 REPOSITORY = Path(__file__).parents[2]
 GOOD = 60
@@ -69,29 +72,35 @@ def test_every_file_ends_in_one_place(
     run = extract([*arguments, "--out", str(tmp_path), "--max-errors", "0.5"])
     assert run.returncode == 0, run.stderr
 
-    features = {
-        row["key"]: row for row in pads.dataset(tmp_path / "features").to_table().to_pylist()
+    store = Store.open(str(tmp_path / "store"))
+    images = {
+        row["key"][len(str(folder)) + 1 :]: row
+        for row in store.images.latest().read(schemas.IMAGES.names).to_pylist()
     }
-    errors = {row["key"]: row for row in pads.dataset(tmp_path / "errors").to_table().to_pylist()}
+    table = store.vectors(store.the_extractor(None)).latest()
+    columns = ["content_id", "status", "error_type", "message", "avg", "max"]
+    vectors = {row["content_id"]: row for row in table.read(columns).to_pylist()}
     counts = json.loads((tmp_path / "result.json").read_text())["counts"]
-    assert counts["images"] == counts["ok"] + counts["errors"] == files
-    assert len(features) == counts["ok"]
-    assert len(errors) == counts["errors"]
-    assert not features.keys() & errors.keys()
+    assert counts["listed"] == counts["ok"] + counts["errors"] == files == len(images)
+    usable = {name for name, row in images.items() if row["status"] == "ok"}
+    assert len(usable) == counts["ok"]
 
     kinds = 0
     for file in odd:
         key = f"vazio/{file.name}"
+        image = images[key]
         if not file.readable:
-            row = errors[key]
-            assert row["message"], key
+            assert image["error"], key
             if file.bytes_exist:
-                assert (row["stage"], row["error_type"]) == ("decode", file.reason), key
+                row = vectors[image["content_id"]]
+                assert (row["status"], row["error_type"]) == ("error", file.reason), key
+                assert image["status"] == "error"
             else:
-                assert row["stage"] in ("list", "download"), key
+                assert image["status"] == "unread", key
             kinds += 1
             continue
-        row = features[key]
+        assert image["status"] == "ok", key
+        row = vectors[image["content_id"]]
         assert file.pixels is not None
         for pool, expected in zip(("avg", "max"), patch_means(file.pixels), strict=True):
             assert np.abs(np.array(row[pool]) - expected).max() <= max(
@@ -99,8 +108,8 @@ def test_every_file_ends_in_one_place(
             ), key
         kinds += 1
     assert kinds >= 20
-    assert errors[".DS_Store"]["stage"] == "list"
-    assert all(f"nvazio/good {n}.jpg" in features for n in range(GOOD // 2))
+    assert images[".DS_Store"]["error"].startswith("not_an_image: ")
+    assert all(f"nvazio/good {n}.jpg" in usable for n in range(GOOD // 2))
 
 
 def test_too_many_errors_fail_after_writing_them(
@@ -111,10 +120,11 @@ def test_too_many_errors_fail_after_writing_them(
     arguments = ["--dataset", "vazios", "--data", str(folder), "--weights", str(averager)]
     run = extract([*arguments, "--out", str(tmp_path)])
     assert run.returncode == 2
-    assert f"{bad} of {files} images" in run.stderr
+    assert f"{bad} of {files} new images" in run.stderr
     assert "--max-errors 0.05" in run.stderr
     assert "Traceback" not in run.stderr
-    assert pads.dataset(tmp_path / "errors").count_rows() == bad
+    images = Store.open(str(tmp_path / "store")).images.latest()
+    assert images.count("status != 'ok'") == bad
     assert not (tmp_path / "result.json").exists()
 
     lenient = extract([*arguments, "--out", str(tmp_path), "--max-errors", "1"])
@@ -123,17 +133,20 @@ def test_too_many_errors_fail_after_writing_them(
 
 def test_vanished_and_forbidden_files(averager: Path, tmp_path: Path) -> None:
     """Files that are listed but gone, or not allowed, when their pixels are read."""
-    loading = Loading(image_size=32, resize="stretch", recipe="none", views=0, seed=0)
     present, forbidden = tmp_path / "present.jpg", tmp_path / "forbidden.jpg"
     for path in (present, forbidden):
         path.write_bytes(encoded(film(60, 80), "JPEG"))
     forbidden.chmod(0)
     names = ["present.jpg", "gone.jpg", "forbidden.jpg"]
-    rows = [
-        {"key": name, "uri": str(tmp_path / name), "label": "vazio", "split": "val", "group": name}
-        | {"content_id": name, "status": "ok", "error": None}
-        for name in names
-    ]
+    rows = [{"key": str(tmp_path / name), "row": APPEND} for name in names]
+    place = Table(locate(str(tmp_path / "listing.lance")))
+    place.create(LISTING)
+    listed = pa.Table.from_pylist(rows, schema=LISTING)
+    at = append(place.latest(), write_fragments(place.uri, LISTING, listed))
+    unit = Unit(at, 8, Loading(32, "stretch"), (), "", 0)
+    for path in tmp_path.rglob("*"):
+        if path.parts[-1] != "forbidden.jpg":
+            path.chmod(0o755)
     tmp_path.chmod(0o755)
     parents = [parent for parent in tmp_path.parents if parent.owner() == tmp_path.owner()]
     privileged = os.geteuid() == 0
@@ -143,15 +156,14 @@ def test_vanished_and_forbidden_files(averager: Path, tmp_path: Path) -> None:
             for parent in parents:
                 parent.chmod(modes[parent] | 0o055)
             os.seteuid(65534)
-        loaded = load(pa.Table.from_pylist(rows), loading).to_pylist()
+        loaded = load_unit(pa.table({"unit": [0]}), unit).to_pylist()
     finally:
         if privileged:
             os.seteuid(0)
             for parent in parents:
                 parent.chmod(modes[parent])
-    found = {row["key"]: row for row in loaded}
-    assert found["present.jpg"]["pixels"] is not None
+    found = {Path(row["image_key"]).name: row for row in loaded}
+    assert found["present.jpg"]["image_status"] == "ok"
     for name, kind in (("gone.jpg", "FileNotFoundError"), ("forbidden.jpg", "PermissionError")):
-        assert found[name]["pixels"] is None
-        assert (found[name]["stage"], found[name]["error_type"]) == ("download", kind)
-        assert found[name]["message"]
+        assert found[name]["image_status"] == "unread"
+        assert found[name]["image_error"].startswith(f"{kind}: ")
