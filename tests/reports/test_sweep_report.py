@@ -246,6 +246,30 @@ def test_folds_are_told_as_folds():
     assert "bootstrap replicates." not in text
 
 
+def test_figures_of_a_sample_and_of_all_rows_are_told_apart():
+    """Trial 1 and the default were fitted anew on all rows, trial 2 could not be."""
+    refits = trials([{}, {"class_weight": "nvazio=3"}, {"kind": "svm"}], [0.93, 0.98, None])
+    refits = refits.append_column("refit_of", pa.array([0, 1, 2], pa.int32()))
+    found = report(
+        page(
+            sample={"train": 800, "val": 160},
+            refits=refits,
+            finalists=[finalist(1, interval(0.98, 0.01), interval(0.05, 0.03), interval(0, 0.02))],
+        )
+    ).text
+    assert "its ROC AUC on val is 0.9800 (95 %: 0.9700–0.9900, n = 836)" in found
+    assert "800 of 4,172 train rows and 160 of 836 val rows" in found
+    table = found[found.index("The best heads") :]
+    rows = re.findall(r"trial (\d) .*?(all rows|sample) ?(0\.\d{4})", table)
+    assert rows[:3] == [
+        ("1", "all rows", "0.9800"),
+        ("2", "sample", "0.9500"),
+        ("0", "all rows", "0.9300"),
+    ]
+    assert "How they learned on the sample" in found
+    assert "sample" not in report(page()).text
+
+
 def test_levers_show_the_best_three_at_one_scale():
     points = [
         {"number": n, "factor": f, "threshold": t, "recall": 1 - t / 2, "precision": p}

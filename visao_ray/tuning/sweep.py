@@ -441,15 +441,13 @@ def _choose(
     """The heads by which val chooses, best first: as searched, or as fitted on all rows.
 
     Raises:
-        InputError: none of them could be fitted on all rows.
+        InputError: none could be fitted on all rows.
     """
     if sweep.sample is None:
         return list(ranked)
-    candidates = ranked[: max(1, sweep.settings.finalists)]
-    again = [refits[one.number] for one in candidates if one.number in refits]
-    if not again:
-        raise InputError("no finalist could be fitted on all train rows; see the warnings above")
-    return _ranked(again, sweep.criterion)
+    if not refits:
+        raise InputError("no head could be fitted on all train rows; see the warnings above")
+    return _ranked(list(refits.values()), sweep.criterion)
 
 
 def _twin_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, str]]:
