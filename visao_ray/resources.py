@@ -16,6 +16,7 @@ from visao_ray.errors import InputError
 
 _GIB = 1024**3
 _UNLIMITED = 10_000  # nodes of a group without a limit
+_RETRIES = 3
 _READS = 2  # files of rows read at once: hardly any work beside that of their images
 
 
@@ -171,12 +172,14 @@ def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) 
     Args:
         function: to call.
         arguments: of it. References stay references; the function gets each in a list of one.
-        keep: return a reference instead.
+        keep: return a reference instead. The function must only read: it is called again where its
+            result was on a node that is gone.
     """
     import ray
 
     wrapped = [[one] if isinstance(one, ray.ObjectRef) else one for one in arguments]
-    reference = ray.remote(function).options(max_retries=0, **look().light).remote(*wrapped)
+    options = {"max_retries": _RETRIES if keep else 0, **look().light}
+    reference = ray.remote(function).options(**options).remote(*wrapped)
     return reference if keep else ray.get(reference)
 
 

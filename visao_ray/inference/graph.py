@@ -150,9 +150,17 @@ def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, starte
 def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:
     """The actors that know contents; none where nothing is computed."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if at is None:
         return ()
-    kind = ray.remote(ContentLookup).options(**look().light, max_restarts=-1, max_task_retries=-1)
+    options: dict[str, Any] = look().light
     count = 1 + work.files // _CONTENTS_A_LOOKUP
+    if count == 1:
+        # Beside the driver: no other node's end makes it forget. Several need more memory than a
+        # head may have.
+        node = ray.get_runtime_context().get_node_id()
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        options = {"num_cpus": 0, "scheduling_strategy": strategy}
+    kind = ray.remote(ContentLookup).options(**options, max_restarts=-1, max_task_retries=-1)
     return tuple(kind.remote(at, len(work.loading.views)) for _ in range(count))

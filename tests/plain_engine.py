@@ -1,0 +1,77 @@
+"""An engine that costs nothing, for graphs in tests; it may stop, wait or end its process."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SIZE = 32
+
+
+class MeanEngine:
+    """Averages and maxima of the four quarters of an image."""
+
+    outputs: Mapping[str, int] = {"avg": 4, "max": 4}
+    metadata: Mapping[str, Any] = {"engine": "means"}
+
+    def __init__(self, act: "Means") -> None:
+        self._act = act
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        found = means(pixels)
+        self._act.on(found["avg"])
+        return found
+
+
+def means(pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+    """What the engine makes of uint8[N, 32, 32, C]."""
+    quarters = pixels.reshape(len(pixels), 2, SIZE // 2, 2, SIZE // 2, -1).astype(np.float32)
+    return {
+        "avg": quarters.mean(axis=(2, 4, 5)).reshape(len(pixels), 4),
+        "max": quarters.max(axis=(2, 4, 5)).reshape(len(pixels), 4),
+    }
+
+
+@dataclass(frozen=True)
+class Means:
+    """Builds the engine.
+
+    Attributes:
+        slow: seconds that each call takes.
+        above: average grey of an image that makes the engine act.
+        action: what it does then: wait (2 s), fail, or die (once).
+        mark: file that says that it has died.
+    """
+
+    slow: float = 0.0
+    above: float = 256.0
+    action: str = ""
+    mark: str = ""
+
+    name = "means"
+    image_size = SIZE
+    resize = "stretch"
+    outputs = MeanEngine.outputs
+    metadata = MeanEngine.metadata
+
+    def build(self) -> MeanEngine:
+        return MeanEngine(self)
+
+    def on(self, averages: npt.NDArray[np.float32]) -> None:
+        """Act on what a call has seen."""
+        time.sleep(self.slow)
+        if not (averages.mean(axis=1) > self.above).any():
+            return
+        if self.action == "wait":
+            time.sleep(2)
+        elif self.action == "fail":
+            raise RuntimeError("the engine fails on purpose")
+        elif self.action == "die" and not Path(self.mark).exists():
+            Path(self.mark).write_bytes(b"")
+            os.kill(os.getpid(), signal.SIGKILL)
