@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from ray_nodes import RAY, RayNodes
 
 from visao_ray.storage import Location
+from visao_ray.store import Store
+from visao_ray.tables import matrix
 
 DEADLINE_S = 300
 #: What makes an extraction long enough to be disturbed, and short enough for a test.
@@ -23,6 +24,11 @@ EXTRACT = (
     "--rows-per-block=16",
     "--batch-size=16",
 )
+
+
+def source(images: Location) -> tuple[str, str]:
+    """Flags of a job that reads the images."""
+    return ("--dataset=vazios", f"--data={images.uri}")
 
 
 def wait_for(what: Callable[[], bool], run: "subprocess.Popen[str]") -> None:
@@ -58,11 +64,12 @@ def stop(nodes: RayNodes, run: "subprocess.Popen[str]") -> str:
 
 
 def committed(out: Location) -> int:
-    """Blocks of an extraction that are safe."""
-    names = [entry.name for entry in out.join("work", "committed").children()]
-    return sum(
-        name.endswith(".parquet") and not name.endswith(".pending.parquet") for name in names
-    )
+    """Images of an extraction whose vectors are safe."""
+    store = Store.find(out.join("store").uri)
+    names = list(store.extractors()) if store is not None else []
+    if store is None or not names or not store.vectors(names[0]).exists():
+        return 0
+    return store.vectors(names[0]).latest().count()
 
 
 def result(out: Location) -> dict[str, Any]:
@@ -72,18 +79,24 @@ def result(out: Location) -> dict[str, Any]:
 
 
 def features(out: Location) -> dict[str, np.ndarray]:
-    """The features table by key: each key once."""
-    place = out.join("features")
-    table = pq.read_table(place.path, filesystem=place.filesystem).sort_by("key")
-    keys = table["key"].to_pylist()
+    """Images and vectors of the store of an extraction by key: each key and content once."""
+    store = Store.open(out.join("store").uri)
+    images = store.images.latest().read(["key", "content_id", "label", "split", "status"])
+    images = images.sort_by("key")
+    keys = images["key"].to_pylist()
     assert len(keys) == len(set(keys)) > 0
-    width = table.schema.field("avg").type.list_size
-    vectors = [table[pool].combine_chunks().flatten().to_numpy() for pool in ("avg", "max")]
+    assert set(images["status"].to_pylist()) == {"ok"}
+    table = store.vectors(store.the_extractor(None)).latest().read(["content_id", "avg", "max"])
+    place = {content: row for row, content in enumerate(table["content_id"].to_pylist())}
+    assert len(place) == table.num_rows
+    rows = [place[content] for content in images["content_id"].to_pylist()]
+    assert len(set(rows)) == len(place)
+    vectors = [matrix(table[pool])[rows] for pool in ("avg", "max")]
     return {
         "key": np.array(keys),
-        "label": np.array(table["label"].to_pylist()),
-        "split": np.array(table["split"].to_pylist()),
-        "vectors": np.concatenate([flat.reshape(-1, width) for flat in vectors], axis=1),
+        "label": np.array(images["label"].to_pylist()),
+        "split": np.array(images["split"].to_pylist()),
+        "vectors": np.concatenate(vectors, axis=1),
     }
 
 
@@ -93,7 +106,10 @@ def same_features(out: Location, calm: Location) -> None:
     for name in ("key", "label", "split"):
         assert (found[name] == expected[name]).all()
     assert np.abs(found["vectors"] - expected["vectors"]).max() <= 1e-5
-    assert result(out)["counts"] == result(calm)["counts"]
+    counts = result(out)["counts"]
+    assert counts["store"] == result(calm)["counts"]["store"]
+    assert counts["listed"] == counts["new"] + counts["known"] == len(found["key"])
+    assert counts["new"] == counts["ok"]
     assert not list(out.join("work").files())
 
 
@@ -101,9 +117,9 @@ def extracted(nodes: RayNodes) -> tuple[int, float]:
     """Images that went through the network on any node so far, and the seconds that took."""
     lines = []
     for log in nodes.folder.glob("*/session_2*/logs/worker-*.err"):
-        lines += re.findall(r'^\{"extracted".*\}$', log.read_text(errors="replace"), re.MULTILINE)
+        lines += re.findall(r'^\{"images".*\}$', log.read_text(errors="replace"), re.MULTILINE)
     told = [json.loads(line) for line in lines]
-    return sum(line["extracted"] for line in told), sum(line["seconds"] for line in told)
+    return sum(line["images"] for line in told), sum(line["seconds"] for line in told)
 
 
 def processes(node_processes: list[int], name: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_runs import EXTRACT, features
+from cluster_runs import EXTRACT, features, source
 from ray_nodes import RayNodes, ray_nodes
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
@@ -65,24 +65,13 @@ def images(s3: S3) -> Location:
 
 
 @pytest.fixture(scope="session")
-def manifest(site: Site, images: Location) -> Location:
-    """Of the images, made on the cluster."""
-    out = site.place("cluster/manifest")
-    run = site.nodes.submit(
-        "manifest", "--dataset=vazios", f"--data={images.uri}", f"--out={out.uri}"
-    )
-    assert run.returncode == 0, run.stdout
-    return out.join("manifest")
-
-
-@pytest.fixture(scope="session")
-def calm(site: Site, manifest: Location) -> Location:
-    """An extraction from first to last that nobody disturbs."""
+def calm(site: Site, images: Location) -> Location:
+    """An extraction from first to last that nobody disturbs; its store is below it."""
     out = site.place("cluster/calm")
-    run = site.nodes.submit("extract", f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    run = site.nodes.submit("extract", *source(images), f"--out={out.uri}", *EXTRACT)
     assert run.returncode == 0, run.stdout
     assert run.stdout.rstrip().endswith("SUCCEEDED")
-    assert len(features(out)["key"]) == 1024
+    assert len(features(out)["key"]) == IMAGES
     return out
 
 

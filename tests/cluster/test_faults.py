@@ -13,14 +13,13 @@ from cluster_runs import (
     processes,
     result,
     same_features,
+    source,
     wait_for,
 )
 
 IMAGES, BLOCK = 1024, 16
-BLOCKS = IMAGES // BLOCK
 SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
 TRAIN = (
-    "--dataset=vazios",
     "--family=simple_cnn",
     "--image-size=80",
     "--epochs=4",
@@ -32,15 +31,15 @@ TRAIN = (
 class Extraction:
     """A run of the extract job, and what it cost beyond an undisturbed one."""
 
-    def __init__(self, site, manifest, name):
+    def __init__(self, site, images, name):
         self.out = site.place(f"cluster/{name}")
-        self.flags = (f"--manifest={manifest.uri}", f"--out={self.out.uri}", *EXTRACT)
+        self.flags = (*source(images), f"--out={self.out.uri}", *EXTRACT)
         self._site, self._name = site, name
         self._began, self._before = time.monotonic(), extracted(site.nodes)
         self.run = site.nodes.begin("extract", *self.flags)
-        wait_for(lambda: committed(self.out) >= BLOCKS // 4, self.run)
-        # What the network has done and no file holds yet: a fault may cost it, and no more.
-        self._in_hand = self._extracted()[0] - committed(self.out) * BLOCK
+        wait_for(lambda: committed(self.out) >= IMAGES // 4, self.run)
+        # What the network has done and no version holds yet: a fault may cost it, and no more.
+        self._in_hand = self._extracted()[0] - committed(self.out)
 
     def _extracted(self):
         return [
@@ -48,7 +47,10 @@ class Extraction:
         ]
 
     def ended_as(self, calm):
-        """Nothing lost, nothing doubled, and nothing done again that was safe."""
+        """Nothing lost, nothing doubled, and nothing done again that was committed.
+
+        The margin is what the network may have done between the last look and the fault.
+        """
         same_features(self.out, calm)
         images, seconds = self._extracted()
         again = images - IMAGES
@@ -56,28 +58,28 @@ class Extraction:
             f"\n{self._name}: {again} images extracted again (about "
             f"{seconds * again / images:.1f} s of an actor), {time.monotonic() - self._began:.0f} s"
         )
-        assert 0 <= again <= self._in_hand + 8 * BLOCK
+        assert 0 <= again <= self._in_hand + 16 * BLOCK
 
 
-def test_a_lost_node_in_extraction(site, manifest, calm):
-    extraction = Extraction(site, manifest, "lost-node")
+def test_a_lost_node_in_extraction(site, images, calm):
+    extraction = Extraction(site, images, "lost-node")
     site.nodes.kill("worker2")
     finish(extraction.run)
     extraction.ended_as(calm)
 
 
-def test_a_lost_actor(site, manifest, calm):
-    extraction = Extraction(site, manifest, "lost-actor")
+def test_a_lost_actor(site, images, calm):
+    extraction = Extraction(site, images, "lost-actor")
     nodes = site.nodes.nodes.values()
-    actors = [one for node in nodes for one in processes(node.processes(), "Extractor")]
+    actors = [one for node in nodes for one in processes(node.processes(), "ModelActor")]
     assert len(actors) == 2
     os.kill(actors[0], signal.SIGKILL)
     finish(extraction.run)
     extraction.ended_as(calm)
 
 
-def test_a_store_that_is_restarted(site, manifest, calm):
-    extraction = Extraction(site, manifest, "store-restart")
+def test_a_store_that_is_restarted(site, images, calm):
+    extraction = Extraction(site, images, "store-restart")
     site.store.kill()
     time.sleep(8)
     site.store.start()
@@ -85,10 +87,10 @@ def test_a_store_that_is_restarted(site, manifest, calm):
     extraction.ended_as(calm)
 
 
-def test_a_slow_and_failing_store(site, manifest, calm):
+def test_a_slow_and_failing_store(site, images, calm):
     before = site.faults.count()
     with site.faults.met(slow_down=0.06, reset=0.06, stall=0.005):
-        extraction = Extraction(site, manifest, "failing-store")
+        extraction = Extraction(site, images, "failing-store")
         finish(extraction.run)
     met = {name: count - before.get(name, 0) for name, count in site.faults.count().items()}
     print(f"requests that met a fault: {met}")
@@ -97,8 +99,8 @@ def test_a_slow_and_failing_store(site, manifest, calm):
     extraction.ended_as(calm)
 
 
-def test_a_lost_head(site, manifest, calm):
-    extraction = Extraction(site, manifest, "lost-head")
+def test_a_lost_head(site, images, calm):
+    extraction = Extraction(site, images, "lost-head")
     for name in ("head", "worker1", "worker2"):
         site.nodes.kill(name)
     extraction.run.kill()
@@ -110,15 +112,15 @@ def test_a_lost_head(site, manifest, calm):
     site.nodes.wait()
     again = site.nodes.submit("extract", *extraction.flags)
     assert again.returncode == 0, again.stdout
-    assert "going on with the run" in again.stdout
+    assert 256 <= result(extraction.out)["counts"]["known"] < IMAGES
     extraction.ended_as(calm)
 
 
 def test_a_lost_node_in_a_sweep(site, calm):
     def sweep(name, disturb):
         out = site.place(f"cluster/{name}")
-        source = f"--features={calm.join('features').uri}"
-        run = site.nodes.begin("sweep", source, f"--out={out.uri}", *SWEEP)
+        store = f"--store={calm.join('store').uri}"
+        run = site.nodes.begin("sweep", store, f"--out={out.uri}", *SWEEP)
         if disturb:
             wait_for(lambda: len(out.join("tune", "trials").children()) >= 2, run)
             site.nodes.kill("worker2")
@@ -138,10 +140,10 @@ def test_a_lost_node_in_a_sweep(site, calm):
     assert set(found["status"].to_pylist()) == {"ok"}
 
 
-def test_a_lost_node_in_training(site, manifest):
+def test_a_lost_node_in_training(site, images):
     out = site.place("cluster/lost-node-train")
     began = time.monotonic()
-    run = site.nodes.begin("train", f"--manifest={manifest.uri}", f"--out={out.uri}", *TRAIN)
+    run = site.nodes.begin("train", *source(images), f"--out={out.uri}", *TRAIN)
     wait_for(lambda: out.join("work", "epochs", "0002.json").exists(), run)
     hosts = [
         name

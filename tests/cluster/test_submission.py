@@ -8,12 +8,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from cluster_runs import EXTRACT, committed, finish, result, same_features, stop, wait_for
+from cluster_runs import (
+    EXTRACT,
+    committed,
+    features,
+    finish,
+    result,
+    same_features,
+    source,
+    stop,
+    wait_for,
+)
 from job_runs import ROOT
 from ray_nodes import RAY
 from s3_server import SECRET
-
-BLOCKS = 64
 
 
 def rows(place):
@@ -22,16 +30,16 @@ def rows(place):
 
 def test_extraction(calm):
     counts = result(calm)["counts"]
-    assert counts["images"] == counts["ok"] == counts["rows"] == 1024
+    assert counts["listed"] == counts["ok"] == counts["computed"] == 1024
     assert counts["errors"] == 0
-    assert rows(calm.join("features")).num_rows == 1024
+    assert len(features(calm)["key"]) == 1024
 
 
 def test_a_sweep(site, calm):
     out = site.place("submission/sweep")
     options = ("--trials=4", "--epochs=4", "--finalists=2")
-    features = calm.join("features").uri
-    run = site.nodes.submit("sweep", f"--features={features}", f"--out={out.uri}", *options)
+    store = calm.join("store").uri
+    run = site.nodes.submit("sweep", f"--store={store}", f"--out={out.uri}", *options)
     assert run.returncode == 0, run.stdout
     found = result(out)
     assert found["status"] == "finished"
@@ -41,17 +49,16 @@ def test_a_sweep(site, calm):
     assert out.join("head.keras").exists()
 
 
-def test_training(site, manifest):
+def test_training(site, images):
     out = site.place("submission/train")
     options = (
-        "--dataset=vazios",
         "--image-size=80",
         "--epochs=2",
         "--batch-size=32",
         "--workers=2",
     )
-    source = f"--manifest={manifest.uri}"
-    run = site.nodes.submit("train", "--family=simple_cnn", source, f"--out={out.uri}", *options)
+    place = f"--out={out.uri}"
+    run = site.nodes.submit("train", "--family=simple_cnn", *source(images), place, *options)
     assert run.returncode == 0, run.stdout
     found = result(out)
     assert [row["epoch"] for row in found["details"]["history"]] == [1, 2]
@@ -75,30 +82,30 @@ def test_a_pipeline(site, images):
     )
     assert run.returncode == 0, run.stdout
     found = result(out)
-    assert found["counts"]["images"] == found["counts"]["ok"] == 200
+    assert found["counts"]["listed"] == found["counts"]["ok"] == 200
     for split in ("val", "test"):
         accuracy = found["metrics"][split]["accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
     assert b"vazios" in out.join("report.html").read_bytes()
 
 
-def test_stopped_half_way_and_handed_in_again(site, manifest, calm):
+def test_stopped_half_way_and_submitted_again(site, images, calm):
     out = site.place("submission/stopped")
-    command = (f"--manifest={manifest.uri}", f"--out={out.uri}", *EXTRACT)
+    command = (*source(images), f"--out={out.uri}", *EXTRACT)
     run = site.nodes.begin("extract", *command)
-    wait_for(lambda: committed(out) >= BLOCKS // 3, run)
+    wait_for(lambda: committed(out) >= 256, run)
     told = stop(site.nodes, run)
     assert "stopped; the same command goes on from here" in told
     assert "SIGTERM" not in told  # Ray's own dump of the stack
     assert not out.join("result.json").exists()
     before = committed(out)
-    assert 0 < before < BLOCKS
+    assert 0 < before < 1024
 
-    told = finish(site.nodes.begin("extract", *command))
-    assert "going on with the run" in told
+    finish(site.nodes.begin("extract", *command))
+    assert before <= result(out)["counts"]["known"] < 1024
     same_features(out, calm)
     told = finish(site.nodes.begin("extract", *command))
-    assert "already finished" in told
+    assert "1,024 known, 0 new" in told
 
 
 @pytest.mark.parametrize(
@@ -151,9 +158,9 @@ def test_what_travels_is_small(site, calm):
 
 
 def test_ray_job_submit_itself(site, calm):
-    """The same without our wrapper: finished already, so it only says so."""
-    told = json.loads(calm.join("run.json").read_bytes())
-    flags = [f"--manifest={told['settings']['manifest']}", f"--out={calm.uri}", *EXTRACT]
+    """The same without our wrapper: everything is known already, so it only says so."""
+    told = json.loads(calm.join("result.json").read_bytes())["settings"]
+    flags = [f"--data={told['data']}", f"--store={calm.join('store').uri}", *EXTRACT]
     where = ["--address", site.nodes.address, "--working-dir", "."]
     where += ["--runtime-env", "cluster/runtime_env.yaml"]
     run = subprocess.run(
@@ -165,7 +172,7 @@ def test_ray_job_submit_itself(site, calm):
         timeout=120,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "already finished" in run.stdout
+    assert "1,024 known, 0 new" in run.stdout
 
 
 def test_no_stranger_gets_in(site):
