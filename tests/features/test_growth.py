@@ -1,0 +1,155 @@
+"""A store on S3 that grows: nothing is fetched or computed twice, and nothing is decided twice."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from job_runs import run_job
+from odd_files import encoded
+from s3_proxy import Faults, proxy
+from s3_server import S3, free_ports
+
+from visao_ray.storage import Location, locate
+from visao_ray.store import Store, schemas
+
+_numbers = itertools.count()
+
+
+def picture(number: int) -> bytes:
+    """A small PNG that no other number has."""
+    pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
+    return encoded(pixels, "PNG")
+
+
+@dataclass
+class Scans:
+    """A bucket of scans that grows.
+
+    Attributes:
+        place: where they are.
+        files: the number of each one's picture.
+    """
+
+    place: Location
+    files: dict[str, int] = field(default_factory=dict)
+
+    def put(self, files: dict[str, int]) -> None:
+        """Write files, new ones or others in their place."""
+
+        def put(name: str) -> None:
+            self.place.join(name).write_bytes(picture(files[name]))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, files))
+        self.files |= files
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A store and its scans on an S3 server whose requests are counted."""
+
+    scans: Scans
+    store: str
+    faults: Faults
+    weights: str
+
+    def extract(self, *flags: str) -> tuple[dict, dict[str, int]]:
+        """Run the job; returns its result and how often each scan was fetched."""
+        self.faults.reset()
+        endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.faults.port}"}
+        out = f"{self.store}-runs/{next(_numbers)}"
+        where = ["--data", self.scans.place.uri, "--store", self.store, "--out", out]
+        run = run_job(
+            "extract",
+            *where,
+            *flags,
+            "--weights",
+            self.weights,
+            timeout=400,
+            environment=endpoint,
+        )
+        assert run.returncode == 0, run.stdout + run.stderr
+        print(run.stdout)
+        start = len(self.scans.place.path) + 1
+        fetched = self.faults.paths("GET", self.scans.place.path + "/")
+        result = json.loads(locate(out).join("result.json").read_bytes())
+        return result, {path[start:]: count for path, count in fetched.items()}
+
+    def images(self) -> dict[str, dict]:
+        """Rows of `images` by the name of the scan."""
+        rows = Store.open(self.store).images.latest().read(schemas.IMAGES.names).to_pylist()
+        return {row["key"].removeprefix(self.scans.place.uri + "/"): row for row in rows}
+
+
+@pytest.fixture
+def bucket(s3: S3, tiny_backbone: str, tmp_path: Path) -> Iterator[Bucket]:
+    (port,) = free_ports(1)
+    place = locate(f"{s3.uri}/growth-{os.getpid()}-{next(_numbers)}")
+    with proxy(port, s3.port, tmp_path) as faults:
+        yield Bucket(Scans(place.join("scans")), place.join("store").uri, faults, tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "copies", "replaced", "relabelled"),
+    [
+        pytest.param(200, 15, 5, 1, 2, marks=pytest.mark.slow),
+        pytest.param(2000, 150, 50, 10, 20, marks=pytest.mark.faults),
+    ],
+)
+def test_growth(
+    bucket: Bucket, old: int, new: int, copies: int, replaced: int, relabelled: int
+) -> None:
+    scans = bucket.scans
+    scans.put({f"{('vazio', 'nvazio')[n % 2]}/C{n:06d}.png": n for n in range(old)})
+    names = list(scans.files)
+    result, fetched = bucket.extract("--dataset", "vazios")
+    assert fetched == dict.fromkeys(names, 1)
+    assert result["counts"]["ok"] == result["counts"]["computed"] == old
+    before = bucket.images()
+
+    scans.put({f"vazio/D{n:06d}.png": 100_000 + n for n in range(new)})
+    scans.put({f"nvazio/copy-{n:06d}.png": scans.files[names[n]] for n in range(copies)})
+    scans.put({names[-1 - n]: 200_000 + n for n in range(replaced)})
+    labels = locate(f"{bucket.store}-labels.csv")
+    other = {"vazio": "nvazio", "nvazio": "vazio"}
+    wrong = {name: other[name.split("/")[0]] for name in names[100 : 100 + relabelled]}
+    lines = ["key,label", *(f"{name},{label}" for name, label in wrong.items())]
+    labels.write_bytes("\n".join(lines).encode())
+    result, fetched = bucket.extract("--labels", labels.uri)
+
+    arrived = new + copies + replaced
+    assert fetched == dict.fromkeys([*list(scans.files)[old:], *names[old - replaced :]], 1)
+    assert len(fetched) == arrived
+    counts = result["counts"]
+    assert counts["listed"] == old + new + copies == counts["new"] + counts["known"]
+    assert counts["new"] == counts["read"] == arrived == counts["ok"] + counts["errors"]
+    assert (counts["errors"], counts["vanished"]) == (0, 0)
+    assert (counts["added"], counts["changed"]) == (new + copies, replaced)
+    assert counts["computed"] == new + replaced
+    assert counts["relabelled"] == relabelled
+    after = bucket.images()
+    assert set(after) == set(scans.files)
+    for name, row in before.items():
+        now = after[name]
+        assert now["split"] == row["split"], name
+        assert now["label"] == wrong.get(name, row["label"])
+        assert (now["content_id"] != row["content_id"]) == (name in names[old - replaced :])
+    for n in range(copies):  # a copy stands where its original does
+        copy, original = after[f"nvazio/copy-{n:06d}.png"], after[names[n]]
+        assert (copy["content_id"], copy["split"]) == (original["content_id"], original["split"])
+    store = Store.open(bucket.store)
+    vectors = store.vectors(store.the_extractor(None)).latest()
+    assert vectors.count() == old + new + replaced
+
+    result, fetched = bucket.extract()
+    assert not fetched
+    assert (result["counts"]["known"], result["counts"]["new"]) == (old + new + copies, 0)
+    assert result["counts"]["computed"] == 0
+    print(f"nothing new: {result['timings']}")
+    assert bucket.images() == after
