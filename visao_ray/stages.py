@@ -120,18 +120,6 @@ def extracted(spent: pa.ChunkedArray, wait: float, seconds: float) -> pa.Array:
     return tables.vectors(rows)
 
 
-def nothing(count: int) -> pa.Array:
-    """The column of rows whose costs other rows bear."""
-    return tables.vectors(np.zeros((count, len(_TOLD)), np.float32))
-
-
-def images(count: int) -> pa.Array:
-    """The column of rows that are an image each and cost nothing to load, as features do."""
-    rows = np.zeros((count, len(_TOLD)), np.float32)
-    rows[:, 0] = 1
-    return tables.vectors(rows)
-
-
 def summed(
     spent: pa.ChunkedArray, failed: pa.ChunkedArray, write_bytes: int, seconds: float, now: float
 ) -> Stages:

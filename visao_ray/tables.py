@@ -34,9 +34,6 @@ SPLITS = ("train", "val", "test")
 
 _AHEAD = 4  # files read at once
 
-#: Column of a block that names the table of each row, where one write makes several tables.
-TABLE = "table"
-
 
 def _version(name: str) -> bytes:
     return _VERSIONS.get(name, "1").encode()
@@ -64,18 +61,6 @@ MANIFEST = named_schema(
         ("mode", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
-    ],
-)
-
-#: One row an image that could not be used, and why.
-ERRORS = named_schema(
-    "errors",
-    [
-        ("key", pa.string()),
-        ("uri", pa.string()),
-        ("stage", pa.string()),
-        ("error_type", pa.string()),
-        ("message", pa.string()),
     ],
 )
 
