@@ -82,7 +82,7 @@ def test_many_classes_by_how_uncertain_the_model_is(tmp_path, ray_cluster):
     assert not any(name.startswith("decision") for name in listed[0])
     assert [row["key"] for row in worklist.first] == [rows[row]["key"] for row in order[:FIRST]]
     assert worklist.states == {"other": 150, "positive": 0, "near": 0, "error": 0, "no_vectors": 0}
-    assert sum(worklist.histogram["counts"]["images"]) == 150
+    assert sum(worklist.histogram["counts"]["different images"]) == 150
     assert sum(worklist.classes.values()) == 150
 
 

@@ -224,7 +224,7 @@ def write_worklist(request: Request, before: Sequence[Any], csv: Location) -> Wo
     worklist.counts = {**counts, "errors_by_reason": dict(reasons.most_common())}
     if request.decision.classes:
         score = ranked.score
-        worklist.histogram = histograms(score, {"images": np.ones(len(score), bool)})
+        worklist.histogram = histograms(score, {"different images": np.ones(len(score), bool)})
     return worklist
 
 
