@@ -110,13 +110,13 @@ def test_check_names_what_does_not_fit():
         HEAD.check_features(VAZIOS, 7, FEATURES, "--model m")
     with pytest.raises(InputError, match="weights_digest 13"):
         HEAD.check_features(VAZIOS, WIDTH, FEATURES | {"weights_digest": "13"}, "--model m")
-    with pytest.raises(InputError, match=r"--model m: .*takes images; give --data"):
+    with pytest.raises(InputError, match=r"--model m: .*takes images, not vectors"):
         IMAGES.check_features(VAZIOS, WIDTH, FEATURES, "--model m")
 
     IMAGES.check_images(VAZIOS, "--model m")
     with pytest.raises(InputError, match="dataset vazios, not chest_xray"):
         IMAGES.check_images(CHEST_XRAY, "--model m")
-    with pytest.raises(InputError, match=r"--model m: .*takes features; give --features"):
+    with pytest.raises(InputError, match=r"--model m: .*takes vectors, .*give --store"):
         HEAD.check_images(VAZIOS, "--model m")
 
 

@@ -25,7 +25,7 @@ from visao_ray.models.normalization import Vectors
 from visao_ray.storage import Location, reason
 
 _ABOUT = "visao_ray.json"
-#: What of a features table's `about` may differ between training and use of a model: augmented
+#: What of a description of vectors may differ between training and use of a model: augmented
 #: views are for training alone, and the same weights may lie in another place (their digest tells).
 _FREE = frozenset({"augment", "views", "weights"})
 
@@ -77,12 +77,12 @@ class ModelAbout:
     def check_features(
         self, dataset: Dataset | None, width: int, features: Mapping[str, Any], where: str
     ) -> None:
-        """Check that a features table is of the kind that this model was trained on.
+        """Check that vectors are of the kind that this model was trained on.
 
         Args:
             dataset: that the features are said to be of; None for the model's own.
             width: numbers a pool.
-            features: `about` of the table.
+            features: description of what made them.
             where: begins the message of an error.
 
         Raises:
@@ -90,10 +90,7 @@ class ModelAbout:
                 message names the difference.
         """
         if self.takes != "features":
-            raise InputError(
-                f"{where}: the model ({self.name}) takes images; give --data or --manifest "
-                "instead of --features"
-            )
+            raise InputError(f"{where}: the model ({self.name}) takes images, not vectors")
         self._check_dataset(dataset, where)
         if width != self.width:
             raise InputError(
@@ -119,8 +116,7 @@ class ModelAbout:
         """
         if self.takes != "images":
             raise InputError(
-                f"{where}: the model ({self.name}) takes features; give --features instead of "
-                "--data or --manifest"
+                f"{where}: the model ({self.name}) takes vectors, which a store has: give --store"
             )
         self._check_dataset(dataset, where)
 
