@@ -83,7 +83,8 @@ def test_every_image_once(store, scans):
         assert row["bytes"] == len(data)
         assert row["label"] == name.split("/")[0]
         assert row["split"] in ("train", "val", "test")
-        assert Image.open(scans / name).size == (row["width"], row["height"])
+        with Image.open(scans / name) as opened:
+            assert opened.size == (row["width"], row["height"])
     assert set(vectors_of(store)) == {(row["content_id"], 0) for row in rows.values()}
 
 
@@ -231,12 +232,29 @@ def test_folders_of_splits_are_honoured_and_leaks_reported(extract, tmp_path):
     counts = extract(data, val_share=0.3)
     rows = rows_of(tmp_path / "store", data)
     assert all(row["split"] == "test" for name, row in rows.items() if name.startswith("test/"))
-    drawn = {row["split"] for name, row in rows.items() if name.startswith("train/")}
+    # Val is drawn from train. Who has a film in test is not trained on.
+    both = [row for name, row in rows.items() if "person5_" in name]
+    assert [row["split"] for row in both] == ["test", "test"]
+    drawn = {
+        row["split"]
+        for name, row in rows.items()
+        if name.startswith("train/") and "person5_" not in name
+    }
     assert drawn == {"train", "val"}
-    assert counts["contradictions"] >= 0
-    both = {rows[name]["split"] for name in rows if "person5_" in name}
-    if len(both) > 1:
-        assert any("more than one split" in warning for warning in counts["warnings"])
+    assert counts["contradictions"] == 0
+    assert groups_on_one_side(rows)
+
+    trained = min(
+        row["group"] for name, row in rows.items() if "person" in name and row["split"] == "train"
+    )
+    write_files(data, {f"val/PNEUMONIA/{trained}_virus_1.jpeg": picture(106)})
+    leak = extract(data, val_share=0.3)
+    assert leak["contradictions"] == 1
+    assert any("more than one split" in warning for warning in leak["warnings"])
+    grown = rows_of(tmp_path / "store", data)
+    assert {name: grown[name]["split"] for name in rows} == {
+        name: row["split"] for name, row in rows.items()
+    }
 
 
 def test_labels_groups_and_splits_of_a_file(extract, tmp_path):
@@ -291,13 +309,13 @@ def test_augmented_views_of_train_alone(extract, tmp_path):
 
 
 def test_a_second_extractor_stands_beside_the_first(extract, tmp_path):
-    data = chest(tmp_path / "data", 4)
+    data = chest(tmp_path / "data", 8)
     extract(data)
     other = extract(data, resize="letterbox")
-    assert (other["without"], other["computed"]) == (16, 15)
+    assert (other["without"], other["computed"]) == (32, 31)
     assert len(Store.open(str(tmp_path / "store")).extractors()) == 2
     rows = rows_of(tmp_path / "store", data)
-    assert len(rows) == 16
+    assert len(rows) == 32
 
 
 def test_too_many_errors_fail_after_they_are_written(extract, tmp_path):

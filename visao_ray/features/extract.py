@@ -129,6 +129,8 @@ def open_source(settings: SourceOptions) -> Source:
             f"--store {uri}: does not exist yet, so --dataset is needed: chest_xray, vazios, ncm "
             "or a TOML file"
         )
+    if settings.labels is not None and not locate(settings.labels).exists():
+        raise InputError(f"--labels {settings.labels}: there is no such file")
     data = locate(settings.data)
     return Source(settings, dataset, data, find_layout(data, dataset, settings.ignore), uri)
 
