@@ -411,7 +411,7 @@ def table(measured: dict[str, Measured]) -> list[tuple[str, str]]:
     add("images", "files written, s", lambda it: f"{it['seconds']:.0f}")
     add("extract", "extract: images/s of the graph", _speed)
     add("extract", "extract: data files", lambda it: _counts(it["files"]))
-    add("extract", "extract: store on disk, GB", lambda it: f"{it['bytes'] / GB:.2f}")
+    add("extract", "extract: store on disk, GB", _size)
     add("read", "read: labels joined, s", lambda it: f"{it['joined']:.1f}")
     add("read", "read: peak of the process, MB", lambda it: f"{it['peak_mb']:,.0f}")
     add("rival", "rival: vectors in Parquet read through, s", lambda it: f"{it['scanned']:.1f}")
@@ -433,6 +433,12 @@ def _speed(extracted: Measured) -> str:
     told = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
     rate = extracted["counts"]["new"] / extracted["timings"]["extract"]
     return f"{rate:,.0f} (ms an image: {told}, write {1000 * stages['write'] / stages['ok']:.2f})"
+
+
+def _size(extracted: Measured) -> str:
+    """Files before compaction stay until clean-up removes their versions."""
+    numbers = 8 * WIDTH * max(extracted["rows"].values())
+    return f"{extracted['bytes'] / GB:.2f} (the numbers alone: {numbers / GB:.2f})"
 
 
 def _counts(values: dict[str, float]) -> str:
