@@ -282,7 +282,7 @@ def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
     (folder / "faults.json").write_text("{}")
     process = subprocess.Popen([sys.executable, __file__, str(port), str(target), str(folder)])
     try:
-        for _ in range(100):
+        for _ in range(600):
             with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/proxy-is-up"):
                 break
             time.sleep(0.1)

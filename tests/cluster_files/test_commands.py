@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from visao_ray import settings as all_settings
-from visao_ray.settings import JobSettings, parse
+from visao_ray.settings import CommandSettings, parse
 
 _ROOT = Path(__file__).parents[2]
 _FILES = sorted(
@@ -30,10 +30,16 @@ _FILES = sorted(
 _JOBS = {
     kind.job: kind
     for kind in vars(all_settings).values()
-    if isinstance(kind, type) and issubclass(kind, JobSettings) and hasattr(kind, "job")
+    if isinstance(kind, type) and issubclass(kind, CommandSettings) and hasattr(kind, "job")
 }
 #: Where a command ends within its line: a comment, code's end, another command.
 _END = re.compile(r"\s#|`|&&|\||;|$", re.M)
+
+
+def _flags_of(kind: type[CommandSettings]) -> set[str]:
+    """The flags of a job's settings."""
+    names = [field.alias or name for name, field in kind.model_fields.items()]
+    return {"--" + name.replace("_", "-") for name in names}
 
 
 def _text(name: str) -> str:
@@ -116,7 +122,7 @@ def test_jobs_and_their_flags_exist(name: str, command: str) -> None:
         if not rest:
             return
         job = rest.pop(0)
-    known = {"--" + field.replace("_", "-") for field in _JOBS[job].model_fields}
+    known = _flags_of(_JOBS[job])
     unknown = set(_flags(rest)) - known - {"--settings", "--resume", "--help"}
     assert not unknown, f"{name}: jobs/{job}.py has no {', '.join(sorted(unknown))}"
     if rest and not any(word in ("", "…") or word.endswith(".toml") for word in rest):
@@ -125,9 +131,7 @@ def test_jobs_and_their_flags_exist(name: str, command: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in _FILES if name.endswith(".md")])
 def test_flags_that_stand_alone_belong_to_a_job(name: str) -> None:
-    known = {
-        "--" + field.replace("_", "-") for kind in _JOBS.values() for field in kind.model_fields
-    }
+    known = {flag for kind in _JOBS.values() for flag in _flags_of(kind)}
     told = set(re.findall(r"`(--[a-z][a-z0-9-]*)", (_ROOT / name).read_text()))
     assert told <= known | {"--settings", "--resume", "--help", "--address"}
 

@@ -1,16 +1,18 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from stores import make_store
 
-from visao_ray import tables
 from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
-from visao_ray.evaluation.judge import judge, summary
+from visao_ray.evaluation.judge import _Task, judge, summary
 from visao_ray.evaluation.metrics import classification_metrics
+from visao_ray.models.saved import ModelAbout
 from visao_ray.reports.report import ReportInputs, write_report
+from visao_ray.settings import EvaluateOptions
 from visao_ray.storage import locate
+from visao_ray.store.join import pin
 
 UNDEFINED = {"value": None, "low": None, "high": None, "n": 0}
 
@@ -74,18 +76,17 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     # The model knows no 8708, but it knows the chapter; of 9701 it knows nothing.
     unknown = {0: "8708", 1: "9701"}
     p[0], p[1] = (0.2, 0.1, 0.7), (0.2, 0.1, 0.7)
-    rows = {
-        "key": [f"{index:03}.jpg" for index in range(120)],
-        "split": ["test"] * 120,
-        "group": pa.nulls(120, pa.string()),
-        "label": [unknown.get(index, classes[at]) for index, at in enumerate(label)],
-        "predicted": [classes[index] for index in p.argmax(axis=1)],
-        "probability": tables.vectors(p),
-        "model": ["head"] * 120,
-    }
-    where = locate(str(tmp_path))
-    tables.write(where.join("part.parquet"), pa.table(rows), tables.predictions(classes))
-    judged = judge(where, NCM, classes, 0.95, 0, 50)
+    truth = [unknown.get(index, classes[at]) for index, at in enumerate(label)]
+    rows = [
+        {"key": f"{index:03}.jpg", "split": "test", "label": name}
+        for index, name in enumerate(truth)
+    ]
+    store = make_store(tmp_path / "store", NCM, rows, {"probability": p})
+    snapshot = pin(store, "chapters", "vectors/tiny-00000000/none")
+    about = ModelAbout(NCM, "head", classes, "features", {}, outputs={"probability": 3})
+    options = EvaluateOptions(target_recall=0.95, replicates=100)
+    task = _Task(snapshot, about, ("val", "test"), options, seed=0)
+    judged = judge(task, locate(str(tmp_path / "out")))
     test = judged["metrics"]["test"]
     chapters = test["per_chapter"]
     assert list(chapters) == ["01", "87", "97"]
@@ -94,8 +95,8 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
         "accuracy": {"value": 0.0, "low": None, "high": None, "n": 1},
         "accuracy_summed": {"value": 0.0, "low": None, "high": None, "n": 1},
     }
-    expected = np.array([name[:2] for name in rows["label"]])
-    right = expected == np.array([name[:2] for name in rows["predicted"]])
+    expected = np.array([name[:2] for name in truth])
+    right = expected == np.array([classes[index][:2] for index in p.argmax(axis=1)])
     assert right[0]
     assert test["chapter_accuracy"]["value"] == pytest.approx(right.mean())
     assert test["chapter_accuracy"]["value"] > test["accuracy"]["value"]
