@@ -40,9 +40,9 @@ demo: $(VENV)/.run
 	  --out $(DEMO)/arrivals
 	cp -R $(DEMO)/arrivals/images/arrived $(DEMO)/scanner/images/
 	$(BIN)/python jobs/extract.py --data $(DEMO)/scanner/images --store $(DEMO)/store \
-	  --weights imagenet --weights-fallback random
+	  --weights imagenet --weights-fallback random --batch arrivals
 	$(BIN)/python jobs/predict.py --model $(DEMO)/sweep/head.keras --store $(DEMO)/store \
-	  --evaluation $(DEMO)/evaluate/evaluation.json --out $(DEMO)/day
+	  --evaluation $(DEMO)/evaluate/evaluation.json --batch arrivals --out $(DEMO)/day
 	@echo "look at $(DEMO)/report.html (the model) and $(DEMO)/day/day.html (the new scans)"
 
 test: $(VENV)/.dev
