@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 from cluster_runs import (
@@ -17,7 +18,7 @@ from cluster_runs import (
     wait_for,
 )
 
-IMAGES, BLOCK = 1024, 16
+IMAGES = 1024
 SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
 TRAIN = (
     "--family=simple_cnn",
@@ -36,34 +37,42 @@ class Extraction:
         self.flags = (*source(images), f"--out={self.out.uri}", *EXTRACT)
         self._site, self._name = site, name
         self._began, self._before = time.monotonic(), extracted(site.nodes)
+        self._at_risk = 0
         self.run = site.nodes.begin("extract", *self.flags)
         wait_for(lambda: committed(self.out) >= IMAGES // 4, self.run)
-        # What the network has done and no version holds yet: a fault may cost it, and no more.
-        self._in_hand = self._extracted()[0] - committed(self.out)
 
     def _extracted(self):
         return [
             now - then for now, then in zip(extracted(self._site.nodes), self._before, strict=True)
         ]
 
-    def ended_as(self, calm):
-        """Nothing lost, nothing doubled, and nothing done again that was committed.
+    @contextmanager
+    def loss(self):
+        """Something dies in this block: what is computed by then and in no version may be lost."""
+        safe = committed(self.out)
+        yield
+        self._at_risk = self._extracted()[0] - safe
 
-        The margin is what the network may have done between the last look and the fault.
+    def ended_as(self, calm):
+        """Nothing lost, nothing doubled, nothing done again that was committed.
+
+        Where nothing died, nothing is done again.
         """
         same_features(self.out, calm)
         images, seconds = self._extracted()
         again = images - IMAGES
         print(
             f"\n{self._name}: {again} images extracted again (about "
-            f"{seconds * again / images:.1f} s of an actor), {time.monotonic() - self._began:.0f} s"
+            f"{seconds * again / images:.1f} s of an actor), {self._at_risk} were at risk, "
+            f"{time.monotonic() - self._began:.0f} s"
         )
-        assert 0 <= again <= self._in_hand + 16 * BLOCK
+        assert 0 <= again <= self._at_risk
 
 
 def test_a_lost_node_in_extraction(site, images, calm):
     extraction = Extraction(site, images, "lost-node")
-    site.nodes.kill("worker2")
+    with extraction.loss():
+        site.nodes.kill("worker2")
     finish(extraction.run)
     extraction.ended_as(calm)
 
@@ -73,7 +82,8 @@ def test_a_lost_actor(site, images, calm):
     nodes = site.nodes.nodes.values()
     actors = [one for node in nodes for one in processes(node.processes(), "ModelActor")]
     assert len(actors) == 2
-    os.kill(actors[0], signal.SIGKILL)
+    with extraction.loss():
+        os.kill(actors[0], signal.SIGKILL)
     finish(extraction.run)
     extraction.ended_as(calm)
 
@@ -94,15 +104,16 @@ def test_a_slow_and_failing_store(site, images, calm):
         finish(extraction.run)
     met = {name: count - before.get(name, 0) for name, count in site.faults.count().items()}
     print(f"requests that met a fault: {met}")
-    assert met.keys() == {"slow_down", "reset", "stall"}
+    assert {"slow_down", "reset", "stall"} <= met.keys()
     assert sum(met.values()) >= 100
     extraction.ended_as(calm)
 
 
 def test_a_lost_head(site, images, calm):
     extraction = Extraction(site, images, "lost-head")
-    for name in ("head", "worker1", "worker2"):
-        site.nodes.kill(name)
+    with extraction.loss():
+        for name in ("head", "worker1", "worker2"):
+            site.nodes.kill(name)
     extraction.run.kill()
     extraction.run.communicate()
     site.nodes.start("head")
