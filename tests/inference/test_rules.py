@@ -20,12 +20,10 @@ from graph_runs import (
 )
 from plain_engine import Means
 
-from visao_ray.core.lease import Owner
 from visao_ray.datasets import listing
 from visao_ray.inference import committing, graph
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import FIRST, REPEATED, ContentLookup
-from visao_ray.resources import fit_actors, look
 from visao_ray.storage import locate
 from visao_ray.store import proof
 from visao_ray.store.store import Store
@@ -182,27 +180,3 @@ def test_4_rows_that_are_there_twice_are_removed(tmp_path: Path, ray_cluster: No
     assert run.counts["computed"] == 2
     assert run.warnings == [f"3 rows of {results.uri} were there twice and are removed"]
     check_store(tmp_path / "store", folder)
-
-
-# 8. Updates by key: how many rows they changed is checked.
-
-
-def test_8_an_update_that_meets_no_row_is_an_error(tmp_path: Path, ray_cluster: None) -> None:
-    folder = write_images(tmp_path / "data", 4)
-    run = run_plainly(folder, tmp_path / "store", Means())
-    store = Store.open(str(tmp_path / "store"))
-    rows = [
-        {"key": str(folder / "vazio" / name), "row": listing.UPDATE}
-        for name in ("00000.png", "nowhere.png")
-    ]
-    listed = Table(locate(str(tmp_path / "listing.lance")))
-    listed.create(listing.LISTING)
-    files = pa.Table.from_pylist(rows, schema=listing.LISTING)
-    at = append(listed.latest(), write_fragments(listed.uri, listing.LISTING, files))
-    work = graph.Work("test", at, 2, Loading(32, "stretch"), None, None, 8, "today")
-    pool = fit_actors(1, run.settings.worker(), look())
-    with (
-        store.writing(Owner.here("test", "second")) as writer,
-        pytest.raises(RuntimeError, match="2 files changed, but 1 rows were updated"),
-    ):
-        graph.run_graph(run, writer, work, pool)

@@ -1,7 +1,7 @@
 """The rules of DESIGN.md that a store lives by: each test fails when its rule is taken out.
 
-Rules 2 to 4, which the graph of images keeps, are in tests/inference/test_rules.py, the fuzz of
-rule 10 is in test_fuzz.py.
+Rules 2 to 4, which the graph of images keeps, are in tests/inference/test_rules.py; the number of
+updated rows (8) is checked in tests/inference/test_graph.py, the fuzz of rule 10 is test_fuzz.py.
 """
 
 import contextlib
