@@ -109,7 +109,8 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
         rows = rows.map_batches(
             ModelActor,
             fn_constructor_args=(work.engine, labels),
-            batch_size=None,
+            # A whole block; with GPUs, Ray Data wants it as a number.
+            batch_size=work.unit_rows * len(work.loading.views) if pool.gpus else None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.size),
             **pool.actor,

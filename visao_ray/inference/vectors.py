@@ -105,7 +105,7 @@ def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool
     rows = rows.map_batches(
         VectorActor,
         fn_constructor_args=(work, labels),
-        batch_size=None,
+        batch_size=1,  # a whole block; with GPUs, Ray Data wants it as a number
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(pool.size, len(units))),
         **pool.actor,
