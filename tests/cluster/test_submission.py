@@ -152,7 +152,8 @@ def test_what_travels_is_small(site, calm):
     assert folders
     for folder in folders:
         assert (folder / "jobs/extract.py").exists()
-        assert not {".git", "tests", "benchmarks", "docs", "out"} & {path.name for path in folder.iterdir()}
+        names = {path.name for path in folder.iterdir()}
+        assert not {".git", "tests", "benchmarks", "docs", "out"} & names
         size = sum(path.stat().st_size for path in folder.rglob("*.py"))
         assert size < 1_000_000
 
