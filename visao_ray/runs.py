@@ -61,6 +61,7 @@ class Run(Generic[S]):
     id: str = ""  # the same in logs and results, however often the run is started
     step: str = ""  # the latest, and its dataset
     dataset: str = ""
+    predecessor: Owner | None = None  # the process that died holding the folder, if one did
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -68,6 +69,11 @@ class Run(Generic[S]):
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def owner(self) -> Owner:
+        """This process, as leases and others name it."""
+        return Owner.here(job=self.settings.job, run=self.id)
 
     @property
     def work(self) -> Location:
@@ -289,15 +295,16 @@ def _leased(run: Run[Any]) -> Iterator[None]:
     Raises:
         InputError: another process holds it; the message names it.
     """
-    out, owner = run.out, Owner.here(job=run.settings.job, run=run.id)
+    out = run.out
     with _writable(out):
         if out.is_local:
             os.makedirs(out.path, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(Lease(out.join("lease"), owner, say=run.say))
+            lease = stack.enter_context(Lease(out.join("lease"), run.owner, say=run.say))
         except InputError as error:
             raise InputError(f"--out {out.uri}: {error}") from error
+        run.predecessor = lease.predecessor
         yield
 
 

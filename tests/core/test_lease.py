@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_one_after_the_other(place):
         start = time.monotonic()
         with lease(place, owner) as held:
             held.check()
-            assert not held.taken_over
+            assert held.predecessor is None
             content = json.loads(place.read_bytes())
             assert content["owner"]["run"] == owner.run
         assert time.monotonic() - start < TTL, "a released lease is free at once"
@@ -112,7 +113,7 @@ def test_a_killed_holder_is_followed(place):
         start = time.monotonic()
         with lease(place) as held:
             took = time.monotonic() - start
-            assert held.taken_over
+            assert held.predecessor.pid == process.pid
             held.check()
     assert took < (0.5 if place.is_local else 2 * TTL)
     assert place.is_local or took >= TTL - BEAT
@@ -126,8 +127,31 @@ def test_a_killed_holder_is_followed_in_real_time(bucket):
         os.kill(process.pid, signal.SIGKILL)
         start = time.monotonic()
         with Lease(place, ME) as held:
-            assert held.taken_over
+            assert held.predecessor.pid == process.pid
             assert 25 < time.monotonic() - start <= 45
+
+
+def test_the_second_lease_of_a_dead_process_is_taken_sooner(bucket):
+    """Whoever found one lease of a process stale need not wait as long for the next."""
+    with holder(bucket.join("run")) as process, holder(bucket.join("store")) as other:
+        process.kill()
+        other.kill()
+        with lease(bucket.join("run")) as run:
+            first = run.predecessor
+        same = replace(first, pid=other.pid)  # one process held both
+        start = time.monotonic()
+        with lease(bucket.join("store"), dead=same) as store:
+            took = time.monotonic() - start
+            assert store.predecessor == same
+    assert TTL / 3 - BEAT <= took < TTL
+
+
+def test_a_living_process_keeps_its_second_lease(bucket):
+    place = bucket.join("lease")
+    with holder(place, 6.0) as process:
+        dead = replace(OTHER, host=ME.host, pid=process.pid)
+        with pytest.raises(InputError, match="is alive"), lease(place, dead=dead):
+            pass
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -145,7 +169,7 @@ def test_one_of_many_contenders_wins(place, stale):
                 held.append(number)
                 assert everyone_tried.wait(60)
                 won.check()
-                assert won.taken_over == stale
+                assert (won.predecessor is not None) == stale
         except InputError as error:
             refused.append(str(error))
             if len(refused) == CONTENDERS - 1:
@@ -165,7 +189,7 @@ def test_waiting_for_a_living_holder(place):
     end.start()
     with lease(place, wait=60) as held:
         assert end.finished.is_set()
-        assert not held.taken_over
+        assert held.predecessor is None
     end.join()
 
 
@@ -174,7 +198,7 @@ def test_a_suspended_holder_learns_that_it_lost(bucket):
     with lease(place, heartbeat=600) as suspended:  # no heartbeat comes
         suspended.check()
         with lease(place, OTHER, wait=60) as second:
-            assert second.taken_over
+            assert second.predecessor == ME
             with pytest.raises(LeaseLost, match="not renewed"):
                 suspended.check()
             suspended.__exit__(None, None, None)  # what is the other's now stays the other's
@@ -221,7 +245,7 @@ def test_lost_responses(bucket, faults, times):
     place = locate(bucket.uri).join("lease")
     faults.lose_responses("PUT", "lease", times)  # of the one that takes it
     with lease(place, ttl=2 * TTL) as held:
-        assert not held.taken_over
+        assert held.predecessor is None
         faults.lose_responses("PUT", "lease", times)
         time.sleep(3 * TTL)
         held.check()

@@ -43,6 +43,7 @@ _REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
 _PROBES = 5  # of a server that fails in between
 _RELEASES = 3
 _POLLS = 20  # looks at a lease in its time to live
+_OF_THE_DEAD = 1 / 3  # of its time to live, where its holder lost another lease already
 _POLL_S = 1.0  # the longest time between two
 
 #: What a put is conditional on: that there is nothing, or an ETag.
@@ -66,6 +67,10 @@ class Owner:
     def here(cls, job: str, run: str) -> Self:
         """This process."""
         return cls(socket.gethostname(), os.getpid(), job, run)
+
+    def is_process_of(self, other: Owner | None) -> bool:
+        """Whether both name one process; its run may have been renamed in between."""
+        return other is not None and (self.host, self.pid) == (other.host, other.pid)
 
     def __str__(self) -> str:
         return f"{self.host} pid {self.pid} (job {self.job}, run {self.run})"
@@ -108,7 +113,7 @@ class Holder:
 
 
 class _Lock(Protocol):
-    taken_over: bool
+    predecessor: Owner | None
 
     def acquire(self) -> None: ...
     def check(self) -> None: ...
@@ -125,9 +130,11 @@ class Lease:
         heartbeat: seconds between two signs of life; in S3.
         wait: seconds to wait for a living holder to end before giving up.
         say: prints one line.
+        dead: a process whose other lease was found stale: of this one, a third of its time to live
+            is enough to see; in S3.
 
     Attributes:
-        taken_over: whether a stale lease of somebody else was replaced.
+        predecessor: whose stale lease was replaced, if any.
     """
 
     def __init__(
@@ -139,17 +146,18 @@ class Lease:
         heartbeat: float = 5.0,
         wait: float = 0.0,
         say: Callable[[str], None] | None = None,
+        dead: Owner | None = None,
     ) -> None:
         record = _Record(owner, uuid.uuid4().hex, ttl)
         self._lock: _Lock = (
             _FileLock(place, record, wait)
             if place.is_local
-            else _ObjectLock(place, record, heartbeat, wait, say)
+            else _ObjectLock(place, record, heartbeat, wait, say, dead)
         )
 
     @property
-    def taken_over(self) -> bool:
-        return self._lock.taken_over
+    def predecessor(self) -> Owner | None:
+        return self._lock.predecessor
 
     def __enter__(self) -> Self:
         """Take the lease.
@@ -188,9 +196,11 @@ class _ObjectLock:
         heartbeat: float,
         wait: float,
         say: Callable[[str], None] | None,
+        dead: Owner | None,
     ) -> None:
         self._place, self._record = place, record
         self._heartbeat, self._wait, self._say = heartbeat, wait, say
+        self._dead = dead
         self._poll = min(_POLL_S, record.ttl / _POLLS)
         self._store, self._key = open_bucket(
             place, timeout=timedelta(seconds=max(1.0, record.ttl / 3)), retries=0
@@ -201,7 +211,7 @@ class _ObjectLock:
         self._lost = ""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
-        self.taken_over = False
+        self.predecessor: Owner | None = None
 
     def acquire(self) -> None:
         give_up = time.monotonic() + self._wait
@@ -214,18 +224,19 @@ class _ObjectLock:
                 if found is None or found.released or found.token == self._record.token:
                     if self._take(etag):
                         break
-                elif etag == watched and now - since >= found.ttl:
-                    self.taken_over = True  # also where the answer is lost: the token is ours then
+                elif etag == watched and now - since >= self._patience(found):
+                    # Kept also where the answer is lost: the token is ours then.
+                    self.predecessor = found.owner
                     if self._take(etag):
                         break
                 elif etag != watched:
-                    self.taken_over = False
+                    self.predecessor = None
                     if watched and now >= give_up:
                         raise InputError(self._held(found))
                     if not watched and self._say:
                         self._say(
-                            f"waiting up to {found.ttl:g} s to see whether {found.owner}, which "
-                            f"holds {self._place.uri}, is still alive"
+                            f"waiting up to {self._patience(found):g} s to see whether "
+                            f"{found.owner}, which holds {self._place.uri}, is still alive"
                         )
                     watched, since = etag, now
             except GenericError as error:  # down, busy or cut off
@@ -256,6 +267,10 @@ class _ObjectLock:
             with contextlib.suppress(BaseError, OSError, InputError):
                 return self._beat()
             time.sleep(self._poll)
+
+    def _patience(self, found: _Record) -> float:
+        """Seconds without a sign of life after which a holder is taken for dead."""
+        return found.ttl * (_OF_THE_DEAD if found.owner.is_process_of(self._dead) else 1.0)
 
     def _beat_on(self) -> None:
         pause = self._heartbeat
@@ -325,7 +340,7 @@ class _FileLock:
     def __init__(self, place: Location, record: _Record, wait: float) -> None:
         self._place, self._record, self._wait = place, record, wait
         self._file = -1
-        self.taken_over = False
+        self.predecessor: Owner | None = None
 
     def acquire(self) -> None:
         give_up = time.monotonic() + self._wait
@@ -336,7 +351,8 @@ class _FileLock:
                     raise InputError(self._held())
                 time.sleep(0.05)
             before = _decoded(os.pread(self._file, 65536, 0))
-            self.taken_over = before is not None and not before.released
+            if before is not None and not before.released:
+                self.predecessor = before.owner
             self._record = replace(self._record, acquired=_now())
             self._write()
         except OSError as error:

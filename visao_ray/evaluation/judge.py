@@ -27,7 +27,7 @@ from visao_ray.evaluation.inference import (
 )
 from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
 from visao_ray.evaluation.retrieval import retrieval_metrics
-from visao_ray.features.extract import Source, keep_in_order, open_source, owner_of, read_new
+from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.normalization import Vectors
 from visao_ray.models.saved import ModelAbout
@@ -151,7 +151,7 @@ def evaluate_in(
     missing = remotely(_missing, images.images, before, wanted, keep=True)
     seen: Counter[str] = Counter()
     if before is None or remotely(_length, missing):
-        with store.writing(owner_of(run), run.say) as writer:
+        with store.writing(run.owner, run.say, run.predecessor) as writer:
             done = predict_contents(run, writer, model, missing, pool)
             keep_in_order(run, writer)
         table.untag(RUN_TAG + run.id)  # of a start before this one, which lacked some

@@ -25,7 +25,7 @@ from visao_ray.evaluation.worklist import (
     read_decision,
     write_worklist,
 )
-from visao_ray.features.extract import Source, keep_in_order, open_source, owner_of, read_new
+from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.resources import fit_actors, look, remotely
 from visao_ray.runs import Run, start_ray
@@ -147,7 +147,7 @@ def _writing(
     settings: PredictSettings, source: Source | None, run: Run[Any]
 ) -> AbstractContextManager[Writer]:
     if source is None:
-        return Store.open(settings.store_uri()).writing(owner_of(run), run.say)
+        return Store.open(settings.store_uri()).writing(run.owner, run.say, run.predecessor)
     writing: AbstractContextManager[Writer] = source.writing(run)
     return writing
 

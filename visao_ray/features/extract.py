@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray.core.lease import Owner
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.labels import check_labels
@@ -91,7 +90,7 @@ class Source:
         """The store, open for writing; it is created where there is none."""
         shares = self.layout.shares(self.settings.val_share, self.settings.test_share)
         description = Description(self.dataset.to_json(), run.settings.seed, *shares)
-        return create_or_open(self.store, description, owner_of(run), run.say)
+        return create_or_open(self.store, description, run.owner, run.say, run.predecessor)
 
     def check_errors(self, run: Run[Any], errors: int, most: float) -> None:
         """Fail where too many images could not be used; they are written down by now.
@@ -133,11 +132,6 @@ def open_source(settings: SourceOptions) -> Source:
         raise InputError(f"--labels {settings.labels}: there is no such file")
     data = locate(settings.data)
     return Source(settings, dataset, data, find_layout(data, dataset, settings.ignore), uri)
-
-
-def owner_of(run: Run[Any]) -> Owner:
-    """This process, as the lease and others name it."""
-    return Owner.here(job=run.settings.job, run=run.id)
 
 
 def resolve_engine(

@@ -17,7 +17,6 @@ from visao_ray.features.extract import (
     list_source,
     mark_missing,
     open_source,
-    owner_of,
 )
 from visao_ray.resources import remotely
 from visao_ray.runs import Run, start_ray
@@ -50,7 +49,7 @@ def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
     with contextlib.ExitStack() as stack:
         writer = None
         if changes and store is not None:
-            writer = stack.enter_context(store.writing(owner_of(run), run.say))
+            writer = stack.enter_context(store.writing(run.owner, run.say, run.predecessor))
         gone = _list(run, source, store)
         if writer is not None:
             _change(run, writer, source, gone)

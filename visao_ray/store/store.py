@@ -183,14 +183,24 @@ class Store:
         return {name: each for name, each in found.items() if each.exists()}
 
     @contextmanager
-    def writing(self, owner: Owner, say: Callable[[str], None] | None = None) -> Iterator[Writer]:
+    def writing(
+        self,
+        owner: Owner,
+        say: Callable[[str], None] | None = None,
+        dead: Owner | None = None,
+    ) -> Iterator[Writer]:
         """Take the store's lease, fence its tables against stale writers, and write.
+
+        Args:
+            owner: this process.
+            say: prints one line.
+            dead: see `Lease`.
 
         Raises:
             InputError: somebody else holds the lease, or the server ignores conditional puts.
         """
         require_conditional_puts(self.location)
-        with Lease(self.location.join("lease"), owner, say=say) as lease:
+        with Lease(self.location.join("lease"), owner, say=say, dead=dead) as lease:
             yield Writer(self, lease)
 
     def _table(self, *parts: str) -> Table:
@@ -206,15 +216,23 @@ def create_or_open(
     description: Description,
     owner: Owner,
     say: Callable[[str], None] | None = None,
+    dead: Owner | None = None,
 ) -> Iterator[Writer]:
     """Open a store for writing; where there is none, create it first.
+
+    Args:
+        uri: of the store.
+        description: what it is for.
+        owner: this process.
+        say: prints one line.
+        dead: see `Lease`.
 
     Raises:
         InputError: as `Store.writing`; the store is there and for another dataset.
     """
     location = locate(uri)
     require_conditional_puts(location)
-    with Lease(location.join("lease"), owner, say=say) as lease:
+    with Lease(location.join("lease"), owner, say=say, dead=dead) as lease:
         store = Store.find(uri)
         if store is None:
             created = datetime.now(UTC).isoformat(timespec="seconds")
