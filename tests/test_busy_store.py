@@ -30,21 +30,24 @@ def test_a_few_bytes(s3, faults):
 
 def test_a_short_column(s3, faults):
     place = locate(f"{s3.uri}/busy/table")
-    rows = [{"key": f"{n}", "label": "vazio", "status": "ok"} for n in range(9)]
+    schema = tables.predictions(["nvazio", "vazio"])
+    rows = [{"key": f"{n}", "label": "vazio", "split": "val"} for n in range(9)]
     for part in range(9):
-        table = pa.Table.from_pylist(rows[part : part + 1], schema=tables.MANIFEST)
-        tables.write(place.join(str(part)), table, tables.MANIFEST)
-    opened = tables.open_table(place, "manifest")
-    ok = pads.field("status") == "ok"
+        table = pa.Table.from_pylist(rows[part : part + 1], schema=schema)
+        tables.write(place.join(str(part)), table, schema)
+    opened = tables.open_table(place, "predictions")
+    val = pads.field("split") == "val"
     with faults.met(slow_down=0.4):
         # What this is for: pyarrow's own reads of the same column do not come through.
         with pytest.raises(OSError, match="Failed to flush response stream"):
             [opened.dataset.to_table(columns=["label"]) for _ in range(READS)]
         for _ in range(READS // 9):
             assert opened.to_table(columns=["label"])["label"].to_pylist() == ["vazio"] * 9
-            assert opened.count_rows(filter=ok) == 9
+            assert opened.count_rows(filter=val) == 9
             assert opened.head(1, columns=["label"]).num_rows == 1
-            keys = [key.as_py() for batch in opened.to_batches(["key"], ok) for key in batch["key"]]
+            keys = [
+                key.as_py() for batch in opened.to_batches(["key"], val) for key in batch["key"]
+            ]
             assert keys == [f"{n}" for n in range(9)]
 
 

@@ -19,7 +19,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -104,37 +103,6 @@ class Run(Generic[S]):
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def progress(self, committed: Location, block: int, total: int) -> Iterator[None]:
-        """Tell every few seconds how far a checkpointed write is, from its checkpoint files.
-
-        Each committed file stands for about `block` rows, so the figure is rounded to blocks.
-        """
-        stop = threading.Event()
-
-        def tell() -> None:
-            first: tuple[float, int] | None = None  # since then speed is measured: start-up is not
-            while not stop.wait(_PROGRESS_S):
-                try:
-                    done = len(committed.children()) * block
-                except OSError:
-                    continue  # the storage is busy; tell next time
-                if first is None:
-                    first = (time.perf_counter(), done) if done else None
-                    continue
-                speed = (done - first[1]) / (time.perf_counter() - first[0])
-                if done < total and speed > 0:
-                    left = duration((total - done) / speed)
-                    self.say(f"about {done:,} of {total:,} ({speed:,.1f}/s, {left} left)")
-
-        teller = threading.Thread(target=tell, daemon=True)
-        teller.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            teller.join()
 
     def once(self, step: str, work: Callable[[], None], *rebuilds: Location) -> None:
         """Do a step of a job unless an earlier run finished it; `rebuilds` is cleared before."""

@@ -1,18 +1,17 @@
-"""The tables every job reads and writes: Parquet folders with one schema each.
+"""The tables that jobs write beside a store: Parquet folders with one schema each.
 
-A table is a folder of Parquet files below a job's output (`OUT/features/…`). Its name and version
-stand in the schema metadata; what produced a features table stands there too (`about`), so that
-features made in different ways never mix.
+A table is a folder of Parquet files below a job's output (`OUT/predictions/…`). Its name and
+version stand in the schema metadata; the classes of predictions stand there too.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +25,7 @@ from visao_ray.storage import Location, insisted, reason
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
-#: Of tables whose columns have changed; that of the others is 1.
-_VERSIONS = {"manifest": "2"}
+_CURRENT = b"1"
 _NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
 
 SPLITS = ("train", "val", "test")
@@ -35,58 +33,9 @@ SPLITS = ("train", "val", "test")
 _AHEAD = 4  # files read at once
 
 
-def _version(name: str) -> bytes:
-    return _VERSIONS.get(name, "1").encode()
-
-
 def named_schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """A table's schema with its name and version in the metadata, as `validate` looks for them."""
-    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: _version(name)})
-
-
-#: One row an image found in a dataset. `split` and `group` decide who may see it.
-MANIFEST = named_schema(
-    "manifest",
-    [
-        ("key", pa.string()),
-        ("uri", pa.string()),
-        ("dataset", pa.string()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-        ("group", pa.string()),
-        ("content_id", pa.string()),
-        ("bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-    ],
-)
-
-
-def features(width: int, about: Mapping[str, Any]) -> pa.Schema:
-    """Schema of a features table: `avg` and `max` are float32[width], one row a view of an image.
-
-    `about` tells how they were made (backbone, weights digest, preprocessing, image size, resize,
-    augmentation); it is JSON.
-    """
-    vector = pa.list_(pa.float32(), width)
-    schema = named_schema(
-        "features",
-        [
-            ("key", pa.string()),
-            ("view", pa.int16()),
-            ("label", pa.string()),
-            ("split", pa.string()),
-            ("group", pa.string()),
-            ("content_id", pa.string()),
-            ("avg", vector),
-            ("max", vector),
-        ],
-    )
-    metadata = {**schema.metadata, _ABOUT: json.dumps(dict(about), sort_keys=True).encode()}
-    return schema.with_metadata(metadata)
+    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: _CURRENT})
 
 
 def predictions(classes: Sequence[str]) -> pa.Schema:
@@ -121,11 +70,6 @@ def embeddings(width: int) -> pa.Schema:
             ("model", pa.string()),
         ],
     )
-
-
-def about(schema: pa.Schema) -> dict[str, Any]:
-    """What a table's metadata says of how it was made; empty where it says nothing."""
-    return dict(json.loads((schema.metadata or {}).get(_ABOUT, b"{}")))
 
 
 @dataclass(frozen=True)
@@ -210,11 +154,11 @@ def validate(schema: pa.Schema, name: str, where: str) -> None:
     found = metadata.get(_NAME, b"none of visao_ray's").decode()
     if found != name:
         raise InputError(f"{where}: a table '{name}' is needed, but this one is '{found}'")
-    version, ours = metadata.get(_VERSION, b"?"), _version(name)
-    if version != ours:
+    version = metadata.get(_VERSION, b"?")
+    if version != _CURRENT:
         raise InputError(
             f"{where}: table '{name}' has version {version.decode()}, this program reads "
-            f"{ours.decode()}; make it again"
+            f"{_CURRENT.decode()}; make it again"
         )
 
 
@@ -224,11 +168,6 @@ def rows(location: Location) -> int:
     if not files:
         return 0
     return Table(pads.dataset(files, filesystem=location.filesystem)).count_rows()
-
-
-def batches(location: Location, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of a table; memory stays at a few files."""
-    yield from open_table(location, name).to_batches(columns)
 
 
 def matrix(column: pa.ChunkedArray) -> Vectors:
