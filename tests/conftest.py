@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from job_runs import OWN_RAY, SHARED, run_job
+from ray_crashes import RayCrashes
 from s3_server import S3, environment, free_ports, program, serve
 
 SCANS = 40
@@ -165,6 +166,18 @@ def shared() -> Path:
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is not there: tests on real data are left out")
     return SHARED
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `.ci/run` gives to a second try."""
+    parser.addoption(
+        "--crashed-alone", action="store_true", help="repeat what failed, if Ray's own crash did it"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep which failed tests met a crash of Ray."""
+    config.pluginmanager.register(RayCrashes(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from job_runs import run_job
 from odd_files import encoded
@@ -17,6 +18,7 @@ from s3_server import S3, free_ports
 
 from visao_ray.storage import Location, locate
 from visao_ray.store import Store, schemas
+from visao_ray.store.join import Snapshot, read_examples
 
 _numbers = itertools.count()
 
@@ -81,6 +83,25 @@ class Bucket:
         result = json.loads(locate(out).join("result.json").read_bytes())
         return result, {path[start:]: count for path, count in fetched.items()}
 
+    def sweep(self, *flags: str) -> tuple[dict, list[dict]]:
+        """Search heads on what the store has now; returns the result and the table of trials."""
+        out = f"{self.store}-runs/{next(_numbers)}"
+        few = ["--trials", "2", "--epochs", "2", "--finalists", "0"]
+        run = run_job("sweep", "--store", self.store, "--out", out, *few, *flags)
+        assert run.returncode == 0, run.stdout + run.stderr
+        place = locate(out)
+        trials = pq.read_table(place.join("trials").path, filesystem=place.filesystem)
+        other = [name for name in trials.column_names if "seconds" in name or name == "trial_id"]
+        rows = trials.drop_columns(other).sort_by("number").to_pylist()
+        return json.loads(place.join("result.json").read_bytes()), rows
+
+    def learned(self, sweep: dict) -> dict[str, str]:
+        """Labels that a sweep read, by the name of the scan."""
+        images = Store.open(self.store).images.at(sweep["inputs"]["versions"]["images.lance"])
+        examples = read_examples(Snapshot(self.store, images, None))
+        names = [key.removeprefix(self.scans.place.uri + "/") for key in examples.keys.to_pylist()]
+        return dict(zip(names, examples.labels.to_pylist(), strict=True))
+
     def images(self) -> dict[str, dict]:
         """Rows of `images` by the name of the scan."""
         rows = Store.open(self.store).images.latest().read(schemas.IMAGES.names).to_pylist()
@@ -96,14 +117,20 @@ def bucket(s3: S3, tiny_backbone: str, tmp_path: Path) -> Iterator[Bucket]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "copies", "replaced", "relabelled"),
+    ("old", "new", "copies", "replaced", "relabelled", "sweeps"),
     [
-        pytest.param(200, 15, 5, 1, 2, marks=pytest.mark.slow),
-        pytest.param(2000, 150, 50, 10, 20, marks=pytest.mark.faults),
+        pytest.param(200, 15, 5, 1, 2, False, marks=pytest.mark.slow),
+        pytest.param(2000, 150, 50, 10, 20, True, marks=pytest.mark.faults),
     ],
 )
 def test_growth(
-    bucket: Bucket, old: int, new: int, copies: int, replaced: int, relabelled: int
+    bucket: Bucket,
+    old: int,
+    new: int,
+    copies: int,
+    replaced: int,
+    relabelled: int,
+    sweeps: bool,
 ) -> None:
     scans = bucket.scans
     scans.put({f"{('vazio', 'nvazio')[n % 2]}/C{n:06d}.png": n for n in range(old)})
@@ -112,6 +139,7 @@ def test_growth(
     assert fetched == dict.fromkeys(names, 1)
     assert result["counts"]["ok"] == result["counts"]["computed"] == old
     before = bucket.images()
+    searched = bucket.sweep() if sweeps else None
 
     scans.put({f"vazio/D{n:06d}.png": 100_000 + n for n in range(new)})
     scans.put({f"nvazio/copy-{n:06d}.png": scans.files[names[n]] for n in range(copies)})
@@ -146,6 +174,16 @@ def test_growth(
     store = Store.open(bucket.store)
     vectors = store.vectors(store.the_extractor(None)).latest()
     assert vectors.count() == old + new + replaced
+
+    if searched is not None:
+        again, trials = bucket.sweep("--as-of", searched[0]["run"])
+        assert trials == searched[1]
+        assert bucket.learned(again) == bucket.learned(searched[0])
+        assert bucket.learned(searched[0]).keys() == set(names)
+        now, _ = bucket.sweep()
+        assert {name: bucket.learned(now)[name] for name in wrong} == wrong
+        assert not set(wrong.items()) & bucket.learned(searched[0]).items()
+        print(f"{relabelled} labels are new in the next sweep, {len(trials)} trials are the same")
 
     result, fetched = bucket.extract()
     assert not fetched

@@ -11,7 +11,7 @@ import numpy as np
 from visao_ray.datasets import listing
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.features.extract import new_listing
+from visao_ray.features.extract import Source, new_listing, open_source
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.inference.graph import Work, run_graph
@@ -93,6 +93,32 @@ def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
             return table
     reason = wrong[0] if len(wrong) == 1 else f"{where}: store {store.uri} has no vectors for it"
     raise InputError(f"{reason}; {extract_command(about, store.uri)} makes them")
+
+
+def find_source(settings: Any, model: KerasModel) -> Source | None:
+    """What --data has to read before a model is used, if it is given; before Ray starts.
+
+    Args:
+        settings: of a job with a model, and images in a store or below --data.
+        model: to be used; it is checked against them.
+
+    Raises:
+        InputError: no such images or store, or the model does not fit them.
+    """
+    where = f"--model {settings.model}"
+    if settings.data is None:
+        check_model(model, Store.open(settings.store_uri()), where)
+        return None
+    if model.about.takes != "images":
+        store = settings.store or "STORE"
+        raise InputError(
+            f"{where}: the model ({model.name}) takes vectors, which images below --data have not; "
+            f"run {extract_command(model.about, store, settings.data)} first, then this with "
+            f"--store {store} and without --data"
+        )
+    source = open_source(settings)
+    model.about.check_images(source.dataset, where)
+    return source
 
 
 def extract_command(about: ModelAbout, store: str, data: str = "…") -> str:

@@ -18,8 +18,7 @@ from visao_ray import tables
 from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
-    check_model,
-    extract_command,
+    find_source,
     missing_contents,
     open_model,
     predict_contents,
@@ -27,7 +26,7 @@ from visao_ray.evaluation.inference import (
 )
 from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
 from visao_ray.evaluation.retrieval import retrieval_metrics
-from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
+from visao_ray.features.extract import Source, keep_in_order, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.normalization import Vectors
 from visao_ray.models.saved import ModelAbout
@@ -98,7 +97,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         InputError: no such store, data or model, or they do not fit; too many unreadable images.
     """
     model = open_model(settings.model, settings.batch_size)
-    source = _check(settings, model)
+    source = find_source(settings, model)
     start_ray()
     pool = fit_actors(settings.workers, settings.worker(), look())
     if source is not None:
@@ -178,27 +177,6 @@ def evaluate_in(
     for line in summary(evaluation):
         run.say(line)
     return Evaluated(evaluation, ok, errors)
-
-
-def _check(settings: EvaluateSettings, model: KerasModel) -> Source | None:
-    """Look at the images or the store, and whether the model fits, before Ray starts.
-
-    Returns what there is to read first, if anything.
-    """
-    where = f"--model {settings.model}"
-    if settings.data is None:
-        check_model(model, Store.open(settings.store_uri()), where)
-        return None
-    if model.about.takes != "images":
-        store = "STORE"
-        raise InputError(
-            f"{where}: the model ({model.name}) takes vectors, which images outside a store have "
-            f"not; run {extract_command(model.about, store, settings.data)} first, then give "
-            f"--store {store}"
-        )
-    source = open_source(settings)
-    model.about.check_images(source.dataset, where)
-    return source
 
 
 def _read_images(run: Run[Any], source: Source, model: KerasModel, pool: ActorPool) -> None:

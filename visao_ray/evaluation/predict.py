@@ -10,8 +10,7 @@ from typing import Any
 from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
-    check_model,
-    extract_command,
+    find_source,
     missing_contents,
     open_model,
     predict_contents,
@@ -25,7 +24,7 @@ from visao_ray.evaluation.worklist import (
     read_decision,
     write_worklist,
 )
-from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
+from visao_ray.features.extract import Source, keep_in_order, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.resources import fit_actors, look, remotely
 from visao_ray.runs import Run, start_ray
@@ -83,7 +82,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     """
     model = open_model(settings.model, settings.batch_size)
     decision = read_decision(model, settings.evaluation)
-    source = _check(settings, model)
+    source = find_source(settings, model)
     start_ray()
     pool = fit_actors(settings.workers, settings.worker(), look())
     with _writing(settings, source, run) as writer:
@@ -121,26 +120,6 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     _say(run, worklist)
     dataset = model.about.dataset.name
     return Predicted(dataset, model, settings.since, settings.batch, decision, worklist)
-
-
-def _check(settings: PredictSettings, model: KerasModel) -> Source | None:
-    """Look at the images or the store, and whether the model fits, before Ray starts.
-
-    Returns what there is to read first, if anything.
-    """
-    where = f"--model {settings.model}"
-    if settings.data is None:
-        check_model(model, Store.open(settings.store_uri()), where)
-        return None
-    if model.about.takes != "images":
-        store = settings.store_uri()
-        raise InputError(
-            f"{where}: the model ({model.name}) takes vectors, which new images have not; run "
-            f"{extract_command(model.about, store, settings.data)} first, then this without --data"
-        )
-    source = open_source(settings)
-    model.about.check_images(source.dataset, where)
-    return source
 
 
 def _writing(
