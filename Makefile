@@ -4,13 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-faults test-kills check audit format benchmark clean
+.PHONY: help demo test test-faults check audit format benchmark clean
 
 help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
 	@echo "make test       run the tests (17 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
-	@echo "make test-kills kill drivers, actors and nodes twenty times while a store is filled (half an hour)"
 	@echo "make check      lint, types and the rooms' order"
 	@echo "make audit      look for known holes in the packages"
 	@echo "make format     put the code into shape"
@@ -51,11 +50,7 @@ test: $(VENV)/.dev
 
 # One at a time: a test that breaks things must not wait for another that computes.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "faults and not kills" $(FLAGS)
-
-# Twenty kills at moments drawn from a seed: over a minute each, so apart from the others.
-test-kills: $(VENV)/.dev
-	$(BIN)/python -m pytest -s -m kills $(FLAGS)
+	$(BIN)/python -m pytest -m faults $(FLAGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from typing import Any
 from visao_ray.bases.scanner.job import render_scans
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.evaluation.judge import evaluate_model
-from visao_ray.features.extract import extract_images
+from visao_ray.features.extract import extract_images, open_source
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.runs import Run, execute, main
 from visao_ray.settings import (
@@ -19,6 +19,7 @@ from visao_ray.settings import (
     SourceOptions,
     SweepSettings,
 )
+from visao_ray.store import Store
 from visao_ray.tuning.several import sweep_all
 
 
@@ -38,6 +39,8 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     place = {"store": store, "fresh": False}
     model = out.join("sweep", "head.keras").uri
     extract = settings.part(ExtractSettings, out=out.join("extract").uri, data=data, **place)
+    if settings.data is not None and Store.find(store) is None:
+        open_source(extract).require_classes()
     with run.timed("extract"):
         stages["extract"] = execute(extract, extract_images)
     read = {"extractor": stages["extract"]["inputs"]["extractor"]}

@@ -72,6 +72,16 @@ def one_line(stderr: str, *says: str) -> None:
             ("--data {tmp}/none", "exist"),
         ),
         ("manifest", "--data {data} --store {tmp}/none", ("{tmp}/none", "--dataset is needed")),
+        (
+            "pipeline",
+            "--dataset vazios --data {tmp}/one --out {out}",
+            ("--data {tmp}/one", "no folder of nvazio", "--labels"),
+        ),
+        (
+            "train",
+            "--family simple_cnn --dataset vazios --data {tmp}/one --out {out}",
+            ("--data {tmp}/one", "no folder of nvazio", "--labels"),
+        ),
         ("pipeline", "--dataset vazios --data s3://k:hush@b/x --out {out}", ("AWS_ACCESS_KEY_ID",)),
         (
             "manifest",
@@ -123,6 +133,7 @@ def test_wrong_settings(verb, arguments, says, tmp_path, s3):
     (tmp_path / "file").write_text("x")
     places = {"tmp": tmp_path, "out": tmp_path / "out", "data": tmp_path / "data"}
     write_files(tmp_path / "data", {"vazio/1.jpg": b"x", "nvazio/1.jpg": b"y"})
+    write_files(tmp_path / "one", {"vazio/1.jpg": b"x"})
     run = run_job(verb, *arguments.format(**places).split())
     assert run.returncode == 2, run.stderr
     one_line(run.stderr, *(words.format(**places) for words in says))

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
-import pytest
 from cluster_runs import EXTRACT, committed, finish, same_features, source, wait_for
 
 from visao_ray.storage import Location
-
-pytestmark = pytest.mark.kills
 
 
 class Drivers:

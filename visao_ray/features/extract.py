@@ -92,6 +92,25 @@ class Source:
         description = Description(self.dataset.to_json(), run.settings.seed, *shares)
         return create_or_open(self.store, description, run.owner, run.say, run.predecessor)
 
+    def require_classes(self) -> None:
+        """For jobs that then fit a model: refuse folders that cannot give every class.
+
+        Where there is a store already, or a labels file, the labels may be there.
+
+        Raises:
+            InputError: a class without a folder, or fewer than two classes.
+        """
+        if self.settings.labels is not None or Store.find(self.store) is not None:
+            return
+        found = self.layout.classes
+        missing = sorted(set(self.dataset.classes) - set(found))
+        if missing or len(found) < 2:
+            which = ", ".join(missing) or "a second class"
+            raise InputError(
+                f"--data {self.data.uri}: no folder of {which} (dataset {self.dataset.name}), so "
+                "no model can be fitted; add it, or give the labels with --labels FILE"
+            )
+
     def check_errors(self, run: Run[Any], errors: int, most: float) -> None:
         """Fail where too many images could not be used; they are written down by now.
 

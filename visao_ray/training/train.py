@@ -132,6 +132,8 @@ def _check(settings: TrainSettings) -> Inputs:
             f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
             "choose loss or accuracy"
         )
+    if source is not None:
+        source.require_classes()
     if settings.takes_vectors:
         assert store is not None
         extractor = store.the_extractor(settings.extractor)
