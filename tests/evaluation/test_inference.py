@@ -131,7 +131,7 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, 
     assert evaluation["model"] == {"name": "tiny epoch 4", "digest": digest}
     inputs = result["inputs"]
     assert inputs["model_digest"] == digest
-    read = {name.removesuffix(".lance") for name in inputs["versions"]}
+    read = set(inputs["versions"])
     assert read == {"images", inputs["predictions"]}
     wrong = [row for row in predictions.values() if row["split"] == "test"]
     wrong = {row["key"] for row in wrong if row["predicted"] != row["label"]}
@@ -244,7 +244,7 @@ def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
     again = execute(settings(tmp_path / "again", uri, store=str(store)), evaluate_model)
     assert "predict" not in again["timings"]
     assert again["metrics"] == result["metrics"]
-    name = f"{result['inputs']['predictions']}.lance"
+    name = result["inputs"]["predictions"]
     assert again["inputs"]["versions"][name] == result["inputs"]["versions"][name]
     assert rows_of(tmp_path / "again", "predictions") == predictions
     # And one that reads the store as the first did.

@@ -97,7 +97,7 @@ class Bucket:
 
     def learned(self, sweep: dict) -> dict[str, str]:
         """Labels that a sweep read, by the name of the scan."""
-        images = Store.open(self.store).images.at(sweep["inputs"]["versions"]["images.lance"])
+        images = Store.open(self.store).images.at(sweep["inputs"]["versions"]["images"])
         examples = read_examples(Snapshot(self.store, images, None))
         names = [key.removeprefix(self.scans.place.uri + "/") for key in examples.keys.to_pylist()]
         return dict(zip(names, examples.labels.to_pylist(), strict=True))

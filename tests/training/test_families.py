@@ -138,10 +138,10 @@ def test_a_family(case, trained, store, dataset):
     assert inputs["store"] == str(place)
     assert inputs["dataset"]["name"] == "vazios"
     read = set(inputs["versions"])
-    assert "images.lance" in read
+    assert "images" in read
     assert any(name.startswith("predictions/") for name in read)
     if takes == "vectors":
-        assert f"vectors/{inputs['extractor']}/none.lance" in read
+        assert f"vectors/{inputs['extractor']}/none" in read
         assert inputs["extractor"] == Store.open(str(store)).the_extractor(None)
     else:
         assert "extractor" not in inputs

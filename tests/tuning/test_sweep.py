@@ -164,7 +164,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     tables = Store.open(chest).tables()
     tag = f"run-{result['run']}"
     for name in ("images", f"vectors/{EXTRACTOR}/none", f"vectors/{EXTRACTOR}/{RECIPE}"):
-        assert tables[name].tags()[tag] == inputs["versions"][f"{name}.lance"]
+        assert tables[name].tags()[tag] == inputs["versions"][name]
 
 
 def test_test_rows_are_never_loaded(chest, tmp_path):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from visao_ray.errors import InputError
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
-from visao_ray.store.store import PLAIN, Store
+from visao_ray.store.store import PLAIN, Store, name_of
 from visao_ray.store.table import TableVersion
 
 #: Before the id of a run, the name of the tags on versions that it reads.
@@ -55,7 +55,7 @@ class Snapshot:
         return {
             "store": self.store,
             "versions": {
-                table.uri.removeprefix(self.store).strip("/"): table.version
+                name_of(table, self.store): table.version
                 for table in (self.images, self.verdicts, self.results, self.augmented)
                 if table is not None
             },

@@ -210,6 +210,11 @@ class Store:
         return [entry.name for entry in self.location.join(*parts).children() if entry.is_folder]
 
 
+def name_of(table: TableVersion, store: str) -> str:
+    """The name of a table below its store, as `Store.tables` has it."""
+    return table.uri.removeprefix(store).strip("/").removesuffix(_SUFFIX)
+
+
 @contextmanager
 def create_or_open(
     uri: str,
