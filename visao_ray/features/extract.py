@@ -225,14 +225,14 @@ def read_new(
     if counted.new:
         through = f" through {engine.name} on {pool}" if engine else ""
         run.say(f"{counted.new:,} images{through}")
-    with run.timed("extract"):
+    with run.timed(work.step):
         done = run_graph(run, writer, work, pool)
     if counted.gone:
         mark_missing(writer, counted.gone)
     with run.timed("decide"):
         decide(run, writer, source)
     _prove(run, writer, results, before + counted.added, without)
-    _count(run, counted, done)
+    _count(run, counted, done, work.step)
     return done
 
 
@@ -377,9 +377,10 @@ def keep_in_order(run: Run[Any], writer: Writer) -> None:
 def _say_listing(run: Run[Any], source: Source, counted: Counted) -> None:
     labels = dict(counted.labels)
     unlabelled = labels.pop("", 0)
+    lacking = f", {counted.without:,} without results" if counted.without else ""
     run.say(
         f"{counted.listed:,} files below {source.data.uri}: {counted.known:,} known, "
-        f"{counted.added:,} new, {counted.changed:,} changed, {counted.without:,} without vectors"
+        f"{counted.added:,} new, {counted.changed:,} changed{lacking}"
     )
     if counted.vanished:
         what = "marked as missing" if source.settings.mark_missing else "kept (--mark-missing)"
@@ -437,7 +438,7 @@ def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any
     return len(np.setdiff1d(now, ray.get(before[0]), assume_unique=True))
 
 
-def _count(run: Run[Any], counted: Counted, done: Done) -> None:
+def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
     errors = done.errors.total()
     run.counts |= {
         **listing.to_counts(counted),
@@ -447,8 +448,8 @@ def _count(run: Run[Any], counted: Counted, done: Done) -> None:
         "errors_by_reason": dict(done.errors.most_common()),
         "computed": done.computed,
     }
-    if "extract" in run.timings and done.files:
-        run.throughput["images_per_second"] = done.files / run.timings["extract"]
+    if done.files:
+        run.throughput["images_per_second"] = done.files / run.timings[step]
     run.say(
         f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known; "
         f"{counted.new:,} new = {counted.new - errors:,} ok + {errors:,} errors"
