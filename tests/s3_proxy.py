@@ -37,6 +37,7 @@ _SLOW_DOWN = """<?xml version="1.0" encoding="UTF-8"?>
 _STALL_S = 10.0
 _HOPS = {"transfer-encoding", "connection", "keep-alive", "expect"}
 _CONDITIONS = {"if-match", "if-none-match"}
+_START_S = 180  # a machine with much other work takes a minute to import what the proxy needs
 _KEEP_S = 5.0  # less than servers keep an idle connection: a PUT on a closed one would fail
 
 
@@ -282,12 +283,14 @@ def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
     (folder / "faults.json").write_text("{}")
     process = subprocess.Popen([sys.executable, __file__, str(port), str(target), str(folder)])
     try:
-        for _ in range(600):
+        for _ in range(_START_S * 10):
+            if process.poll() is not None:
+                raise RuntimeError(f"the proxy on port {port} ended with {process.returncode}")
             with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/proxy-is-up"):
                 break
             time.sleep(0.1)
         else:
-            raise RuntimeError("the proxy does not answer")
+            raise RuntimeError(f"the proxy does not answer within {_START_S} s")
         yield Faults(folder, port)
     finally:
         process.kill()
