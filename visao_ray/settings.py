@@ -910,10 +910,10 @@ def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -
 
 
 def _flags(kind: type[CommandSettings]) -> list[str]:
-    return [_called(kind, name) for name in kind.model_fields] + ["--settings"]
+    return [flag_of(kind, name) for name in kind.model_fields] + ["--settings"]
 
 
-def _called(kind: type[CommandSettings], name: str) -> str:
+def flag_of(kind: type[CommandSettings], name: str) -> str:
     """A setting as people write it: a flag, or a word for what stands in a fixed place."""
     field = kind.model_fields.get(name)
     if field is not None and _POSITIONAL in field.metadata:
@@ -946,7 +946,7 @@ def _explain(kind: type[CommandSettings], problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if not problem["loc"]:
         return message
-    flag = _called(kind, str(problem["loc"][0]))
+    flag = flag_of(kind, str(problem["loc"][0]))
     if problem["type"] == "missing":
         field = kind.model_fields[str(problem["loc"][0])]
         return f"{flag} is missing: {field.description}"

@@ -25,6 +25,7 @@ from visao_ray.jobs.registry import find_job
 from visao_ray.settings import parse
 from visao_ray.storage import reason
 
+VERB = "submit"
 SUMMARY = "Submit a job to a Ray cluster, stream its logs, and exit with its status."
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str], program: str | None = None) -> int:
         arguments: of the command line.
         program: how the command line begins, for `--help`.
     """
-    given = _parser(program).parse_args(arguments)
+    given = parser(program).parse_args(arguments)
     try:
         return submit(given.verb, given.flags, given.address, given.id, wait=not given.no_wait)
     except InputError as error:
@@ -163,8 +164,9 @@ def _check(verb: str, flags: Sequence[str]) -> None:
         find_dataset(dataset)
 
 
-def _parser(program: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(program: str | None) -> argparse.ArgumentParser:
+    """Of the command line; `program` is how it begins, the name of the script if None."""
+    found = argparse.ArgumentParser(
         prog=program,
         description=SUMMARY,
         epilog="%(prog)s extract --dataset vazios --data s3://bucket/vazios --out "
@@ -172,13 +174,13 @@ def _parser(program: str | None) -> argparse.ArgumentParser:
         "environment: none are taken from here. The driver runs on the head.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    found.add_argument(
         "--address",
         help="of the cluster's dashboard (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265); "
         "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH are read",
     )
-    parser.add_argument("--id", help="to call the submission by (made of the verb and the time)")
-    parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
-    parser.add_argument("verb", help="which job: extract, train, sweep, pipeline, …")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="the job's own flags")
-    return parser
+    found.add_argument("--id", help="to call the submission by (made of the verb and the time)")
+    found.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    found.add_argument("verb", help="which job: extract, train, sweep, pipeline, …")
+    found.add_argument("flags", nargs=argparse.REMAINDER, help="the job's own flags")
+    return found

@@ -75,11 +75,8 @@ def console(environment: Path, cwd: Path, *words: str, status: int = 0) -> str:
 def test_help_lists_every_verb_in_one_line(environment: Path, tmp_path: Path) -> None:
     lines = console(environment, tmp_path).splitlines()
     for verb, job in JOBS.items():
-        assert [job.summary] == [
-            line.removeprefix(f"  {verb}").strip()
-            for line in lines
-            if line.startswith(f"  {verb} ")
-        ]
+        (line,) = (line for line in lines if line.startswith(f"  {verb} "))
+        assert line.removeprefix(f"  {verb}").strip() == job.summary
     assert sum(line.startswith("  submit ") for line in lines) == 1
     assert console(environment, tmp_path, "--version") == f"visao-ray {__version__}\n"
 

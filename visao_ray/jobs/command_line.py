@@ -12,8 +12,6 @@ from visao_ray.jobs.registry import JOBS, find_job
 from visao_ray.runs import main, run_command
 from visao_ray.settings import JobSettings
 
-_SUBMIT = "submit"
-
 
 def console() -> NoReturn:
     """Run `visao-ray VERB FLAGS` and exit with the job's status."""
@@ -40,7 +38,7 @@ def _run(verb: str, flags: Sequence[str], program: str) -> int:
         flags: of its command line.
         program: how this command begins, for help and reports.
     """
-    if verb == _SUBMIT:
+    if verb == submission.VERB:
         return submission.main(flags, program)
     try:
         job = find_job(verb)
@@ -54,7 +52,7 @@ def _run(verb: str, flags: Sequence[str], program: str) -> int:
 
 def _help() -> str:
     summaries = {verb: job.summary for verb, job in JOBS.items()}
-    summaries[_SUBMIT] = submission.SUMMARY
+    summaries[submission.VERB] = submission.SUMMARY
     width = max(map(len, summaries))
     verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, summary in summaries.items())
     return (
