@@ -1,4 +1,4 @@
-"""Judge a model: threshold from val, then every metric on test, once, with intervals."""
+"""Evaluate a model: threshold from val, then every metric on test, once, with intervals."""
 
 from visao_ray.jobs.command_line import script
 

@@ -1,4 +1,4 @@
-"""From a bucket of images to a judged classifier: extract, sweep, evaluate, report."""
+"""From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report."""
 
 from visao_ray.jobs.command_line import script
 

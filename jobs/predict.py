@@ -1,4 +1,4 @@
-"""Predict every image that a model has not seen yet, and show what should be looked at first."""
+"""Predict every image that a model has not seen yet, and show what people should check first."""
 
 from visao_ray.jobs.command_line import script
 

@@ -1,4 +1,4 @@
-"""From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
+"""From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
 
 Each stage is a job of its own with its own folder below --out, and each goes on where it was.
 """
