@@ -10,9 +10,9 @@ help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
 	@echo "make test       run the tests (17 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
-	@echo "make check      lint, types, the order of packages, spelling (1 minute)"
-	@echo "make docs       build the documentation site into build/site (half a minute)"
-	@echo "make audit      look for known holes in the packages (half a minute)"
+	@echo "make check      lint, types, the order of packages, spelling (half a minute)"
+	@echo "make docs       build the documentation site into build/site (seconds)"
+	@echo "make audit      look for known holes in the packages (needs the network)"
 	@echo "make format     put the code into shape (seconds)"
 	@echo "make benchmark  measure what docs/scaling.md claims of speed (long; on a quiet machine)"
 
