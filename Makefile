@@ -64,9 +64,9 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-# NO_MKDOCS_2_WARNING: the theme advertises its successor.
+# With --quiet it would not count warnings. NO_MKDOCS_2_WARNING: the theme advertises its successor.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open build/site/index.html"
 
 # Packages that the index knows nothing of are listed, with the reason.
