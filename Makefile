@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-faults check audit format benchmark clean
+.PHONY: help demo test test-faults check docs audit format benchmark clean
 
 help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
 	@echo "make test       run the tests (17 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
-	@echo "make check      lint, types and the rooms' order"
-	@echo "make audit      look for known holes in the packages"
-	@echo "make format     put the code into shape"
-	@echo "make benchmark  measure what README claims of speed"
+	@echo "make check      lint, types, the order of packages, spelling (half a minute)"
+	@echo "make docs       build the documentation site into build/site (seconds)"
+	@echo "make audit      look for known holes in the packages (needs the network)"
+	@echo "make format     put the code into shape (seconds)"
+	@echo "make benchmark  measure what docs/scaling.md claims of speed (long; on a quiet machine)"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
@@ -27,6 +28,10 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) --editable ".[docs]"
 	@touch $@
 
 # The second act: a hundred unlabelled scans arrive beside the others. The same extraction reads those
@@ -57,6 +62,12 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+# With --quiet it would not count warnings. NO_MKDOCS_2_WARNING: the theme advertises its successor.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 # Packages that the index knows nothing of are listed, with the reason.
 audit: $(VENV)/.dev

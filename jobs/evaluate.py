@@ -1,8 +1,6 @@
-"""Judge a model: threshold from val, then every metric on test, once, with intervals."""
+"""Evaluate a model: threshold from val, then every metric on test, once, with intervals."""
 
-from visao_ray.evaluation.judge import evaluate_model
-from visao_ray.runs import main
-from visao_ray.settings import EvaluateSettings
+from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    main(EvaluateSettings, evaluate_model)
+    script("evaluate")

@@ -1,19 +1,6 @@
-"""Predict every image that a model has not seen yet, and show what should be looked at first."""
+"""Predict every image that a model has not seen yet, and show what people should check first."""
 
-from typing import Any
-
-from visao_ray.evaluation.predict import predict_new
-from visao_ray.reports.day import write_day
-from visao_ray.runs import Run, main
-from visao_ray.settings import PredictSettings
-
-
-def predict_images(settings: PredictSettings, run: Run[Any]) -> None:
-    """Predict what is new, list it, and write the page of the day."""
-    predicted = predict_new(settings, run)
-    write_day(run, predicted)
-    predicted.check_errors(settings.max_errors)
-
+from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    main(PredictSettings, predict_images)
+    script("predict")

@@ -1,6 +1,6 @@
 """Submit a job to a Ray cluster, show its lines, and exit as it does."""
 
-from visao_ray.submission import main
+from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    main()
+    script("submit")

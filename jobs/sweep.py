@@ -1,8 +1,6 @@
 """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
-from visao_ray.runs import main
-from visao_ray.settings import SweepSettings
-from visao_ray.tuning.several import sweep_all
+from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    main(SweepSettings, sweep_all)
+    script("sweep")

@@ -1,8 +1,6 @@
 """Fit a model of any family on any number of workers; val chooses the epoch."""
 
-from visao_ray.runs import main
-from visao_ray.settings import TrainSettings
-from visao_ray.training.train import train_model
+from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    main(TrainSettings, train_model)
+    script("train")

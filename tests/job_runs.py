@@ -1,12 +1,10 @@
 """Runs of jobs as people start them, and small datasets to run them on."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -28,16 +26,6 @@ def run_job(
         timeout=timeout,
         check=False,
     )
-
-
-def load_job(verb: str) -> ModuleType:
-    """The module `jobs/VERB.py`, for its function."""
-    spec = importlib.util.spec_from_file_location(f"{verb}_job", ROOT / "jobs" / f"{verb}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:

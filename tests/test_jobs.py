@@ -11,7 +11,7 @@ from job_runs import ROOT, run_job, write_files
 from visao_ray.backend import import_keras
 from visao_ray.features.extract import extract_images
 from visao_ray.features.manifest import make_manifest
-from visao_ray.runs import _main
+from visao_ray.runs import main
 from visao_ray.settings import ExtractSettings, ManifestSettings
 
 HELP_S = 2.0  # of one core, whatever else this machine does
@@ -41,7 +41,7 @@ def test_help_is_light(job):
     code, heavy, seconds = ast.literal_eval(last)
     assert (code, heavy) == (0, [])
     assert seconds < HELP_S
-    assert told[0].startswith(f"usage: {job}")
+    assert told[0].startswith(f"usage: python jobs/{job} ")
     flag = {"submit.py": "--address", "store.py": "--store"}.get(job, "--out")
     assert flag in run.stdout
     assert run.stderr == ""
@@ -145,7 +145,7 @@ def test_a_dataset_without_images(tmp_path, capsys, ray_cluster):
         (tmp_path / "data" / label).mkdir(parents=True)
     told = ["--dataset", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     capsys.readouterr()
-    assert _main(ManifestSettings, make_manifest, told) == 2
+    assert main(ManifestSettings, make_manifest, told) == 2
     one_line(capsys.readouterr().err, "no files", str(tmp_path / "data"))
 
 
@@ -175,7 +175,7 @@ def test_weights_that_do_not_fit(weights, says, misfits, s3, scans, ray_cluster,
     told += ["--weights", uri, "--image-size", "32"]
     told += [] if uri.endswith(".keras") else ["--backbone", "mobilenetv2"]
     capsys.readouterr()
-    assert _main(ExtractSettings, extract_images, told) == 2
+    assert main(ExtractSettings, extract_images, told) == 2
     one_line(capsys.readouterr().err, *says)
     assert not (tmp_path / "store" / "store.json").exists()
 

@@ -324,7 +324,7 @@ def work(settings, run):
         rows = pa.Table.from_pylist([{"group": "1"}], schema=schemas.GROUPS)
         writer.append(groups, write_fragments(groups.uri, schemas.GROUPS, rows))
 
-main(ExtractSettings, work, ["--data", sys.argv[2], "--store", sys.argv[2]])
+sys.exit(main(ExtractSettings, work, ["--data", sys.argv[2], "--store", sys.argv[2]]))
 """
 HEAD = """
 import subprocess, sys, urllib.request

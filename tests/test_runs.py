@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from visao_ray.errors import InputError
-from visao_ray.runs import Run, _main, duration, execute, to_json
+from visao_ray.runs import Run, duration, execute, main, to_json
 from visao_ray.settings import JobSettings
 from visao_ray.storage import Location, locate
 
@@ -232,7 +232,7 @@ def in_the_driver(settings, run):
 @pytest.mark.parametrize("work", [in_the_driver, in_a_task, in_a_block, in_an_actor])
 def test_bad_input_is_status_2_and_one_line(work, ray_cluster, tmp_path, capsys):
     capsys.readouterr()
-    assert _main(CountSettings, work, ["--out", str(tmp_path)]) == 2
+    assert main(CountSettings, work, ["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: bad\n"
     assert not (tmp_path / "result.json").exists()
 
@@ -249,7 +249,7 @@ def a_bug(settings, run):
 
 @pytest.mark.parametrize("work", [a_bug, a_bug_in_a_task])
 def test_a_bug_is_status_1_and_a_trace(work, tmp_path, capsys, ray_cluster):
-    assert _main(CountSettings, work, ["--out", str(tmp_path)]) == 1
+    assert main(CountSettings, work, ["--out", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert "Traceback" in told
     assert told.splitlines()[-1].startswith("error: count failed: ")
@@ -260,9 +260,21 @@ def test_an_interrupt_is_status_130(tmp_path, capsys):
     def interrupt(settings, run):
         raise KeyboardInterrupt
 
-    assert _main(CountSettings, interrupt, ["--out", str(tmp_path)]) == 130
+    assert main(CountSettings, interrupt, ["--out", str(tmp_path)]) == 130
     assert "goes on" in capsys.readouterr().err
-    assert _main(CountSettings, count, ["--out", str(tmp_path)]) == 0
+    assert main(CountSettings, count, ["--out", str(tmp_path)]) == 0
+
+
+def test_a_run_knows_its_command(tmp_path):
+    found = []
+
+    def work(settings, run):
+        found.append(run.command)
+
+    arguments = ["--out", f"{tmp_path}/a b"]
+    assert main(CountSettings, work, arguments, "visao-ray count") == 0
+    execute(CountSettings(out=f"{tmp_path}/c"), work, "visao_ray.count(out='c')")
+    assert found == [f"visao-ray count --out '{tmp_path}/a b'", "visao_ray.count(out='c')"]
 
 
 def test_json_without_nan():

@@ -1,3 +1,67 @@
-"""X-ray images on Ray: pixels are read once, everything afterwards reads feature vectors."""
+"""X-ray images on Ray: pixels are read once, everything afterwards reads feature vectors.
 
-__version__ = "0.1.0"
+What `__all__` names is the public Python interface; it is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visao_ray.datasets.spec import Dataset
+    from visao_ray.errors import InputError
+    from visao_ray.inference.engines.base import Engine
+    from visao_ray.jobs.functions import (
+        evaluate,
+        export,
+        extract,
+        manifest,
+        pipeline,
+        predict,
+        scanner,
+        sweep,
+        train,
+    )
+    from visao_ray.store.store import Store
+    from visao_ray.submission import submit
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "Dataset",
+    "Engine",
+    "InputError",
+    "Store",
+    "evaluate",
+    "export",
+    "extract",
+    "manifest",
+    "pipeline",
+    "predict",
+    "scanner",
+    "submit",
+    "sweep",
+    "train",
+]
+
+_MODULES = {
+    "Dataset": "visao_ray.datasets.spec",
+    "Engine": "visao_ray.inference.engines.base",
+    "InputError": "visao_ray.errors",
+    "Store": "visao_ray.store.store",
+    "submit": "visao_ray.submission",
+}
+
+
+if not TYPE_CHECKING:  # for which every name would exist
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_MODULES.get(name, "visao_ray.jobs.functions"))
+        return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -58,6 +59,7 @@ class Run(Generic[S]):
     settings: S
     out: Location
     id: str = ""  # the same in logs and results, however often the run is started
+    command: str = ""  # that started it
     step: str = ""  # the latest, and its dataset
     dataset: str = ""
     predecessor: Owner | None = None  # the process that died holding the folder, if one did
@@ -116,34 +118,36 @@ class Run(Generic[S]):
         mark.write_bytes(b"")
 
 
-def main(kind: type[S], work: Work[S], arguments: Sequence[str] | None = None) -> None:
-    """Run a job from its command line and exit: 0 done, 2 bad input, 1 a failure of ours."""
-    sys.exit(_main(kind, work, sys.argv[1:] if arguments is None else arguments))
+def main(kind: type[S], work: Work[S], arguments: Sequence[str], program: str | None = None) -> int:
+    """Run a job from its command line; see `run_command`."""
+    command = f"{program or kind.job} {shlex.join(arguments)}".strip()
 
-
-def _main(kind: type[S], work: Work[S], arguments: Sequence[str]) -> int:
     def job(settings: S) -> int:
-        execute(settings, work)
+        execute(settings, work, command)
         return 0
 
-    return run_command(kind, job, arguments)
+    return run_command(kind, job, arguments, program)
 
 
 def run_command(
-    kind: type[C], command: Callable[[C], int], arguments: Sequence[str] | None = None
+    kind: type[C],
+    command: Callable[[C], int],
+    arguments: Sequence[str],
+    program: str | None = None,
 ) -> int:
     """Run a command with the settings of its command line, and say in one line what stopped it.
 
     Args:
         kind: of the settings.
         command: takes them and returns an exit status.
-        arguments: of the command line; this process's own if None.
+        arguments: of the command line.
+        program: how the command line begins, for `--help`.
 
     Returns:
         The command's exit status; 2 for bad input, 1 for a failure of ours.
     """
     try:
-        return command(parse(kind, sys.argv[1:] if arguments is None else arguments))
+        return command(parse(kind, arguments, program))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -153,7 +157,7 @@ def run_command(
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGTERM
     except Exception as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, InputError):
             print(f"error: {cause}", file=sys.stderr)
             return 2
@@ -179,16 +183,21 @@ def run_command(
         return 1
 
 
-def execute(settings: S, work: Work[S]) -> dict[str, Any]:
+def execute(settings: S, work: Work[S], command: str = "") -> dict[str, Any]:
     """Run a job unless it is finished already; returns the content of its result.json.
+
+    Args:
+        settings: of the job.
+        work: does it.
+        command: that started it, for reports.
 
     Raises:
         InputError: another run, or somebody else's files, stand in `--out`.
     """
     if isinstance(settings, StoreJobSettings):
-        return _grow(settings, work)
+        return _grow(settings, work, command)
     out = locate(settings.out)
-    run = Run(settings=settings, out=out, id=_identify(out, _now()))
+    run = Run(settings=settings, out=out, id=_identify(out, _now()), command=command)
     with _writable(out):
         finished = _finished(run)
         if finished is not None:
@@ -242,11 +251,12 @@ def _previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
     return previous
 
 
-def _grow(settings: Any, work: Work[Any]) -> dict[str, Any]:
+def _grow(settings: Any, work: Work[Any], command: str) -> dict[str, Any]:
     """Run a job that finds out what is new and does that; it never goes on with an earlier run."""
     started = _now()
     out = locate(settings.out_uri(started))
-    run = Run(settings=settings, out=out, id=_identify(out, f"{started} {os.getpid()}"))
+    identity = _identify(out, f"{started} {os.getpid()}")
+    run = Run(settings=settings, out=out, id=identity, command=command)
     with _writable(out):
         previous = _read_json(out.join("result.json"))
         if previous is not None:
@@ -416,7 +426,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The error itself, where Ray has wrapped it on its way from a worker."""
     if type(error) is InputError:
         return error
@@ -427,7 +437,7 @@ def _cause(error: BaseException) -> BaseException:
     told = re.search(rf"^{InputError.__module__}\.InputError: (.+)", str(error), re.MULTILINE)
     if told:
         return InputError(told.group(1))
-    return _cause(inner) if isinstance(inner, BaseException) else error
+    return cause_of(inner) if isinstance(inner, BaseException) else error
 
 
 def _check_free(out: Location, settings: JobSettings) -> None:

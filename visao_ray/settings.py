@@ -10,7 +10,7 @@ import difflib
 import inspect
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -82,7 +82,7 @@ class CommandSettings(BaseSettings):
         """Let `--help` end with a command to try."""
         super().__pydantic_init_subclass__(**kwargs)
         if cls.job:
-            command = f"  python jobs/{cls.job}.py {cls.example}"
+            command = f"  %(prog)s {cls.example}"  # argparse writes the name of the program there
             cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{command}\n\n{cls.again}"
 
     @classmethod
@@ -861,8 +861,25 @@ class StoreToolSettings(CommandSettings):
         return self
 
 
-def parse(kind: type[C], arguments: Sequence[str]) -> C:
+def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Settings of a job from its values by name.
+
+    Raises:
+        InputError: unknown name, wrong value, missing value; one line that names it.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
+
+
+def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -> C:
     """Settings of a job from its command line and the TOML file named by `--settings`.
+
+    Args:
+        kind: of the settings.
+        arguments: of the command line.
+        program: how the command line begins, for `--help`; the name of the script if None.
 
     Raises:
         InputError: unknown flag, wrong value, missing value; one line that names it.
@@ -880,24 +897,23 @@ def parse(kind: type[C], arguments: Sequence[str]) -> C:
             rest.pop(position)
             values = _read_toml(kind, name)
             break
+    values |= {"_cli_parse_args": rest, "_cli_prog_name": program}
     try:
-        return kind(_cli_parse_args=rest, **values)  # type: ignore[call-arg]
+        return from_values(kind, values)
     except SystemExit:  # after --help, which knows the fields alone
         print("  --settings FILE       TOML file with any of these settings; flags win over it")
         if issubclass(kind, JobSettings):
             print("  --resume              go on with an unfinished run, as without it")
         raise
-    except ValidationError as error:
-        raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
     except SettingsError as error:
         raise InputError(_explain_flag(kind, str(error))) from None
 
 
 def _flags(kind: type[CommandSettings]) -> list[str]:
-    return [_called(kind, name) for name in kind.model_fields] + ["--settings"]
+    return [flag_of(kind, name) for name in kind.model_fields] + ["--settings"]
 
 
-def _called(kind: type[CommandSettings], name: str) -> str:
+def flag_of(kind: type[CommandSettings], name: str) -> str:
     """A setting as people write it: a flag, or a word for what stands in a fixed place."""
     field = kind.model_fields.get(name)
     if field is not None and _POSITIONAL in field.metadata:
@@ -930,7 +946,7 @@ def _explain(kind: type[CommandSettings], problem: Any) -> str:
     message = re.sub(r"^Value error, ", "", problem["msg"])
     if not problem["loc"]:
         return message
-    flag = _called(kind, str(problem["loc"][0]))
+    flag = flag_of(kind, str(problem["loc"][0]))
     if problem["type"] == "missing":
         field = kind.model_fields[str(problem["loc"][0])]
         return f"{flag} is missing: {field.description}"

@@ -19,11 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from visao_ray import settings as all_settings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
-from visao_ray.settings import CommandSettings, parse
+from visao_ray.jobs.registry import find_job
+from visao_ray.settings import parse
 from visao_ray.storage import reason
+
+VERB = "submit"
+SUMMARY = "Submit a job to a Ray cluster, stream its logs, and exit with its status."
 
 _ROOT = Path(__file__).resolve().parents[1]
 _LOOK_S = 1.0
@@ -31,14 +34,19 @@ _PATIENCE_S = 45.0
 _STOPPED = 143  # as a process that ended on SIGTERM
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Submit from a command line and exit: with the job's status, or 2 for what is wrong here."""
-    told = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+def main(arguments: Sequence[str], program: str | None = None) -> int:
+    """Submit from a command line; returns the job's status, or 2 for what is wrong here.
+
+    Args:
+        arguments: of the command line.
+        program: how the command line begins, for `--help`.
+    """
+    given = parser(program).parse_args(arguments)
     try:
-        sys.exit(submit(told.verb, told.flags, told.address, told.id, wait=not told.no_wait))
+        return submit(given.verb, given.flags, given.address, given.id, wait=not given.no_wait)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
 
 def submit(
@@ -61,9 +69,15 @@ def submit(
         The job's exit status; 143 if it was stopped; 0 at once without `wait`.
 
     Raises:
-        InputError: no such verb, settings that do not fit, or no dashboard there.
+        InputError: no such verb, settings that do not fit, no code to bring along, or no dashboard
+            there.
     """
     _check(verb, flags)
+    if not (_ROOT / "jobs").is_dir():
+        raise InputError(
+            f"submit brings jobs/ of a checkout along, and there is none beside {_ROOT}: run "
+            "python jobs/submit.py in a clone of visao_ray"
+        )
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import yaml
     from ray.job_submission import JobSubmissionClient
@@ -144,34 +158,29 @@ def _follow(client: Any, submitted: str) -> int:
 
 def _check(verb: str, flags: Sequence[str]) -> None:
     """What the job would say of its settings, before it travels."""
-    kinds = {
-        kind.job: kind
-        for kind in vars(all_settings).values()
-        if isinstance(kind, type) and issubclass(kind, CommandSettings) and kind.job
-    }
-    if verb not in kinds:
-        raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
-    dataset = getattr(parse(kinds[verb], flags), "dataset", None)
+    program = f"python jobs/{verb}.py"
+    dataset = getattr(parse(find_job(verb).settings, flags, program), "dataset", None)
     if dataset is not None and "://" not in dataset:  # a bucket may be open to the cluster alone
         find_dataset(dataset)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="submit.py",
-        description="Submit a job to a Ray cluster, show its lines, and exit as it does.",
-        epilog="python jobs/submit.py extract --dataset vazios --data s3://bucket/vazios --out "
+def parser(program: str | None) -> argparse.ArgumentParser:
+    """Of the command line; `program` is how it begins, the name of the script if None."""
+    found = argparse.ArgumentParser(
+        prog=program,
+        description=SUMMARY,
+        epilog="%(prog)s extract --dataset vazios --data s3://bucket/vazios --out "
         "s3://bucket/runs/1\n\nThe cluster's nodes have their credentials from their role or "
         "environment: none are taken from here. The driver runs on the head.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    found.add_argument(
         "--address",
         help="of the cluster's dashboard (RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265); "
         "with token authentication, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH are read",
     )
-    parser.add_argument("--id", help="to call the submission by (made of the verb and the time)")
-    parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
-    parser.add_argument("verb", help="which job: extract, train, sweep, pipeline, …")
-    parser.add_argument("flags", nargs=argparse.REMAINDER, help="the job's own flags")
-    return parser
+    found.add_argument("--id", help="to call the submission by (made of the verb and the time)")
+    found.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    found.add_argument("verb", help="which job: extract, train, sweep, pipeline, …")
+    found.add_argument("flags", nargs=argparse.REMAINDER, help="the job's own flags")
+    return found

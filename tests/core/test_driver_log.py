@@ -12,7 +12,7 @@ from s3_server import SECRET
 from visao_ray.core import driver_log
 from visao_ray.core.driver_log import DriverLog, known_secrets, without_secrets
 from visao_ray.errors import InputError
-from visao_ray.runs import Run, _main, execute, start_ray
+from visao_ray.runs import Run, execute, main, start_ray
 from visao_ray.settings import JobSettings
 from visao_ray.storage import Location, locate
 
@@ -112,7 +112,7 @@ def in_a_block(settings: WarnSettings, run: Run) -> None:
 
 
 def test_what_ray_data_says_of_a_failure_is_kept(tmp_path, ray_cluster, capsys):
-    assert _main(WarnSettings, in_a_block, ["--out", str(tmp_path)]) == 2
+    assert main(WarnSettings, in_a_block, ["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: bad rows\n"
     (text,) = logs(locate(str(tmp_path)))
     assert "ERROR ray.data." in text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import join_ray
 from html_page import Page
-from job_runs import load_job, run_job
+from job_runs import run_job
 from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
@@ -19,13 +19,12 @@ from visao_ray.evaluation.inference import open_model, table_name
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.extract import extract_images
 from visao_ray.images.decode import decode
+from visao_ray.jobs.predict import predict_images
 from visao_ray.models import saved
 from visao_ray.runs import execute
 from visao_ray.settings import EvaluateSettings, ExtractSettings, PredictSettings
 from visao_ray.storage import locate
 from visao_ray.store import Store, schemas
-
-predict_images = load_job("predict").predict_images
 
 
 def arrivals(root, count, seed):

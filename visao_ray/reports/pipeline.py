@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -55,7 +54,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
         ReportInputs(
             title=f"{dataset}: from images to a judged classifier",
             dataset=dataset,
-            command=f"python jobs/pipeline.py {' '.join(sys.argv[1:])}".strip(),
+            command=run.command,
             settings=settings.model_dump(mode="json"),
             counts={**counts, "splits": counts["by_split"]},
             throughput=run.throughput,

@@ -52,6 +52,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
                     fresh=False,
                 ),
                 address,
+                run.command,
             )
             for name, uri in sources.items()
         }
@@ -68,8 +69,8 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     write_report(run, f"Sweeps of {', '.join(results)}", pages)
 
 
-def _sweep_one(settings: SweepSettings, address: str) -> dict[str, Any]:
+def _sweep_one(settings: SweepSettings, address: str, command: str) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = address
-    execute(settings, make_sweep)
+    execute(settings, make_sweep, command)
     told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
     return told

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -180,9 +179,8 @@ def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> Sw
 
 def write_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
     """Write `report.html`."""
-    command = f"python jobs/{run.settings.job}.py {' '.join(sys.argv[1:])}".strip()
     report = run.out.join("report.html")
-    report.write_bytes(sweep_report(title, command, pages, run.warnings).encode())
+    report.write_bytes(sweep_report(title, run.command, pages, run.warnings).encode())
     run.say(f"report: {report.uri}")
 
 

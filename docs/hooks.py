@@ -1,0 +1,155 @@
+"""What mkdocs does beside rendering: pages of the repository's root, and pages from the code.
+
+- README.md, ARCHITECTURE.md, CONTRIBUTING.md and CHANGELOG.md are pages of the site too. Links are
+  written for the repository and are changed into links of the site.
+- `<!-- flags -->` becomes the flags of every job, `<!-- columns of TABLE -->` a table's columns.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pyarrow as pa
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from visao_ray import submission, tables
+from visao_ray.bases.scanner import base as scanner
+from visao_ray.jobs.registry import JOBS, Job
+from visao_ray.settings import flag_of
+from visao_ray.store import schemas
+from visao_ray.tuning import outcomes
+
+ROOT = Path(__file__).parents[1]
+#: Files of the repository's root, and their pages.
+PAGES = {
+    "README.md": "index.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+
+_LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+_COLUMNS = re.compile(r"<!-- columns of (.+?) -->")
+_FLAGS = "<!-- flags -->"
+_WIDTHS = {"avg": "D", "max": "D", "probability": "C", "embedding": "E"}
+_KINDS = {str: "text", int: "integer", float: "number", bool: "switch"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the repository's root."""
+    for name, page in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Change links, and fill in what comes from the code.
+
+    Raises:
+        PluginError: a link that leads out of the site, or a table that the code does not have.
+    """
+    place = page.file.src_uri
+    source = {uri: name for name, uri in PAGES.items()}.get(place, f"docs/{place}")
+    markdown = _LINK.sub(lambda link: f"]({_on_site(link.group(1), source, place)}", markdown)
+    if _FLAGS in markdown:
+        markdown = markdown.replace(_FLAGS, "\n".join(_all_flags()))
+    if names := _COLUMNS.findall(markdown):
+        found = _tables()
+        if sorted(names) != sorted(found):
+            wrong = ", ".join(sorted(set(names) ^ set(found)))
+            raise PluginError(f"{source}: its tables and those of the code differ: {wrong}")
+        markdown = _COLUMNS.sub(lambda name: "\n".join(_columns(found[name.group(1)])), markdown)
+    return markdown
+
+
+def _on_site(link: str, source: str, place: str) -> str:
+    """A link of a file of the repository, as a link of its page."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    target = PAGES.get(path, path.removeprefix("docs/"))
+    if target == path:
+        raise PluginError(f"{source}: {link} leads out of the site; write its path without a link")
+    return posixpath.relpath(target, posixpath.dirname(place) or ".")
+
+
+def _all_flags() -> Iterator[str]:
+    for verb, job in JOBS.items():
+        yield from (f"## {verb}", "", *_description(verb, job), "")
+        yield from ("| flag | takes | default | |", "|---|---|---|---|")
+        for name, field in job.settings.model_fields.items():
+            flag = flag_of(job.settings, name)
+            default = "required" if field.is_required() else _code(field.default)
+            kind = _kind(field.annotation)
+            yield f"| `{flag}` | {kind} | {default} | {_cell(field.description or '')} |"
+        yield ""
+    usage = submission.parser(f"visao-ray {submission.VERB}").format_help()
+    yield from (f"## {submission.VERB}", "", "```", usage, "```")
+
+
+def _description(verb: str, job: Job) -> Iterator[str]:
+    """The text of the job's help."""
+    for line in (job.settings.__doc__ or "").splitlines():
+        program = line.startswith("  %(prog)s")
+        yield f"    {line.strip() % {'prog': f'visao-ray {verb}'}}" if program else line
+
+
+def _kind(annotation: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in parts)
+    if origin in (Union, types.UnionType):
+        return ", ".join(_kind(part) for part in parts if part is not types.NoneType)
+    if origin is list:
+        return f"{_kind(parts[0])}, several times"
+    if origin is dict:
+        return f"NAME={'number' if 'float' in str(parts[1]) else 'value'}"
+    return _KINDS.get(annotation, "a time such as `7d`")
+
+
+def _code(default: Any) -> str:
+    empty = default is None or default is False or default in ([], {})
+    return "" if empty else f"`{default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _tables() -> dict[str, pa.Schema]:
+    """Every table that people meet, by its name on the page."""
+    named = {
+        value.metadata[b"visao_ray.table"].decode(): value
+        for value in vars(outcomes).values()
+        if isinstance(value, pa.Schema)
+    }
+    return {
+        "images": schemas.IMAGES,
+        "groups": schemas.GROUPS,
+        "verdicts": schemas.VERDICTS,
+        "vectors/EXTRACTOR/RECIPE": schemas.results({"avg": 1, "max": 1}, {}),
+        "predictions/MODEL": schemas.results({"probability": 1, "embedding": 1}, {}),
+        "predictions": tables.predictions(["one"]),
+        "embeddings": tables.embeddings(1),
+        "truth": scanner.TRUTH,
+        **named,
+    }
+
+
+def _columns(schema: pa.Schema) -> Iterator[str]:
+    yield from ("| column | type |", "|---|---|")
+    for field in schema:
+        kind = field.type
+        if pa.types.is_fixed_size_list(field.type):
+            kind = f"{field.type.value_type}[{_WIDTHS[field.name]}]"
+        name = re.sub(r"\bfloat\b", "float32", str(kind)).replace("double", "float64")
+        yield f"| `{field.name}` | {_cell(name)} |"

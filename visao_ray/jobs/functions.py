@@ -1,0 +1,77 @@
+"""Jobs as Python functions: `visao_ray.extract(data=…, store=…)` does what the command does.
+
+Keyword arguments are the job's settings: the names of its flags with `_` for `-`. Each function
+prints the job's progress and returns the content of its `result.json`. It raises `InputError` where
+the command would end with status 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.errors import InputError
+from visao_ray.jobs.registry import JOBS
+from visao_ray.runs import cause_of, execute
+from visao_ray.settings import JobSettings, from_values
+
+#: What `result.json` holds.
+Result = dict[str, Any]
+
+
+def pipeline(**settings: Any) -> Result:
+    """Extract, sweep, evaluate and report, from images to an evaluated classifier."""
+    return _run("pipeline", settings)
+
+
+def scanner(**settings: Any) -> Result:
+    """Render synthetic scans, with the truth beside them."""
+    return _run("scanner", settings)
+
+
+def extract(**settings: Any) -> Result:
+    """Run new images once through a network and keep their vectors in the store."""
+    return _run("extract", settings)
+
+
+def manifest(**settings: Any) -> Result:
+    """List a dataset against its store without reading an image; set labels."""
+    return _run("manifest", settings)
+
+
+def sweep(**settings: Any) -> Result:
+    """Search the head's hyperparameters and class weights on a store's vectors."""
+    return _run("sweep", settings)
+
+
+def train(**settings: Any) -> Result:
+    """Fit a model of any family on any number of workers."""
+    return _run("train", settings)
+
+
+def evaluate(**settings: Any) -> Result:
+    """Choose a threshold on val and compute every metric on test, with intervals."""
+    return _run("evaluate", settings)
+
+
+def predict(**settings: Any) -> Result:
+    """Predict every image that a model has not seen yet."""
+    return _run("predict", settings)
+
+
+def export(**settings: Any) -> Result:
+    """Write a table of a store as Parquet files."""
+    return _run("export", settings)
+
+
+def _run(verb: str, values: dict[str, Any]) -> Result:
+    job = JOBS[verb]
+    assert issubclass(job.settings, JobSettings)
+    given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+    settings = from_values(job.settings, values)
+    try:
+        return execute(settings, job.work, f"visao_ray.{verb}({given})")
+    except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, InputError):
+            raise cause from error
+        raise

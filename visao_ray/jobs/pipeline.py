@@ -1,0 +1,71 @@
+"""From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
+
+Each stage is a job of its own with its own folder below --out, and each goes on where it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.bases.scanner.job import render_scans
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.evaluation.judge import evaluate_model
+from visao_ray.features.extract import extract_images, open_source
+from visao_ray.reports.pipeline import pipeline_report
+from visao_ray.runs import Run, execute
+from visao_ray.settings import (
+    EvaluateSettings,
+    ExtractSettings,
+    PipelineSettings,
+    ScannerSettings,
+    SourceOptions,
+    SweepSettings,
+)
+from visao_ray.store import Store
+from visao_ray.tuning.several import sweep_all
+
+
+def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
+    """Chain the stages; each one's result.json is its record, this run's sums them up."""
+    if settings.dataset is not None:
+        find_dataset(settings.dataset)  # before Ray: it is often mistyped
+    out, store = run.out, settings.store_uri()
+    stages: dict[str, dict[str, Any]] = {}
+    data = settings.data
+    if data is None:
+        rendered = settings.part(ScannerSettings, out=out.join("scanner").uri, fresh=False)
+        with run.timed("scanner"):
+            stages["scanner"] = execute(rendered, render_scans, run.command)
+        data = out.join("scanner", "images").uri
+        run.warn("the images are rendered, not real: this run shows the machinery (no --data)")
+    place: dict[str, Any] = {"store": store, "fresh": False}
+    model = out.join("sweep", "head.keras").uri
+    extract = settings.part(ExtractSettings, out=out.join("extract").uri, data=data, **place)
+    if settings.data is not None and Store.find(store) is None:
+        open_source(extract).require_classes()
+    with run.timed("extract"):
+        stages["extract"] = execute(extract, extract_images, run.command)
+    read = {"extractor": stages["extract"]["inputs"]["extractor"]}
+    if extract.augmented_views:
+        read["recipe"] = f"{extract.augment}@{extract.seed}"
+    sweep = settings.part(
+        SweepSettings, out=out.join("sweep").uri, **{**place, **read, "store": [store]}
+    )
+    with run.timed("sweep"):
+        stages["sweep"] = execute(sweep, sweep_all, run.command)
+    evaluate = settings.part(
+        EvaluateSettings, SourceOptions, out=out.join("evaluate").uri, model=model, **place
+    )
+    with run.timed("evaluate"):
+        stages["evaluate"] = execute(evaluate, evaluate_model, run.command)
+    run.counts = stages["extract"]["counts"]
+    run.metrics = stages["evaluate"]["metrics"]
+    run.inputs = {name: stages[name]["inputs"] for name in ("extract", "sweep", "evaluate")}
+    for name, result in stages.items():
+        run.warnings += [text for text in result["warnings"] if text not in run.warnings]
+        run.throughput |= {f"{name}.{key}": value for key, value in result["throughput"].items()}
+        run.details |= {name: result["details"]}
+    with run.timed("report"):
+        report = out.join("report.html")
+        report.write_bytes(pipeline_report(run, store, stages).encode())
+    run.say(f"report: {report.uri}")

@@ -1,0 +1,17 @@
+"""The predict job: predictions of what is new, then the page that shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.evaluation.predict import predict_new
+from visao_ray.reports.day import write_day
+from visao_ray.runs import Run
+from visao_ray.settings import PredictSettings
+
+
+def predict_images(settings: PredictSettings, run: Run[Any]) -> None:
+    """Predict what is new, list it, and write the page of the day."""
+    predicted = predict_new(settings, run)
+    write_day(run, predicted)
+    predicted.check_errors(settings.max_errors)

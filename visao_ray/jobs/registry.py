@@ -1,0 +1,86 @@
+"""Every job by its verb: the settings that it takes and the function that does the work.
+
+Nothing heavy is imported here: the function is imported when its job is run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from visao_ray.errors import InputError
+from visao_ray.settings import (
+    CommandSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ExtractSettings,
+    ManifestSettings,
+    PipelineSettings,
+    PredictSettings,
+    ScannerSettings,
+    StoreToolSettings,
+    SweepSettings,
+    TrainSettings,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that people can run.
+
+    Attributes:
+        settings: what it takes; `settings.job` is its verb.
+        path: `module:function` of the work. The function takes the settings and a `Run`; that of
+            a command without an output folder takes the settings and returns an exit status.
+    """
+
+    settings: type[CommandSettings]
+    path: str
+
+    @property
+    def verb(self) -> str:
+        """Its name on the command line."""
+        return self.settings.job
+
+    @property
+    def summary(self) -> str:
+        """The first line of its help."""
+        return inspect.cleandoc(self.settings.__doc__ or "").splitlines()[0]
+
+    @property
+    def work(self) -> Callable[..., Any]:
+        """The function that does the work; imports its module."""
+        function: Callable[..., Any] = pkgutil.resolve_name(self.path)
+        return function
+
+
+#: By verb, in the order in which `visao-ray --help` lists them.
+JOBS = {
+    job.verb: job
+    for job in (
+        Job(PipelineSettings, "visao_ray.jobs.pipeline:run_pipeline"),
+        Job(ScannerSettings, "visao_ray.bases.scanner.job:render_scans"),
+        Job(ExtractSettings, "visao_ray.features.extract:extract_images"),
+        Job(ManifestSettings, "visao_ray.features.manifest:make_manifest"),
+        Job(SweepSettings, "visao_ray.tuning.several:sweep_all"),
+        Job(TrainSettings, "visao_ray.training.train:train_model"),
+        Job(EvaluateSettings, "visao_ray.evaluation.judge:evaluate_model"),
+        Job(PredictSettings, "visao_ray.jobs.predict:predict_images"),
+        Job(StoreToolSettings, "visao_ray.store.operate:operate_store"),
+        Job(ExportSettings, "visao_ray.store.export:export_table"),
+    )
+}
+
+
+def find_job(verb: str) -> Job:
+    """The job of a verb.
+
+    Raises:
+        InputError: there is no such job.
+    """
+    if verb not in JOBS:
+        raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(JOBS))}")
+    return JOBS[verb]
