@@ -870,7 +870,7 @@ def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
     try:
         return kind(**values)
     except ValidationError as error:
-        raise InputError("; ".join(_explain(kind, problem) for problem in error.errors())) from None
+        raise _refusal(kind, error) from None
 
 
 def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -> C:
@@ -897,14 +897,15 @@ def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -
             rest.pop(position)
             values = _read_toml(kind, name)
             break
-    values |= {"_cli_parse_args": rest, "_cli_prog_name": program}
     try:
-        return from_values(kind, values)
+        return kind(_cli_parse_args=rest, _cli_prog_name=program, **values)  # type: ignore[call-arg]
     except SystemExit:  # after --help, which knows the fields alone
         print("  --settings FILE       TOML file with any of these settings; flags win over it")
         if issubclass(kind, JobSettings):
             print("  --resume              go on with an unfinished run, as without it")
         raise
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
     except SettingsError as error:
         raise InputError(_explain_flag(kind, str(error))) from None
 
@@ -940,6 +941,10 @@ def _closest(kind: type[CommandSettings], name: str) -> str:
     flag = "--" + name.lstrip("-").replace("_", "-")
     close = difflib.get_close_matches(flag, _flags(kind), n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"
+
+
+def _refusal(kind: type[CommandSettings], error: ValidationError) -> InputError:
+    return InputError("; ".join(_explain(kind, problem) for problem in error.errors()))
 
 
 def _explain(kind: type[CommandSettings], problem: Any) -> str:
