@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from visao_ray import plugins
 from visao_ray.errors import InputError
 from visao_ray.resources import Worker
 
@@ -142,6 +143,25 @@ class JobSettings(CommandSettings):
         return kind(**{**shared, **changes})
 
 
+class PluginOptions(BaseSettings):
+    """What is added to the library's datasets, metrics, families and engines."""
+
+    plugin: list[str] = Field(
+        [],
+        description="FILE.py, or import path of a module on all nodes, that registers a dataset, "
+        "metric, family or engine (see examples/); may be given again",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_plugins(cls, values: Any) -> Any:
+        """Before other settings are checked: they may be names that a plugin registers."""
+        given = values.get("plugin", ())
+        if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
+            plugins.load(given)  # a value of another type is refused as that of any setting is
+        return values
+
+
 class StoreOptions(BaseSettings):
     """Where the dataset's store is."""
 
@@ -229,7 +249,7 @@ class SourceOptions(StoreOptions):
         return self
 
 
-class ManifestSettings(SourceOptions, StoreJobSettings):
+class ManifestSettings(SourceOptions, PluginOptions, StoreJobSettings):
     """List --data against a store: what is new, changed or gone. Reads no pixel; sets --labels."""
 
     job: ClassVar[str] = "manifest"
@@ -363,7 +383,7 @@ class ExtractOptions(BackboneOptions, ActorOptions):
         return 1 if self.views is None else self.views
 
 
-class ExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
+class ExtractSettings(ExtractOptions, SourceOptions, PluginOptions, StoreJobSettings):
     """Run what is new below --data once through a network and keep its vectors in the store."""
 
     job: ClassVar[str] = "extract"
@@ -433,7 +453,7 @@ class VectorOptions(BaseSettings):
     )
 
 
-class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, JobSettings):
+class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, PluginOptions, JobSettings):
     """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
     job: ClassVar[str] = "sweep"
@@ -480,7 +500,7 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings):
+class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, PluginOptions, JobSettings):
     """Judge a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
@@ -503,7 +523,7 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings
         return self
 
 
-class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
+class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettings):
     """Predict every image that a model has not seen yet, labelled or not.
 
     Writes the store's predictions, predictions.csv, and day.html, which shows first what should be
@@ -639,7 +659,7 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     )
 
 
-class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
+class TrainSettings(TrainOptions, VectorOptions, SourceOptions, PluginOptions, JobSettings):
     """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
 
     job: ClassVar[str] = "train"
@@ -738,7 +758,13 @@ class ScannerSettings(ScannerOptions, JobSettings):
 
 
 class PipelineSettings(
-    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, SourceOptions, JobSettings
+    ExtractOptions,
+    SweepOptions,
+    EvaluateOptions,
+    ScannerOptions,
+    SourceOptions,
+    PluginOptions,
+    JobSettings,
 ):
     """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
 

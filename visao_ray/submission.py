@@ -151,9 +151,21 @@ def _check(verb: str, flags: Sequence[str]) -> None:
     }
     if verb not in kinds:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
-    dataset = getattr(parse(kinds[verb], flags), "dataset", None)
+    settings = parse(kinds[verb], flags)
+    _check_plugins(getattr(settings, "plugin", ()))
+    dataset = getattr(settings, "dataset", None)
     if dataset is not None and "://" not in dataset:  # a bucket may be open to the cluster alone
         find_dataset(dataset)
+
+
+def _check_plugins(plugins: Sequence[str]) -> None:
+    """The job looks for a plugin's file where it is below the uploaded folder."""
+    for plugin in plugins:
+        there = _ROOT / plugin
+        if plugin.endswith(".py") and (Path(plugin).is_absolute() or not there.is_file()):
+            raise InputError(
+                f"--plugin {plugin}: write its path from {_ROOT} on, which is what travels"
+            )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from visao_ray import plugins
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.runs import Run, execute, start_ray
@@ -70,6 +71,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
 
 def _sweep_one(settings: SweepSettings, address: str) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = address
+    plugins.load(settings.plugin)
     execute(settings, make_sweep)
     told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
     return told
