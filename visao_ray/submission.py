@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import logging
 import os
 import secrets
@@ -19,13 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from visao_ray import settings as all_settings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
 from visao_ray.settings import CommandSettings, parse
 from visao_ray.storage import reason
 
 _ROOT = Path(__file__).resolve().parents[1]
+#: Modules where settings of jobs are.
+_SETTINGS = ("settings", "tuning.settings", "pipeline")
 _LOOK_S = 1.0
 _PATIENCE_S = 45.0
 _STOPPED = 143  # as a process that ended on SIGTERM
@@ -142,13 +144,20 @@ def _follow(client: Any, submitted: str) -> int:
     return int(info.driver_exit_code or 1)
 
 
-def _check(verb: str, flags: Sequence[str]) -> None:
-    """What the job would say of its settings, before it travels."""
-    kinds = {
+def job_settings() -> dict[str, type[CommandSettings]]:
+    """The settings of every job, by its verb."""
+    modules = [importlib.import_module(f"visao_ray.{name}") for name in _SETTINGS]
+    return {
         kind.job: kind
-        for kind in vars(all_settings).values()
+        for module in modules
+        for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, CommandSettings) and kind.job
     }
+
+
+def _check(verb: str, flags: Sequence[str]) -> None:
+    """What the job would say of its settings, before it travels."""
+    kinds = job_settings()
     if verb not in kinds:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(kinds))}")
     settings = parse(kinds[verb], flags)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from visao_ray import settings as all_settings
 from visao_ray.settings import CommandSettings, parse
+from visao_ray.submission import job_settings
 
 _ROOT = Path(__file__).parents[2]
 _FILES = sorted(
@@ -27,11 +27,7 @@ _FILES = sorted(
     )
     if path.suffix not in (".json", ".png")
 )
-_JOBS = {
-    kind.job: kind
-    for kind in vars(all_settings).values()
-    if isinstance(kind, type) and issubclass(kind, CommandSettings) and hasattr(kind, "job")
-}
+_JOBS = job_settings()
 #: Where a command ends within its line: a comment, code's end, another command.
 _END = re.compile(r"\s#|`|&&|\||;|$", re.M)
 

@@ -12,8 +12,8 @@ from visao_ray import plugins
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.runs import Run, execute, start_ray
-from visao_ray.settings import SweepSettings
 from visao_ray.storage import locate
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import read_space
 from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
 
