@@ -31,18 +31,7 @@ def write(folder, name, text):
     return str(file)
 
 
-@pytest.fixture
-def nothing_loaded(monkeypatch, tmp_path):
-    """A process without plugins, as other tests find it afterwards."""
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(DATASETS, "_values", dict(DATASETS))
-    yield
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, nothing_loaded):
+def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, no_plugins):
     first = write(tmp_path, "plugin_first", PLUGIN.format(name="first"))
     second = write(tmp_path, "plugin_second", PLUGIN.format(name="second"))
     (tmp_path / "in_path").mkdir()
@@ -65,7 +54,7 @@ def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, nothi
     }
 
 
-def test_without_plugins_ray_starts_as_ever(nothing_loaded):
+def test_without_plugins_ray_starts_as_ever(no_plugins):
     assert parse(ManifestSettings, SOURCE).plugin == []
     assert plugins.runtime_env() == {}
 
@@ -82,7 +71,7 @@ def test_without_plugins_ray_starts_as_ever(nothing_loaded):
         ("a-b", "", ("rename the file; 'a-b' is no name of a module",)),
     ],
 )
-def test_a_wrong_plugin_is_one_line(tmp_path, name, text, says, nothing_loaded):
+def test_a_wrong_plugin_is_one_line(tmp_path, name, text, says, no_plugins):
     file = write(tmp_path, name, text)
     with pytest.raises(InputError) as caught:
         parse(ManifestSettings, [*SOURCE, "--plugin", file])
