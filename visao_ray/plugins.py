@@ -8,9 +8,9 @@ Ray's worker processes get plugins from `ray.init(runtime_env=…)`: `py_modules
 every node and puts it on the import path of the job's workers, and an environment variable lists
 the modules, which registries import at their first look-up. Other public ways do less. The path of
 a file means nothing on nodes that lack it. `worker_process_setup_hook` also runs in workers that
-need no plugin, and where it raises, the worker ends without a word to the driver. With `py_modules`
-a module has one name everywhere, so objects of its classes can be pickled. A program that starts
-Ray itself passes `runtime_env()` to `ray.init`.
+need no plugin, and where it raises, Ray ends the worker and the driver gets no error of ours. With
+`py_modules` a module has one name everywhere, so objects of its classes can be pickled. A program
+that starts Ray itself passes `runtime_env()` to `ray.init`.
 """
 
 from __future__ import annotations
