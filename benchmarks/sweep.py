@@ -234,7 +234,7 @@ def ours(load: Load, place: Path) -> tuple[float, list[float]]:
     """The search of jobs/sweep.py, in a run of that job, on heads of our choice."""
     from visao_ray.models.head import HeadSettings
     from visao_ray.runs import execute
-    from visao_ray.settings import SweepSettings
+    from visao_ray.tuning.settings import SweepSettings
     from visao_ray.tuning.sweep import search
 
     heads = [

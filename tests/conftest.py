@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,21 @@ from s3_server import S3, environment, free_ports, program, serve
 
 SCANS = 40
 SEED = 45  # one whose splits have both classes twice or more
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process without plugins; what the test adds is gone at its end."""
+    from visao_ray import plugins
+    from visao_ray.datasets.registry import DATASETS
+    from visao_ray.evaluation.metrics import METRICS
+
+    monkeypatch.setattr(plugins, "_loaded", {})
+    for registry in (DATASETS, METRICS):
+        monkeypatch.setattr(registry, "_values", dict(registry))
+    yield
+    for name in plugins._loaded:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,7 @@ PUBLIC = [
     "Dataset",
     "Engine",
     "InputError",
+    "Metric",
     "Store",
     "evaluate",
     "export",

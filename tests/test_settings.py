@@ -5,19 +5,19 @@ from datetime import timedelta
 import pytest
 
 from visao_ray.errors import InputError
+from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.settings import (
     EvaluateSettings,
     ExportSettings,
     ExtractSettings,
     ManifestSettings,
-    PipelineSettings,
     PredictSettings,
     ScannerSettings,
     StoreToolSettings,
-    SweepSettings,
     TrainSettings,
     parse,
 )
+from visao_ray.tuning.settings import SweepSettings
 
 JOBS = (
     ManifestSettings,

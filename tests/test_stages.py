@@ -14,11 +14,11 @@ from visao_ray.forecast import Nodes
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import ContentLookup
 from visao_ray.runs import execute
-from visao_ray.settings import SweepSettings
 from visao_ray.stages import SPENT, Stages
 from visao_ray.storage import locate
 from visao_ray.store import Store
 from visao_ray.store.table import Table, append, write_fragments
+from visao_ray.tuning.settings import SweepSettings
 
 NODES = Nodes(1, loaders=2, actors=1, writers=2)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visao_ray.datasets.spec import Dataset
     from visao_ray.errors import InputError
+    from visao_ray.evaluation.metric import Metric
     from visao_ray.inference.engines.base import Engine
     from visao_ray.jobs.functions import (
         evaluate,
@@ -32,6 +33,7 @@ __all__ = [
     "Dataset",
     "Engine",
     "InputError",
+    "Metric",
     "Store",
     "evaluate",
     "export",
@@ -49,6 +51,7 @@ _MODULES = {
     "Dataset": "visao_ray.datasets.spec",
     "Engine": "visao_ray.inference.engines.base",
     "InputError": "visao_ray.errors",
+    "Metric": "visao_ray.evaluation.metric",
     "Store": "visao_ray.store.store",
     "submit": "visao_ray.submission",
 }

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from visao_ray import meters
+from visao_ray import meters, plugins
 from visao_ray.core.driver_log import DriverLog, quiet_terminal
 from visao_ray.core.lease import Lease, LeaseLost, Owner
 from visao_ray.core.ray_internals import own_ray_variables
@@ -358,7 +358,12 @@ def start_ray() -> None:
         with muted_stderr():  # where it would tell that it read this variable
             # A worker's own lines stay in Ray's log folder; exceptions still reach the driver. The
             # dashboard, whose address nobody is told, takes 5 % of the speed of two cores.
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                runtime_env=plugins.runtime_env() or None,
+            )
         with contextlib.suppress(ValueError):  # not in the main thread
             # Set anew: Ray's C++ core has put itself in front of it, with a dump of its stack.
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

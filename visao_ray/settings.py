@@ -24,6 +24,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from visao_ray import plugins
 from visao_ray.errors import InputError
 from visao_ray.resources import Worker
 
@@ -38,17 +39,6 @@ _POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 #: Datasets whose scans can be rendered.
 Synthetic = Literal["chest_xray", "vazios", "ncm"]
-ObjectiveName = Literal[
-    "roc_auc",
-    "average_precision",
-    "macro_f1",
-    "balanced_accuracy",
-    "accuracy",
-    "top5",
-    "log_loss",
-    "f2",
-    "recall_at_precision",
-]
 Activation = Literal["relu", "gelu", "tanh"]
 _DATASET = "chest_xray, vazios, ncm, or FILE.toml that describes another dataset"
 ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
@@ -142,6 +132,25 @@ class JobSettings(CommandSettings):
         return kind(**{**shared, **changes})
 
 
+class PluginOptions(BaseSettings):
+    """What is added to the library's datasets, metrics, families and engines."""
+
+    plugin: list[str] = Field(
+        [],
+        description="FILE.py, or import path of a module on all nodes, that registers a dataset, "
+        "metric, family or engine (see examples/); may be given again",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_plugins(cls, values: Any) -> Any:
+        """Before other settings are checked: they may be names that a plugin registers."""
+        given = values.get("plugin", ())
+        if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
+            plugins.load(given)  # a value of another type is refused as that of any setting is
+        return values
+
+
 class StoreOptions(BaseSettings):
     """Where the dataset's store is."""
 
@@ -229,7 +238,7 @@ class SourceOptions(StoreOptions):
         return self
 
 
-class ManifestSettings(SourceOptions, StoreJobSettings):
+class ManifestSettings(SourceOptions, PluginOptions, StoreJobSettings):
     """List --data against a store: what is new, changed or gone. Reads no pixel; sets --labels."""
 
     job: ClassVar[str] = "manifest"
@@ -363,7 +372,7 @@ class ExtractOptions(BackboneOptions, ActorOptions):
         return 1 if self.views is None else self.views
 
 
-class ExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
+class ExtractSettings(ExtractOptions, SourceOptions, PluginOptions, StoreJobSettings):
     """Run what is new below --data once through a network and keep its vectors in the store."""
 
     job: ClassVar[str] = "extract"
@@ -373,49 +382,6 @@ class ExtractSettings(ExtractOptions, SourceOptions, StoreJobSettings):
     def _needs_data(self) -> ExtractSettings:
         _require_data(self)
         return self
-
-
-class SweepOptions(BaseSettings):
-    """How the head is searched."""
-
-    trials: int = Field(16, ge=1, description="heads to try")
-    epochs: int = Field(30, ge=1, description="most epochs a trial")
-    patience: int = Field(6, ge=1, description="epochs without a better val objective to stop")
-    objective: ObjectiveName | None = Field(
-        None, description="val metric that chooses (roc_auc for two classes, else macro_f1)"
-    )
-    objective_class: str | None = Field(
-        None, description="class that f2 and recall_at_precision are about (the dataset's positive)"
-    )
-    precision_floor: float = Field(
-        0.9, gt=0, le=1, description="precision that recall_at_precision must keep"
-    )
-    search: Literal["random", "tpe"] = Field(
-        "random", description="draw heads, or let Optuna's TPE learn from those before"
-    )
-    halving: int = Field(
-        3,
-        ge=1,
-        description="successive halving: past epochs N, N², … only one trial in N goes on (1: off)",
-    )
-    at_once: int = Field(
-        8,
-        ge=1,
-        description="most trials at once; trial n learns from those up to n - AT_ONCE, so results "
-        "depend on this number but not on the machine",
-    )
-    folds: int = Field(
-        1, ge=1, le=20, description="1: val judges; more: grouped folds of train and val together"
-    )
-    finalists: int = Field(
-        10, ge=0, description="best trials that get intervals, and levers for two classes"
-    )
-    space: dict[str, Any] = Field(
-        {},
-        description='what to search, as JSON or a TOML table [space]: {"units": [64, 128], '
-        '"learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}; the names are those of a '
-        "head's settings, the defaults stand in visao_ray/tuning/space.py",
-    )
 
 
 class VectorOptions(BaseSettings):
@@ -433,41 +399,6 @@ class VectorOptions(BaseSettings):
     )
 
 
-class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, JobSettings):
-    """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
-
-    job: ClassVar[str] = "sweep"
-    example: ClassVar[str] = "--store s3://bucket/store --out s3://bucket/runs/sweep"
-    writes: ClassVar[tuple[str, ...]] = (
-        "trials",
-        "history",
-        "levers",
-        "head.keras",
-        "head.toml",
-        "report.html",
-        "tensorboard",
-        "tune",
-    )
-
-    store: list[str] = Field(
-        min_length=1,
-        description="store that jobs/extract.py made; give several for several datasets, side by "
-        "side under one report",
-    )
-    rows: int | None = Field(
-        None,
-        ge=2,
-        description="search on a sample of about N train and val images, of whole groups, with the "
-        "classes in their shares; the best heads are then fitted on all",
-    )
-
-    @model_validator(mode="after")
-    def _one_store(self) -> SweepSettings:
-        if len(self.store) > 1 and (self.extractor is not None or self.as_of is not None):
-            raise ValueError("--extractor and --as-of are for one --store")
-        return self
-
-
 class EvaluateOptions(BaseSettings):
     """How the judging is done."""
 
@@ -480,7 +411,7 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings):
+class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, PluginOptions, JobSettings):
     """Judge a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
@@ -503,7 +434,7 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, JobSettings
         return self
 
 
-class PredictSettings(ActorOptions, SourceOptions, StoreJobSettings):
+class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettings):
     """Predict every image that a model has not seen yet, labelled or not.
 
     Writes the store's predictions, predictions.csv, and day.html, which shows first what should be
@@ -639,7 +570,7 @@ class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
     )
 
 
-class TrainSettings(TrainOptions, VectorOptions, SourceOptions, JobSettings):
+class TrainSettings(TrainOptions, VectorOptions, SourceOptions, PluginOptions, JobSettings):
     """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
 
     job: ClassVar[str] = "train"
@@ -735,35 +666,6 @@ class ScannerSettings(ScannerOptions, JobSettings):
         False,
         description="in one folder, images/arrived/, as scans arrive before they are labelled",
     )
-
-
-class PipelineSettings(
-    ExtractOptions, SweepOptions, EvaluateOptions, ScannerOptions, SourceOptions, JobSettings
-):
-    """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
-
-    Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
-    """
-
-    job: ClassVar[str] = "pipeline"
-    example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
-    writes: ClassVar[tuple[str, ...]] = (
-        "scanner",
-        "store",
-        "extract",
-        "sweep",
-        "evaluate",
-        "report.html",
-    )
-
-    @model_validator(mode="after")
-    def _source(self) -> PipelineSettings:
-        if self.data is None and self.dataset not in get_args(Synthetic):
-            raise ValueError(
-                f"--dataset {self.dataset}: scans are rendered for "
-                f"{', '.join(get_args(Synthetic))} alone; give --data"
-            )
-        return self
 
 
 class ExportSettings(JobSettings):

@@ -158,10 +158,21 @@ def _follow(client: Any, submitted: str) -> int:
 
 def _check(verb: str, flags: Sequence[str]) -> None:
     """What the job would say of its settings, before it travels."""
-    program = f"python jobs/{verb}.py"
-    dataset = getattr(parse(find_job(verb).settings, flags, program), "dataset", None)
+    settings = parse(find_job(verb).settings, flags, f"python jobs/{verb}.py")
+    _check_plugins(getattr(settings, "plugin", ()))
+    dataset = getattr(settings, "dataset", None)
     if dataset is not None and "://" not in dataset:  # a bucket may be open to the cluster alone
         find_dataset(dataset)
+
+
+def _check_plugins(plugins: Sequence[str]) -> None:
+    """The job looks for a plugin's file where it is below the uploaded folder."""
+    for plugin in plugins:
+        there = _ROOT / plugin
+        if plugin.endswith(".py") and (Path(plugin).is_absolute() or not there.is_file()):
+            raise InputError(
+                f"--plugin {plugin}: write its path from {_ROOT} on, which is what travels"
+            )
 
 
 def parser(program: str | None) -> argparse.ArgumentParser:

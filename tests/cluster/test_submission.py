@@ -38,6 +38,8 @@ def test_extraction(calm):
 def test_a_sweep(site, calm):
     out = site.place("submission/sweep")
     options = ("--trials=4", "--epochs=4", "--finalists=2")
+    # The plugin's file travels to the nodes, which compute its metric.
+    options += ("--plugin=examples/add_metric.py", "--objective=matthews_correlation")
     store = calm.join("store").uri
     run = site.nodes.submit("sweep", f"--store={store}", f"--out={out.uri}", *options)
     assert run.returncode == 0, run.stdout
@@ -46,6 +48,9 @@ def test_a_sweep(site, calm):
     assert rows(out.join("trials")).num_rows == 4
     auc = found["metrics"]["val"]["roc_auc"]
     assert 0 < auc["low"] <= auc["value"] <= auc["high"] <= 1
+    assert found["details"]["winner"]["objective"] == pytest.approx(
+        found["metrics"]["val"]["matthews_correlation"]["value"], abs=1e-9
+    )
     assert out.join("head.keras").exists()
 
 

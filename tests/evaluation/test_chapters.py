@@ -6,8 +6,8 @@ from stores import make_store
 
 from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
+from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.judge import _Task, judge, summary
-from visao_ray.evaluation.metrics import classification_metrics
 from visao_ray.models.saved import ModelAbout
 from visao_ray.reports.report import ReportInputs, write_report
 from visao_ray.settings import EvaluateOptions

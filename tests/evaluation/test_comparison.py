@@ -5,7 +5,8 @@ import pytest
 
 from visao_ray.evaluation.bootstrap import group_multiplicities
 from visao_ray.evaluation.comparison import compare
-from visao_ray.tuning.objective import OBJECTIVES, Criterion, score
+from visao_ray.evaluation.metrics import METRICS
+from visao_ray.tuning.objective import Criterion, score
 
 
 def candidates(seed, rows, width, used, skills):
@@ -21,7 +22,7 @@ def candidates(seed, rows, width, used, skills):
     return label, found
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", METRICS.built_in)
 @pytest.mark.parametrize("width", [2, 30])
 def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
     # Classes 28 and 29 have no image, and those that have one may be lost in a replicate.

@@ -7,8 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from html_page import Page
+from job_runs import ROOT
 from PIL import Image
+from sklearn.metrics import brier_score_loss
 
+from visao_ray import plugins
+from visao_ray.evaluation.metric import Metric, of_probabilities
+from visao_ray.evaluation.metrics import register
 from visao_ray.evaluation.predictions import evaluate_predictions
 from visao_ray.reports.report import GalleryItem, ReportInputs, write_report
 
@@ -137,6 +142,29 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
     assert html.index("98.7&#8239;%") < html.index("60.0&#8239;%")
     figures = [a["alt"] for tag, a in page.attributes if tag == "img" and "svg" in a["src"]]
     assert len(figures) == 7
+
+
+def row_of(title, name, judged, *columns):
+    """The text of a line: value and interval of each column."""
+    entries = [judged["metrics"][column][name] for column in columns]
+    cells = (f"{e['value']:.3f}{e['low']:.3f}–{e['high']:.3f}" for e in entries)
+    return title + "".join(cells)
+
+
+def test_a_metric_of_a_plugin_has_its_line(no_plugins):
+    plugins.load([str(ROOT / "examples" / "add_metric.py")])
+    brier = of_probabilities(lambda label, p, sample_weight: brier_score_loss(label == 1, p[:, 1]))
+    register(Metric("brier", "Brier score", False, (0.0, 1.0), brier, decides=False))
+    matthews = ("Matthews correlation", "matthews_correlation")
+    judged = evaluation(("nvazio", "vazio"), "nvazio")
+    text = Page(write_report(ReportInputs("t", "vazios", evaluation=judged))).text
+    decisions, ranking = text.split("Ranking and probabilities, whatever the threshold")
+    columns = ("val", "test", "val_at_threshold", "test_at_threshold")
+    assert row_of(*matthews, judged, *columns) in decisions
+    assert row_of("Brier score", "brier", judged, "val", "test") in ranking
+    many = evaluation(("a", "b", "c"), None)
+    text = Page(write_report(ReportInputs("t", "ncm", evaluation=many))).text
+    assert row_of(*matthews, many, "val", "test") in text
 
 
 @pytest.mark.parametrize("width", [3, 30, 150])

@@ -24,12 +24,13 @@ from visao_ray.features.labelled import load_vectors
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
-from visao_ray.settings import SweepSettings, TrainSettings, parse
+from visao_ray.settings import TrainSettings, parse
 from visao_ray.storage import locate
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.store.store import Store
 from visao_ray.tuning.folds import Folds
 from visao_ray.tuning.outcomes import Outcomes
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import make_sweep, search
 
 WIDTH = 12
@@ -440,7 +441,7 @@ from stores import make_store
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models.head import HeadSettings
 from visao_ray.runs import execute
-from visao_ray.settings import SweepSettings
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import search
 
 rng = np.random.default_rng(0)

@@ -1,26 +1,22 @@
-"""The built-in datasets by name, and datasets of one's own from TOML files."""
+"""The datasets that have a name, and those of TOML files."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.errors import InputError
+from visao_ray.registry import Registry
 from visao_ray.storage import locate, reason
 
-_BUILT_IN = (
-    CHEST_XRAY,
-    VAZIOS,
-    NCM,
-)
+#: Built in are the datasets of the 2019 study. Folder names and class order are the study's.
+DATASETS: Registry[Dataset] = Registry("dataset", (CHEST_XRAY, VAZIOS, NCM))
 
-#: The datasets of the 2019 study by name. Folder names and class order are the study's.
-DATASETS: Mapping[str, Dataset] = MappingProxyType({one.name: one for one in _BUILT_IN})
+#: Adds a dataset; a plugin calls it when it is imported.
+register = DATASETS.register
 
 _ENDING = ".toml"
 
@@ -29,7 +25,7 @@ def find_dataset(name_or_uri: str) -> Dataset:
     """The dataset that `--dataset` names.
 
     Args:
-        name_or_uri: a built-in name, or the path or s3:// URI of a TOML file with the fields of
+        name_or_uri: a registered name, or the path or s3:// URI of a TOML file with the fields of
             `Dataset`; its `name` is the file's stem where the file has none.
 
     Raises:
@@ -40,7 +36,7 @@ def find_dataset(name_or_uri: str) -> Dataset:
     if name_or_uri in DATASETS:
         return DATASETS[name_or_uri]
     raise InputError(
-        f"--dataset {name_or_uri}: unknown; built in are {', '.join(DATASETS)}; describe any other "
+        f"--dataset {name_or_uri}: unknown; known are {', '.join(DATASETS)}; describe any other "
         "in a file and pass FILE.toml"
     )
 

@@ -101,6 +101,15 @@ def in_batches(
     return np.concatenate(in_threads(of_batch, starts), axis=-1, dtype=np.float64)
 
 
+def group_sums(cell: Integers, group: Integers, shape: tuple[int, int]) -> sparse.csr_array:
+    """Count rows per (cell, group): sparse float64 [cells, groups].
+
+    Multiplied by weights [groups, R] it gives the weighted count of every cell in every
+    replicate.
+    """
+    return sparse.csr_array((np.ones(len(cell)), (cell, group)), shape=shape)
+
+
 def weighted_sums(counts: Any, weight: npt.NDArray[Any]) -> Floats:
     """Sums over groups in each replicate: counts [M, G], dense or sparse, and weights [G, R]."""
     by_group = sparse.csc_array(counts)  # by columns the weights are read once, in order
@@ -126,13 +135,13 @@ def estimates(
     values: Floats,
     n: npt.ArrayLike,
     bearing_groups: npt.ArrayLike,
-    ceiling: float = 1.0,
+    bounded: tuple[float, float] = (0.0, 1.0),
     share: bool = False,
 ) -> list[Estimate]:
     """Turn observed values and replicates into estimates.
 
     The interval is the percentile interval moved by the bootstrap's own estimate of bias (mean
-    of the replicates minus the value) and kept within 0 … ceiling. For plain shares the move is
+    of the replicates minus the value) and kept within bounds. For plain shares the move is
     nothing; without it, macro averages over rare classes would get intervals that exclude them,
     because a rare image drawn twice looks easier to rank than it is.
 
@@ -141,7 +150,7 @@ def estimates(
             undefined. Undefined replicates (a class that was not drawn) are left out.
         n: [M] rows behind each value.
         bearing_groups: [M] groups that bear on each value; below 2 there is no interval.
-        ceiling: the largest value the metric can take.
+        bounded: the least and the largest value that the metric can have.
         share: the values are shares of rows. A share of exactly 0 or 1 is the same in every
             replicate, so its interval comes from the binomial distribution instead, with the
             groups as the trials (Clopper & Pearson, Biometrika 26, 1934).
@@ -160,8 +169,8 @@ def estimates(
         if groups >= 2 and replicates.size:
             bias = float(replicates.mean()) - value
             lower, upper = np.quantile(replicates, [tail, 1 - tail]) - bias
-            low = min(max(float(lower), 0.0), value)
-            high = max(min(float(upper), ceiling), value)
+            low = min(max(float(lower), bounded[0]), value)
+            high = max(min(float(upper), bounded[1]), value)
             if share and value in (0.0, 1.0):
                 reach = tail ** (1 / int(groups))
                 low, high = (reach, 1.0) if value else (0.0, 1 - reach)

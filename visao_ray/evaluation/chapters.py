@@ -14,11 +14,11 @@ from visao_ray.evaluation.bootstrap import (
     Integers,
     estimates,
     group_multiplicities,
+    group_sums,
     weighted_sums,
 )
 from visao_ray.evaluation.labelled_scores import Codes, Values, sorted_codes
 from visao_ray.evaluation.probabilities import Matrix, Probabilities
-from visao_ray.evaluation.ranking import group_sums
 
 
 def chapter_metrics(

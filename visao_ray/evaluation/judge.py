@@ -24,6 +24,7 @@ from visao_ray.evaluation.inference import (
     predict_contents,
     table_name,
 )
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
 from visao_ray.evaluation.retrieval import retrieval_metrics
 from visao_ray.features.extract import Source, keep_in_order, read_new
@@ -430,8 +431,8 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
 
     counts, metrics = evaluation["counts"], evaluation["metrics"]
     lines = [line("", *(f"{split} (n={counts[split]['images']:,})" for split in ("val", "test")))]
-    names = ["accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "average_precision", "top5"]
-    names += ["chapter_accuracy", "chapter_accuracy_summed", f"precision_at_{_NEIGHBOURS}"]
+    names = [*METRICS, "chapter_accuracy", "chapter_accuracy_summed"]
+    names += [f"precision_at_{_NEIGHBOURS}"]
     lines += [
         line(name, cell(metrics["val"][name]), cell(metrics["test"][name]))
         for name in names

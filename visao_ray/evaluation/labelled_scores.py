@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy import sparse
 
 from visao_ray.errors import InputError
+from visao_ray.evaluation.bootstrap import group_sums
 from visao_ray.evaluation.probabilities import Matrix, Probabilities
 
 Codes = npt.NDArray[np.int32]
@@ -23,7 +26,8 @@ class LabelledScores:
     """Rows with their true class and group, and what one reading of the probabilities shows.
 
     Attributes:
-        probability: [N, C], finite.
+        probability: [N, C].
+        unusable: rows whose probabilities are not all finite.
         label: int32[N], the true class.
         group: int32[N], what is drawn as one, numbered in the order of the names.
         groups: how many groups there are.
@@ -35,6 +39,7 @@ class LabelledScores:
     """
 
     probability: Probabilities
+    unusable: int
     label: Codes
     group: Codes
     groups: int
@@ -71,22 +76,51 @@ class LabelledScores:
                 f"probabilities have shape {(len(given), given.width)},"
                 f" expected {(rows, len(classes))} (one row per image, one column per class)"
             )
+        scores = cls.read(label, given, *sorted_codes(groups))
+        if scores.unusable:
+            raise InputError(
+                f"{scores.unusable} of {rows} predictions hold NaN or infinite probabilities;"
+                " the model diverged or its input was not finite"
+            )
+        return scores
+
+    @classmethod
+    def read(
+        cls,
+        label: npt.NDArray[np.integer],
+        probability: Matrix | Probabilities,
+        group: Codes,
+        groups: int,
+    ) -> LabelledScores:
+        """Read the probabilities once.
+
+        Args:
+            label: [N] class indices.
+            probability: [N, C].
+            group: int32[N], from 0.
+            groups: how many groups there are.
+        """
+        given, rows = Probabilities.of(probability), len(label)
         most_probable, rank = np.empty(rows, np.int32), np.empty(rows, np.int32)
         highest, of_true = np.empty(rows, given.dtype), np.empty(rows, given.dtype)
-        broken = 0
+        unusable = 0
         for place, piece in given.pieces():
-            broken += int((~np.isfinite(piece).all(axis=1)).sum())
+            unusable += int((~np.isfinite(piece).all(axis=1)).sum())
             each, best = np.arange(len(piece)), piece.argmax(axis=1)
             most_probable[place], highest[place] = best, piece[each, best]
             own = piece[each, label[place]]
             of_true[place], rank[place] = own, (piece >= own[:, None]).sum(axis=1)
-        if broken:
-            raise InputError(
-                f"{broken} of {rows} predictions hold NaN or infinite probabilities;"
-                " the model diverged or its input was not finite"
-            )
-        group, count = sorted_codes(groups)
-        return cls(given, label, group, count, most_probable, highest, of_true, rank)
+        return cls(
+            probability=given,
+            unusable=unusable,
+            label=label.astype(np.int32, copy=False),
+            group=group,
+            groups=groups,
+            most_probable=most_probable,
+            highest=highest,
+            of_true=of_true,
+            rank=rank,
+        )
 
     def __len__(self) -> int:
         """N, the number of rows."""
@@ -96,6 +130,17 @@ class LabelledScores:
         """The probability of one class: [N]."""
         column: npt.NDArray[np.floating] = self.probability.columns(range(c, c + 1))[0]
         return column
+
+    @cached_property
+    def of_label(self) -> sparse.csr_array:
+        """Rows of each class, by group: [C, G]."""
+        return group_sums(self.label, self.group, (self.probability.width, self.groups))
+
+    def groups_with(self, c: int) -> tuple[int, int]:
+        """How many groups hold rows of a class, and how many hold rows of others."""
+        of_class = self.of_label[[c]].toarray()[0]
+        size = np.bincount(self.group, minlength=self.groups)
+        return int((of_class > 0).sum()), int((of_class < size).sum())
 
 
 def class_codes(labels: Values, classes: Sequence[str]) -> Codes:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from visao_ray.errors import InputError
 from visao_ray.evaluation.chapters import chapter_metrics
+from visao_ray.evaluation.classification import metrics_at
 from visao_ray.evaluation.curves import (
     binary_curves,
     calibration_bins,
@@ -16,7 +17,6 @@ from visao_ray.evaluation.curves import (
     top_k_curve,
 )
 from visao_ray.evaluation.labelled_scores import LabelledScores
-from visao_ray.evaluation.metrics import metrics_at
 from visao_ray.evaluation.probabilities import Probabilities
 from visao_ray.evaluation.thresholds import OperatingThreshold, threshold_for_recall
 

@@ -92,6 +92,13 @@ class Probabilities:
         """All rows in order: where a piece stands among the N rows, and its matrix [n, C]."""
         yield from self._read(slice(0, self.width), max(1, _PIECE_ELEMENTS // self.width))
 
+    def matrix(self) -> Matrix:
+        """A copy of all: [N, C]."""
+        copy: Matrix = np.empty((len(self), self.width), dtype=self.dtype)
+        for place, piece in self.pieces():
+            copy[place] = piece
+        return copy
+
     def columns(self, classes: range) -> Matrix:
         """A copy of adjoining classes' probabilities: [len(classes), N], each in one piece."""
         copy: Matrix = np.empty((len(classes), len(self)), dtype=self.dtype)

@@ -18,15 +18,6 @@ _COLUMN_ELEMENTS = 64_000_000
 _EXACT = 2**24
 
 
-def group_sums(cell: Integers, group: Integers, shape: tuple[int, int]) -> sparse.csr_array:
-    """Count rows per (cell, group): sparse float64 [cells, groups].
-
-    Multiplied by weights [groups, R] it gives the weighted count of every cell in every
-    replicate.
-    """
-    return sparse.csr_array((np.ones(len(cell)), (cell, group)), shape=shape)
-
-
 @dataclass(frozen=True)
 class RankingCells:
     """One class's ranking, sorted once, so that any weights of the groups give its areas.

@@ -24,6 +24,9 @@ import pyarrow.csv as pacsv
 
 from visao_ray.errors import InputError
 from visao_ray.evaluation.curves import histograms
+from visao_ray.evaluation.metrics.accuracy import ACCURACY
+from visao_ray.evaluation.metrics.roc_auc import ROC_AUC
+from visao_ray.evaluation.metrics.top5 import TOP5
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.normalization import Vectors
 from visao_ray.storage import Location, locate, reason
@@ -116,8 +119,8 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
     if positive is not None and positive in found.get("per_class", {}):
         of_class = found["per_class"][positive]
         figures = {f"{name} of {positive}": of_class[name] for name in ("recall", "precision")}
-    names = {"accuracy": "accuracy", "top5": "right class among five", "roc_auc": "ROC AUC"}
-    figures |= {told: found[name] for name, told in names.items() if name in found}
+    overall = (ACCURACY, TOP5, ROC_AUC)
+    figures |= {metric.title: found[metric.name] for metric in overall if metric.name in found}
     if not threshold:
         return Decision(about.classes, positive, figures=figures, evaluation=uri)
     return Decision(

@@ -11,17 +11,17 @@ from visao_ray.bases.scanner.job import render_scans
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.extract import extract_images, open_source
+from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.runs import Run, execute
 from visao_ray.settings import (
     EvaluateSettings,
     ExtractSettings,
-    PipelineSettings,
     ScannerSettings,
     SourceOptions,
-    SweepSettings,
 )
 from visao_ray.store import Store
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.several import sweep_all
 
 

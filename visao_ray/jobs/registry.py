@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from visao_ray.errors import InputError
+from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.settings import (
     CommandSettings,
     EvaluateSettings,
     ExportSettings,
     ExtractSettings,
     ManifestSettings,
-    PipelineSettings,
     PredictSettings,
     ScannerSettings,
     StoreToolSettings,
-    SweepSettings,
     TrainSettings,
 )
+from visao_ray.tuning.settings import SweepSettings
 
 
 @dataclass(frozen=True)

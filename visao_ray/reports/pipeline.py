@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from visao_ray import tables
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.images.decode import DecodeError, thumbnail
 from visao_ray.reports.report import (
     ERRORS_SHOWN,
@@ -27,7 +28,6 @@ from visao_ray.store.table import TableVersion, quoted
 
 _THUMBNAIL = 224  # longer side in pixels
 _SAMPLES = 24
-_LOWER_IS_BETTER = frozenset({"log_loss"})
 
 
 def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
@@ -63,7 +63,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
             evaluation=evaluation,
             trials=trials,
             objective=objective,
-            objective_mode="min" if objective in _LOWER_IS_BETTER else "max",
+            objective_mode="max" if METRICS[objective].greater_is_better else "min",
             history={
                 "loss": history["train_loss"].to_pylist(),
                 "val_loss": history["val_loss"].to_pylist(),

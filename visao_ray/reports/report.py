@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import figures
 from visao_ray.reports.figures import Figure
 from visao_ray.reports.formats import SPACE, estimate, number, plain, with_interval
+from visao_ray.reports.titles import heading, kind, overall
 from visao_ray.runs import duration
 
 SPLITS = ("val", "test")
@@ -21,28 +23,6 @@ TRIALS_SHOWN = 10
 ERRORS_SHOWN = 50
 GALLERY_SHOWN = 48
 GALLERY_BYTES = 1_200_000
-METRIC_NAMES = {
-    "top1": "Top-1 accuracy",
-    "top5": "Top-5 accuracy",
-    "chapter_accuracy": "Chapter (2 digits) right",
-    "chapter_accuracy_summed": "Chapter right, headings summed",
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "log_loss": "Log loss",
-    "roc_auc": "ROC AUC",
-    "average_precision": "Average precision (PR AUC)",
-}
-SHARES = {
-    "accuracy",
-    "balanced_accuracy",
-    "top1",
-    "top5",
-    "chapter_accuracy",
-    "chapter_accuracy_summed",
-    "recall",
-    "precision",
-}
 
 
 @dataclass(frozen=True)
@@ -211,10 +191,7 @@ def _tiles(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]]:
         names = [n for n in ("top1", "top5", "balanced_accuracy", "roc_auc") if n in metrics[shown]]
         if "top1" not in names:
             names.insert(0, "accuracy")
-        return [
-            _tile(METRIC_NAMES[name], metrics[shown][name], "share" if name in SHARES else "area")
-            for name in names
-        ]
+        return [_tile(heading(name), metrics[shown][name], kind(name)) for name in names]
     positive, other = both
     suffix = "_at_threshold" if evaluation.get("threshold") else ""
     at = metrics[shown + suffix]["per_class"]
@@ -236,11 +213,9 @@ def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     metrics, both = evaluation["metrics"], _binary(evaluation)
     if not both:
-        names = [name for name in METRIC_NAMES if name in metrics["test"]]
-        if "top1" in names:
-            names.remove("accuracy")
         rows = [
-            (METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS]) for name in names
+            (heading(name), name, [metrics[split][name] for split in SPLITS])
+            for name in overall(metrics["test"])
         ]
         return [_table("Overall", [("", list(SPLITS))], rows)]
 
@@ -260,13 +235,16 @@ def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
         for name in (positive, other)
     ]
+    found = [metric for name, metric in METRICS.items() if name in metrics["test"]]
     rows += [
-        (METRIC_NAMES[name], name, [column[name] for column in columns])
-        for name in ("accuracy", "balanced_accuracy", "macro_f1")
+        (heading(metric.name), metric.name, [column[metric.name] for column in columns])
+        for metric in found
+        if metric.decides
     ]
     free = [
-        (METRIC_NAMES[name], name, [metrics[split][name] for split in SPLITS])
-        for name in ("roc_auc", "average_precision", "log_loss")
+        (heading(metric.name), metric.name, [metrics[split][metric.name] for split in SPLITS])
+        for metric in found
+        if not metric.decides
     ]
     return [
         _table("Decisions", heads, rows),
@@ -285,7 +263,7 @@ def _table(
         "rows": [
             {
                 "name": name,
-                "cells": [estimate(c, "share" if metric in SHARES else "area") for c in cells],
+                "cells": [estimate(cell, kind(metric)) for cell in cells],
             }
             for name, metric, cells in rows
         ],

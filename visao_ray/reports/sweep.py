@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import sweep_figures
 from visao_ray.reports.figures import Figure
 from visao_ray.reports.formats import SPACE, estimate, plain
-from visao_ray.reports.report import METRIC_NAMES, SHARES, render
+from visao_ray.reports.report import render
+from visao_ray.reports.titles import heading, kind, overall, title
 
 TOP = 10
 #: Lines in a figure; of more trials the best are drawn.
@@ -35,12 +37,7 @@ _OF_EPOCHS = {
     *("schedule", "batch_size", "label_smoothing"),
 }
 _LOGARITHMIC = {"learning_rate", "l1", "l2", "c", "gamma"}
-_OTHER_METRICS = (
-    *("roc_auc", "macro_f1", "balanced_accuracy", "accuracy", "top5", "average_precision"),
-    "log_loss",
-)
 _CONFUSIONS = 20  # shown
-_METRIC_WORDS = {"roc_auc": "ROC AUC", "average_precision": "PR AUC", "macro_f1": "macro F1"}
 
 
 @dataclass(frozen=True)
@@ -284,9 +281,7 @@ def _winner(page: SweepPage) -> dict[str, Any] | None:
     )
     return {
         "metrics": [
-            (words, estimate(metrics[name], "share" if name in SHARES else "area"))
-            for name, words in METRIC_NAMES.items()
-            if name in metrics and not (name == "accuracy" and "top1" in metrics)
+            (heading(name), estimate(metrics[name], kind(name))) for name in overall(metrics)
         ],
         "chapters": [
             (name, entry["support"], *(estimate(entry[k]) for k in ("accuracy", "accuracy_summed")))
@@ -516,7 +511,7 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
         )
     return {
         "rows": rows,
-        "metrics": [_METRIC_WORDS.get(name, name.replace("_", " ")) for name in metrics],
+        "metrics": [title(name) for name in metrics],
         "folds": any(row["folds"] for row in rows),
         "leads": any(row["lead"] for row in rows),
         "firsts": any(row["first"] for row in rows),
@@ -526,9 +521,9 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
 def _other_metrics(page: SweepPage, shown: Sequence[_Trial]) -> list[str]:
     """Up to three metrics that say something the objective does not."""
     useful = []
-    for name in _OTHER_METRICS:
-        told = _METRIC_WORDS.get(name, name.replace("_", " "))
-        if told.lower() == page.objective.lower() or (name == "top5" and page.classes == 2):
+    for name, metric in METRICS.items():
+        known = metric.title == page.objective
+        if known or metric.of_class or page.classes < metric.fewest_classes:
             continue
         values = [trial.row.get(f"metric.{name}") for trial in shown]
         same = all(v == trial.objective for v, trial in zip(values, shown, strict=True))

@@ -10,8 +10,8 @@ import numpy as np
 from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.bootstrap import Estimate
 from visao_ray.evaluation.chapters import chapter_metrics
+from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.comparison import Measure, compare
-from visao_ray.evaluation.metrics import classification_metrics
 from visao_ray.features.labelled import LabelledVectors
 from visao_ray.models import saved
 from visao_ray.models.head import predict_head

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import get_args
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.evaluation.comparison import LOWER_IS_BETTER, weighted
-from visao_ray.settings import ObjectiveName
-
-Objective = ObjectiveName
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-#: Those that are about one class.
-OF_A_CLASS: tuple[Objective, ...] = ("f2", "recall_at_precision")
-
-_TOLD: dict[Objective, str] = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "macro_f1": "macro F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "top5": "top-5 accuracy",
-    "log_loss": "log loss",
-}
+from visao_ray.evaluation.comparison import weighted
+from visao_ray.evaluation.labelled_scores import LabelledScores
+from visao_ray.evaluation.metric import Metric
+from visao_ray.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -33,37 +19,42 @@ class Criterion:
     """An objective with what it needs to be computed.
 
     Attributes:
-        name: which.
-        positive: index of the class that f2 and recall_at_precision are about; also the class that
-            is ranked where there are two.
+        name: of the metric.
+        positive: index of the class that a metric of one class is about; also the class that is
+            ranked where there are two.
         floor: the least precision of recall_at_precision, in (0, 1].
     """
 
-    name: Objective
+    name: str
     positive: int
     floor: float = 0.9
 
     @property
+    def metric(self) -> Metric:
+        """The metric itself.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        return METRICS.find(self.name, "--objective")
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether smaller values win."""
-        return self.name in LOWER_IS_BETTER
+        return not self.metric.greater_is_better
 
     def better(self, value: float, than: float) -> bool:
         """Whether one value beats another; any value beats NaN, NaN beats none."""
-        return better(self.name, value, than)
+        return self.metric.better(value, than)
 
     def told(self, classes: Sequence[str]) -> str:
         """As people read it, such as "recall of nvazio at precision ≥ 0.90"."""
-        if self.name == "f2":
-            return f"F2 of {classes[self.positive]}"
-        if self.name == "recall_at_precision":
-            floor = f"{self.floor:.2f}"
-            floor = floor if float(floor) == self.floor else f"{self.floor:g}"
-            return f"recall of {classes[self.positive]} at precision ≥ {floor}"
-        return _TOLD[self.name]
+        floor = f"{self.floor:.2f}"
+        floor = floor if float(floor) == self.floor else f"{self.floor:g}"
+        return self.metric.title.format(positive=classes[self.positive], floor=floor)
 
 
-def default_objective(classes: int) -> Objective:
+def default_objective(classes: int) -> str:
     """ROC AUC for two classes; macro F1 for more, where rare classes must count."""
     return "roc_auc" if classes == 2 else "macro_f1"
 
@@ -73,38 +64,31 @@ def score(
     labels: npt.NDArray[np.integer],
     probability: npt.NDArray[np.float32],
 ) -> float:
-    """One metric of val predictions; NaN where it is undefined.
-
-    The definitions are those of ``visao_ray.evaluation.comparison.weighted``. Undefined are: all,
-    where a probability is not finite or there is no row; roc_auc and average_precision of one class
-    alone; f2 and recall_at_precision of a class without rows; top5 of five classes or fewer.
+    """One metric of val predictions; NaN where it is undefined, see `comparison.weighted`.
 
     Args:
         criterion: which.
         labels: int32[N] class indices.
         probability: float32[N, C].
     """
-    together = np.zeros(len(labels), dtype=np.int64)
-    return float(weighted(criterion, labels, probability, together, 1)(np.ones((1, 1)))[0])
+    return scores(labels, probability, criterion, [criterion.name])[criterion.name]
 
 
 def scores(
     labels: npt.NDArray[np.integer],
     probability: npt.NDArray[np.float32],
     criterion: Criterion,
+    names: Iterable[str] = METRICS,
 ) -> dict[str, float]:
-    """Every objective of val predictions, by name; see ``score``.
+    """Metrics of val predictions, by name; see `score`.
 
     Args:
         labels: int32[N] class indices.
         probability: float32[N, C].
-        criterion: tells the class and the floor; its name does not matter.
+        criterion: the class and the floor; its name does not matter.
+        names: of the metrics.
     """
-    return {name: score(replace(criterion, name=name), labels, probability) for name in OBJECTIVES}
-
-
-def better(name: Objective, value: float, than: float) -> bool:
-    """Whether one value of a metric beats another; any value beats NaN, NaN beats none."""
-    if np.isnan(value) or np.isnan(than):
-        return bool(np.isnan(than) and not np.isnan(value))
-    return value < than if name in LOWER_IS_BETTER else value > than
+    metrics = [METRICS.find(name, "--objective") for name in names]
+    rows = LabelledScores.read(labels, probability, np.zeros(len(labels), np.int32), 1)
+    found = weighted(metrics, criterion, rows, np.ones((1, 1)))[:, 0]
+    return {metric.name: float(value) for metric, value in zip(metrics, found, strict=True)}

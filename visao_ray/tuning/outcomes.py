@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.models.head import HeadSettings
 from visao_ray.storage import Location
 from visao_ray.tables import named_schema
-from visao_ray.tuning.objective import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -105,34 +105,6 @@ def _setting_type(name: str, value: Any) -> pa.DataType:
     return pa.int32() if name == "views" else _TYPES.get(type(value), pa.string())
 
 
-#: One row a trial: its settings, and its metrics on val at its best epoch.
-TRIALS = named_schema(
-    "trials",
-    [
-        ("trial_id", pa.string()),
-        ("number", pa.int32()),
-        *(
-            (f"setting.{name}", _setting_type(name, value))
-            for name, value in HeadSettings().model_dump().items()
-        ),
-        *((f"metric.{name}", pa.float64()) for name in OBJECTIVES),
-        ("objective", pa.float64()),
-        ("folds", pa.list_(pa.float64())),
-        ("epoch", pa.int32()),
-        ("epochs", pa.int32()),
-        ("seconds", pa.float64()),
-        ("ended", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-    ],
-)
-
-#: One row a head that was fitted anew on all rows after a search on a sample: as `TRIALS`, but all
-#: its figures are of all rows; `refit_of` is the number of the trial of the search.
-REFITS = named_schema(
-    "refits", [("refit_of", pa.int32()), *zip(TRIALS.names, TRIALS.types, strict=True)]
-)
-
 #: One row an epoch of a trial, for learning curves.
 HISTORY = named_schema(
     "history",
@@ -158,15 +130,50 @@ LEVERS = named_schema(
 )
 
 
+def trials_schema() -> pa.Schema:
+    """One row a trial: its settings, and its metrics on val at its best epoch."""
+    settings = [
+        (f"setting.{name}", _setting_type(name, value))
+        for name, value in HeadSettings().model_dump().items()
+    ]
+    return named_schema(
+        "trials",
+        [
+            ("trial_id", pa.string()),
+            ("number", pa.int32()),
+            *settings,
+            *((f"metric.{name}", pa.float64()) for name in METRICS),
+            ("objective", pa.float64()),
+            ("folds", pa.list_(pa.float64())),
+            ("epoch", pa.int32()),
+            ("epochs", pa.int32()),
+            ("seconds", pa.float64()),
+            ("ended", pa.string()),
+            ("status", pa.string()),
+            ("error", pa.string()),
+        ],
+    )
+
+
+def refits_schema() -> pa.Schema:
+    """One row a head that was fitted anew on all rows after a search on a sample: as a trial's.
+
+    All its figures are of all rows; `refit_of` is the number of the trial of the search.
+    """
+    trial = trials_schema()
+    fields = [("refit_of", pa.int32()), *zip(trial.names, trial.types, strict=True)]
+    return named_schema("refits", fields)
+
+
 def trials_table(outcomes: Sequence[Outcome]) -> pa.Table:
     """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
-    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=TRIALS)
+    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=trials_schema())
 
 
 def refits_table(refits: Mapping[int, Outcome]) -> pa.Table:
     """The heads that were fitted anew, by number of the trial of the search."""
     rows = [{"refit_of": number, **_row(outcome)} for number, outcome in refits.items()]
-    return pa.Table.from_pylist(rows, schema=REFITS)
+    return pa.Table.from_pylist(rows, schema=refits_schema())
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from visao_ray import plugins
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
 from visao_ray.runs import Run, execute, start_ray
-from visao_ray.settings import SweepSettings
 from visao_ray.storage import locate
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import read_space
 from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
 
@@ -71,6 +72,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
 
 def _sweep_one(settings: SweepSettings, address: str, command: str) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = address
+    plugins.load(settings.plugin)
     execute(settings, make_sweep, command)
     told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
     return told

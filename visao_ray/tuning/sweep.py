@@ -16,37 +16,32 @@ from visao_ray.core.ray_internals import keep_aws_keys_from_trials
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.evaluation.comparison import LOWER_IS_BETTER
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.features.labelled import LabelledVectors, Summary, load_vectors
 from visao_ray.models.head import HeadSettings
 from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
 from visao_ray.resources import Worker, fit_workers, look
 from visao_ray.runs import Run, start_ray
-from visao_ray.settings import SweepSettings
 from visao_ray.storage import Location
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
 from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
 from visao_ray.tuning.importance import importance
-from visao_ray.tuning.objective import (
-    OBJECTIVES,
-    OF_A_CLASS,
-    Criterion,
-    default_objective,
-)
+from visao_ray.tuning.objective import Criterion, default_objective
 from visao_ray.tuning.outcomes import (
     HISTORY,
     LEVERS,
-    REFITS,
-    TRIALS,
     Outcome,
     Outcomes,
     history_table,
     levers_table,
+    refits_schema,
     refits_table,
+    trials_schema,
     trials_table,
 )
 from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
+from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import propose, read_space
 
 _TRIALS_A_GPU = 8
@@ -126,7 +121,7 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
         _tune(run, sweep, sampler, len(heads))
     recorded = sweep.outcomes.read_all()
     found = [recorded[number] for number in range(len(heads))]
-    tables.write(run.out.join("trials"), trials_table(found), TRIALS)
+    tables.write(run.out.join("trials"), trials_table(found), trials_schema())
     tables.write(run.out.join("history"), history_table(found), HISTORY)
     run.counts |= {
         "trials": len(found),
@@ -156,10 +151,11 @@ def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> Sw
     """What the report shows of a sweep, from the tables below `out` and its result.json."""
     classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
     levers, refits = out.join("levers"), out.join("refits")
+    objective = details["objective"]["name"]
     return SweepPage(
         dataset=dataset.name,
         objective=details["objective"]["told"],
-        objective_mode="min" if details["objective"]["name"] in LOWER_IS_BETTER else "max",
+        objective_mode="max" if METRICS[objective].greater_is_better else "min",
         trials=tables.open_table(out.join("trials"), "trials").to_table(),
         history=tables.open_table(out.join("history"), "history").to_table(),
         finalists=details["finalists"],
@@ -253,11 +249,11 @@ def _tell_start(run: Run[Any], sweep: _Sweep) -> None:
     """What is searched on what, in details, on the terminal and in warnings."""
     settings, summary, criterion = sweep.settings, sweep.summary, sweep.criterion
     told = criterion.told(summary.classes)
-    of_a_class = criterion.name in OF_A_CLASS
+    of_class = criterion.metric.of_class
     run.details["objective"] = {
         "name": criterion.name,
-        "class": summary.classes[criterion.positive] if of_a_class else None,
-        "floor": criterion.floor if criterion.name == "recall_at_precision" else None,
+        "class": summary.classes[criterion.positive] if of_class else None,
+        "floor": criterion.floor if "{floor}" in criterion.metric.title else None,
         "told": told,
     }
     where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
@@ -283,19 +279,21 @@ def _tell_start(run: Run[Any], sweep: _Sweep) -> None:
 
 
 def _criterion(settings: SweepSettings, dataset: Dataset, classes: tuple[str, ...]) -> Criterion:
-    name = settings.objective or default_objective(len(classes))
+    metric = METRICS[settings.objective or default_objective(len(classes))]
     wanted = settings.objective_class or dataset.positive_among(classes)
     if settings.objective_class is not None and settings.objective_class not in classes:
         raise InputError(
             f"--objective-class {settings.objective_class}: is no class of this store "
             f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
         )
-    if name in OF_A_CLASS and wanted is None:
-        raise InputError(f"--objective {name} needs --objective-class for dataset {dataset.name}")
-    if name == "top5" and len(classes) <= 5:
-        raise InputError(f"--objective top5: there are {len(classes)} classes only")
+    if metric.of_class and wanted is None:
+        raise InputError(
+            f"--objective {metric.name} needs --objective-class for dataset {dataset.name}"
+        )
+    if len(classes) < metric.fewest_to_rank:
+        raise InputError(f"--objective {metric.name}: there are {len(classes)} classes only")
     positive = classes.index(wanted) if wanted is not None else 0
-    return Criterion(name, positive, settings.precision_floor)
+    return Criterion(metric.name, positive, settings.precision_floor)
 
 
 def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
@@ -429,7 +427,7 @@ def _pair_refits(
         if again.status != "ok":
             run.warn(f"trial {number} could not be fitted on all train rows: {again.error}")
     if sweep.sample is not None:
-        tables.write(run.out.join("refits"), refits_table(refits), REFITS)
+        tables.write(run.out.join("refits"), refits_table(refits), refits_schema())
     return {number: again for number, again in refits.items() if again.status == "ok"}
 
 
@@ -631,7 +629,7 @@ def _print_best(
         f"{sweep.dataset.name}: best {min(_TOP, len(final))} of {run.counts['trials']} "
         f"trials{fitted}:"
     )
-    names = [criterion.name, *(name for name in OBJECTIVES if name != criterion.name)][:5]
+    names = [criterion.name, *(name for name in METRICS if name != criterion.name)][:5]
     print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
     for outcome in final[:_TOP]:
         values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)

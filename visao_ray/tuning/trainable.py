@@ -20,6 +20,8 @@ from ray import tune
 from visao_ray.backend import import_keras
 from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
+from visao_ray.evaluation.metrics import METRICS
+from visao_ray.evaluation.metrics.log_loss import LOG_LOSS
 from visao_ray.features.labelled import LabelledVectors, Summary
 from visao_ray.models import svm
 from visao_ray.models.head import (
@@ -35,7 +37,7 @@ from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.storage import Location, reason
 from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
-from visao_ray.tuning.objective import OF_A_CLASS, Criterion, score, scores
+from visao_ray.tuning.objective import Criterion, scores
 from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
 from visao_ray.tuning.space import svm_is_feasible
 
@@ -50,7 +52,7 @@ class Plan:
     Attributes:
         criterion: the objective.
         positive: index of the class whose recall and precision are told as curves, or None.
-        named: whether there is a class that f2 and recall_at_precision are about.
+        named: whether there is a class that metrics of one class are about.
         folds: 1 for train and val as they are, or the number of grouped folds of both.
         extractor: name of the vectors.
         outcomes: folder where finished trials are recorded.
@@ -238,10 +240,9 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             if not (np.isfinite(losses[-1]) and np.isfinite(probability).all()):
                 self._fail(f"diverged: loss or probabilities are not finite in epoch {epoch}")
                 return
-            values.append(self._score(plan.criterion, learner.fold, probability))
-            val_losses.append(
-                self._score(replace(plan.criterion, name="log_loss"), learner.fold, probability)
-            )
+            found = self._scores(learner.fold, probability, plan.criterion.name, LOG_LOSS.name)
+            values.append(found[plan.criterion.name])
+            val_losses.append(found[LOG_LOSS.name])
         value = float(np.mean(values))
         row = Epoch(epoch, float(np.mean(losses)), float(np.mean(val_losses)), value)
         after = replace(before, epochs=epoch, history=[*before.history, row])
@@ -281,7 +282,8 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             else:
                 learner.model = self._fit_svm(learner.fold, labels)
             learner.best = learner.model.get_weights()
-            values.append(self._score(plan.criterion, learner.fold, self._predict(learner)))
+            found = self._scores(learner.fold, self._predict(learner), plan.criterion.name)
+            values.append(found[plan.criterion.name])
         self._outcome = replace(
             self._outcome,
             epoch=1,
@@ -345,10 +347,11 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             learner.model.set_weights(learner.best)
             probability = self._predict(learner)
             labels = self._folds.labels[learner.fold.val]
-            found.append(scores(labels, probability, self._plan.criterion))
+            found.append(self._scores(learner.fold, probability, *METRICS))
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
         if not self._plan.named:
-            metrics |= dict.fromkeys(OF_A_CLASS, float("nan"))
+            of_class = (name for name, metric in METRICS.items() if metric.of_class)
+            metrics |= dict.fromkeys(of_class, float("nan"))
         several = len(self._learners) > 1
         self._outcome = replace(
             self._outcome, metrics=metrics, folds=self._outcome.folds if several else []
@@ -374,8 +377,9 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         )
         self._packed = pack(self._learners[0].model, about)
 
-    def _score(self, criterion: Criterion, fold: Fold, probability: Vectors) -> float:
-        return score(criterion, self._folds.labels[fold.val], probability)
+    def _scores(self, fold: Fold, probability: Vectors, *names: str) -> dict[str, float]:
+        """Metrics of the rows that judge, by name."""
+        return scores(self._folds.labels[fold.val], probability, self._plan.criterion, names)
 
     def _fail(self, error: str, trace: str = "") -> None:
         self._outcome = replace(

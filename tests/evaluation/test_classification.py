@@ -5,9 +5,9 @@ import pytest
 from sklearn import metrics as sk
 
 from visao_ray.errors import InputError
-from visao_ray.evaluation import bootstrap, metrics
+from visao_ray.evaluation import bootstrap, sample
+from visao_ray.evaluation.classification import PER_CLASS, classification_metrics, metrics_at
 from visao_ray.evaluation.labelled_scores import LabelledScores
-from visao_ray.evaluation.metrics import PER_CLASS, classification_metrics, metrics_at
 
 
 def softmax_predictions(rng, rows, width, skill=1.0, classes_used=None, decimals=1):
@@ -217,8 +217,8 @@ def test_several_thresholds_share_draws_and_rankings(monkeypatch):
         for threshold in (None, 0.2, 0.9)
     ]
     calls = []
-    ranked = metrics.ranking_areas
-    monkeypatch.setattr(metrics, "ranking_areas", lambda *given: calls.append(1) or ranked(*given))
+    ranked = sample.ranking_areas
+    monkeypatch.setattr(sample, "ranking_areas", lambda *given: calls.append(1) or ranked(*given))
     scores = LabelledScores.of(label, p, group, classes)
     assert metrics_at([None, 0.2, 0.9], scores, classes, "vazio", 50, 3) == alone
     assert len(calls) == 1

@@ -1,0 +1,274 @@
+"""Classification metrics, each with its sample size and a 95 % grouped bootstrap interval.
+
+Over all rows stand the metrics of `METRICS`, for each class those of `PER_CLASS`. Conventions
+follow scikit-learn; each file of `metrics/` says them.
+
+An interval is the spread that other patients or containers would bring, for a fixed model and a
+fixed threshold; see `bootstrap.estimates`. An area or F1 of exactly 1 gets an interval without
+width; its n says how little that means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visao_ray.errors import InputError
+from visao_ray.evaluation.bootstrap import (
+    UNDEFINED,
+    Estimate,
+    Floats,
+    Integers,
+    estimates,
+    group_multiplicities,
+)
+from visao_ray.evaluation.labelled_scores import Codes, LabelledScores, Values
+from visao_ray.evaluation.metric import Metric
+from visao_ray.evaluation.metrics import METRICS
+from visao_ray.evaluation.probabilities import Matrix
+from visao_ray.evaluation.sample import Decisions, Sample, WeightedScores
+
+PER_CLASS = ("precision", "recall", "f1", "roc_auc", "average_precision")
+# A dense matrix of more classes than this is large and unreadable; top_confusions is there instead.
+DENSE_CONFUSION_CLASSES = 100
+TOP_CONFUSIONS = 50
+
+
+def classification_metrics(
+    labels: Values,
+    probability: Matrix,
+    groups: Values,
+    classes: Sequence[str],
+    positive: str | None,
+    threshold: float | None = None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate predictions against labels.
+
+    Args:
+        labels: [N] class names, or class indices.
+        probability: [N, C], columns in the order of `classes`.
+        groups: [N] patient, container or whatever must be drawn as one.
+        classes: the C declared class names.
+        positive: the class whose ROC AUC and average precision are the overall ones when there
+            are two classes. Otherwise those are macro one-vs-rest averages over the classes
+            that have both kinds.
+        threshold: for two classes only; positive is predicted where p(positive) >= threshold.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap; the same seed draws the same groups.
+
+    Returns:
+        JSON-ready: every overall name as `{"value", "low", "high", "n"}` (more than two
+        classes add `top1` and `top5`); `per_class.CLASS` with precision, recall, f1,
+        roc_auc, average_precision likewise and `support` (int); `confusion` [true][predicted]
+        counts (None above 100 classes); `top_confusions`, the most frequent mistakes;
+        `groups`, how many groups there were. Undefined values are None with n 0.
+
+    Raises:
+        InputError: unknown label, wrong shape, or a probability that is not finite.
+    """
+    scores = LabelledScores.of(labels, probability, groups, classes)
+    return metrics_at([threshold], scores, classes, positive, replicates, seed)[0]
+
+
+def metrics_at(
+    thresholds: Sequence[float | None],
+    scores: LabelledScores,
+    classes: Sequence[str],
+    positive: str | None,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """What `classification_metrics` returns, for each threshold: draws and rankings are shared.
+
+    Raises:
+        InputError: no such positive class.
+    """
+    if positive is not None and positive not in classes:
+        raise InputError(f"positive class {positive!r} is not one of {', '.join(classes[:5])}")
+    overall = _metrics_of(classes)
+    if not len(scores):
+        return [_undefined_metrics(classes, overall) for _ in thresholds]
+    index = classes.index(positive) if positive is not None else None
+    decisions = [_decide(scores, index, threshold) for threshold in thresholds]
+    drawn = _draw(scores, index, decisions, overall, replicates, seed)
+    return [
+        _figures(scores, classes, positive, decided, overall, values)
+        for decided, values in zip(decisions, drawn, strict=True)
+    ]
+
+
+def _metrics_of(classes: Sequence[str]) -> list[Metric]:
+    """Those of an evaluation; a metric of one class needs the settings of a sweep."""
+    return [
+        metric
+        for metric in METRICS.values()
+        if not metric.of_class and len(classes) >= metric.fewest_classes
+    ]
+
+
+def _decide(scores: LabelledScores, positive: int | None, threshold: float | None) -> Decisions:
+    """The most probable class, or for two classes and a positive one p >= threshold.
+
+    With a positive class and no threshold, 0.5 is the threshold, so that "at 0.5" and "at the
+    operating threshold" follow the same rule.
+    """
+    predicted = scores.most_probable
+    if scores.probability.width == 2 and positive is not None:
+        chosen = scores.score(positive) >= (0.5 if threshold is None else threshold)
+        predicted = np.where(chosen, positive, 1 - positive).astype(np.int32)
+    elif threshold is not None:
+        raise ValueError("a threshold needs two classes and a positive one")
+    return Decisions(scores, predicted)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Values in every replicate, for one decision; column 0 is what was observed.
+
+    Attributes:
+        overall: by name of a metric, [1 + R] each.
+        per_class: by name in `PER_CLASS`, [C, 1 + R] each.
+    """
+
+    overall: dict[str, Floats]
+    per_class: dict[str, Floats]
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Values]) -> _Values:
+        """Those of all replicates, from those of some each."""
+        overall, per_class = (
+            {name: np.concatenate([one[name] for one in several], axis=-1) for name in several[0]}
+            for several in ([p.overall for p in parts], [p.per_class for p in parts])
+        )
+        return cls(overall, per_class)
+
+
+def _draw(
+    scores: LabelledScores,
+    positive: int | None,
+    decisions: Sequence[Decisions],
+    overall: Sequence[Metric],
+    replicates: int,
+    seed: int,
+) -> list[_Values]:
+    """The values for each decision, of the same draws."""
+    every_class = range(scores.probability.width)
+    parts: list[list[_Values]] = [[] for _ in decisions]
+    for weight in group_multiplicities(scores.groups, replicates, seed):
+        rows = WeightedScores(scores, weight, every_class)
+        shared: dict[str, Floats] = {}
+        for decided, found in zip(decisions, parts, strict=True):
+            sample = Sample(rows, decided, positive)
+            for metric in overall:
+                if not metric.decides and metric.name not in shared:
+                    shared[metric.name] = metric.compute(sample)
+            own = {metric.name: metric.compute(sample) for metric in overall if metric.decides}
+            found.append(_Values(shared | own, {name: getattr(sample, name) for name in PER_CLASS}))
+    return [_Values.joined(found) for found in parts]
+
+
+def _figures(
+    scores: LabelledScores,
+    classes: Sequence[str],
+    positive: str | None,
+    decisions: Decisions,
+    overall: Sequence[Metric],
+    values: _Values,
+) -> dict[str, Any]:
+    """The result for one decision."""
+    index = classes.index(positive) if positive is not None else None
+    result: dict[str, Any] = {
+        metric.name: metric.estimate(values.overall[metric.name], scores, index).to_json()
+        for metric in overall
+    }
+    if len(classes) > 2:
+        result["top1"] = result["accuracy"]
+    per_class = _per_class(scores, classes, decisions, values.per_class)
+    if len(classes) == 2 and positive is not None:
+        # One quantity, one interval: the overall areas are the positive class's.
+        result |= {name: per_class[positive][name] for name in PER_CLASS if name in result}
+    result |= {"per_class": per_class, "groups": scores.groups}
+    return result | _confusions(scores.label, decisions.predicted, classes)
+
+
+def _per_class(
+    scores: LabelledScores,
+    classes: Sequence[str],
+    decisions: Decisions,
+    values: dict[str, Floats],
+) -> dict[str, dict[str, Any]]:
+    """Support and estimates of each class, JSON-ready."""
+    width = len(classes)
+    support = np.bincount(scores.label, minlength=width)
+    predicted = np.bincount(decisions.predicted, minlength=width)
+    right = np.bincount(scores.label[decisions.predicted == scores.label], minlength=width)
+    of_label, of_predicted = scores.of_label, decisions.of_predicted
+    labelled, guessed = _nonzero(of_label), _nonzero(of_predicted)
+    size = np.bincount(scores.group, minlength=scores.groups)
+    # Groups made of one class only have nothing to say about the other side of its ROC curve.
+    other = np.array([_others(of_label, c, size) for c in range(width)])
+    rows_and_groups: dict[str, tuple[npt.ArrayLike, npt.ArrayLike]] = {
+        "precision": (predicted, guessed),
+        "recall": (support, labelled),
+        "f1": (support + predicted - right, _nonzero(of_label + of_predicted)),
+        "roc_auc": (len(scores), np.minimum(labelled, other)),
+        "average_precision": (len(scores), labelled),
+    }
+    found: dict[str, dict[str, Any]] = {
+        name: {"support": int(n)} for name, n in zip(classes, support, strict=True)
+    }
+    for metric in PER_CLASS:
+        n, bearing = rows_and_groups[metric]
+        share = metric in {"precision", "recall"}
+        found_of = estimates(values[metric], n, bearing, share=share)
+        for name, estimate in zip(classes, found_of, strict=True):
+            found[name][metric] = estimate.to_json()
+    return found
+
+
+def _nonzero(counts: Any) -> Integers:
+    """Groups with at least one row, per class: [C] from sparse [C, G]."""
+    filled: Integers = np.diff(counts.indptr)
+    return filled
+
+
+def _others(of_label: Any, c: int, size: Integers) -> int:
+    """Number of groups holding at least one row of another class than c."""
+    start, stop = of_label.indptr[c], of_label.indptr[c + 1]
+    full = of_label.data[start:stop] == size[of_label.indices[start:stop]]
+    return len(size) - int(full.sum())
+
+
+def _confusions(label: Codes, predicted: Codes, classes: Sequence[str]) -> dict[str, Any]:
+    width = len(classes)
+    cell = label.astype(np.int64) * width + predicted
+    pairs, counts = np.unique(cell, return_counts=True)
+    wrong = pairs // width != pairs % width
+    order = np.argsort(-counts[wrong], kind="stable")[:TOP_CONFUSIONS]
+    top = [
+        {"label": classes[pair // width], "predicted": classes[pair % width], "count": int(n)}
+        for pair, n in zip(pairs[wrong][order], counts[wrong][order], strict=True)
+    ]
+    dense: list[list[int]] | None = None
+    if width <= DENSE_CONFUSION_CLASSES:
+        flat = np.bincount(cell, minlength=width * width)
+        dense = flat.reshape(width, width).tolist()
+    return {"confusion": dense, "top_confusions": top}
+
+
+def _undefined_metrics(classes: Sequence[str], overall: Sequence[Metric]) -> dict[str, Any]:
+    """What an empty split gets: every name present, every value None."""
+    names = [metric.name for metric in overall] + ["top1"] * (len(classes) > 2)
+    empty: Estimate = UNDEFINED
+    result: dict[str, Any] = {name: empty.to_json() for name in names}
+    result["per_class"] = {
+        name: {"support": 0} | {metric: empty.to_json() for metric in PER_CLASS} for name in classes
+    }
+    none = np.zeros(0, dtype=np.int32)
+    return result | {"groups": 0} | _confusions(none, none, classes)

@@ -1,0 +1,49 @@
+"""The largest recall of one class over thresholds whose precision is at least a floor."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from visao_ray.evaluation.bootstrap import Floats, group_sums, in_batches
+from visao_ray.evaluation.metric import Metric, rows_of_class
+from visao_ray.evaluation.sample import Sample, ratio
+
+
+def _compute(sample: Sample) -> Floats:
+    """0 where no threshold reaches the floor.
+
+    Only the scores of the class's own rows need be tried: any other threshold finds no more of
+    them than the next of these above it, with more false alarms. Rows of equal score stand or
+    fall together.
+    """
+    scores, c, weight = sample.scores, sample.positive, sample.rows.weight
+    assert c is not None
+    score, is_class, group = scores.score(c), scores.label == c, scores.group
+    steps, step = np.unique(score[is_class], return_inverse=True)
+    if not len(steps):
+        return np.full(weight.shape[1], np.nan)
+    reached = np.searchsorted(steps, score[~is_class], "right")
+    above = reached > 0
+    shape = (len(steps), scores.groups)
+    of_class = group_sums(step, group[is_class], shape)
+    of_others = group_sums(reached[above] - 1, group[~is_class][above], shape)
+    of_step = sparse.vstack([of_class, of_others]).tocsc()
+
+    def of_batch(batch: npt.NDArray[np.floating]) -> Floats:
+        highest_first = (of_step @ batch).reshape(2, len(steps), -1)[:, ::-1]
+        found, alarms = np.cumsum(highest_first, axis=1)
+        enough = ratio(found, found + alarms) >= sample.precision_floor
+        return ratio(np.where(enough, found, 0.0).max(axis=0), found[-1])
+
+    return in_batches(of_batch, weight, of_step.shape[0])
+
+
+RECALL_AT_PRECISION = Metric(
+    name="recall_at_precision",
+    title="recall of {positive} at precision ≥ {floor}",
+    greater_is_better=True,
+    bounded=(0.0, 1.0),
+    compute=_compute,
+    of_class=True,
+    basis=rows_of_class,
+)

@@ -1,0 +1,53 @@
+"""Settings of the pipeline, which are those of its jobs."""
+
+from __future__ import annotations
+
+from typing import ClassVar, get_args
+
+from pydantic import model_validator
+
+from visao_ray.settings import (
+    EvaluateOptions,
+    ExtractOptions,
+    JobSettings,
+    PluginOptions,
+    ScannerOptions,
+    SourceOptions,
+    Synthetic,
+)
+from visao_ray.tuning.settings import SweepOptions
+
+
+class PipelineSettings(
+    ExtractOptions,
+    SweepOptions,
+    EvaluateOptions,
+    ScannerOptions,
+    SourceOptions,
+    PluginOptions,
+    JobSettings,
+):
+    """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
+
+    Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
+    """
+
+    job: ClassVar[str] = "pipeline"
+    example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
+    writes: ClassVar[tuple[str, ...]] = (
+        "scanner",
+        "store",
+        "extract",
+        "sweep",
+        "evaluate",
+        "report.html",
+    )
+
+    @model_validator(mode="after")
+    def _source(self) -> PipelineSettings:
+        if self.data is None and self.dataset not in get_args(Synthetic):
+            raise ValueError(
+                f"--dataset {self.dataset}: scans are rendered for "
+                f"{', '.join(get_args(Synthetic))} alone; give --data"
+            )
+        return self
