@@ -22,6 +22,7 @@ from typing import Any
 from visao_ray import settings as all_settings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.errors import InputError
+from visao_ray.models.settings import TrainSettings
 from visao_ray.settings import CommandSettings, parse
 from visao_ray.storage import reason
 
@@ -146,7 +147,7 @@ def _check(verb: str, flags: Sequence[str]) -> None:
     """What the job would say of its settings, before it travels."""
     kinds = {
         kind.job: kind
-        for kind in vars(all_settings).values()
+        for kind in [*vars(all_settings).values(), TrainSettings]
         if isinstance(kind, type) and issubclass(kind, CommandSettings) and kind.job
     }
     if verb not in kinds:
