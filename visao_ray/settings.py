@@ -474,8 +474,8 @@ class VersionOptions(BaseSettings):
     )
 
 
-class VectorOptions(BaseSettings):
-    """Which vectors of a store are read."""
+class VectorOptions(VersionOptions):
+    """Which vectors of a store are read, and at which version."""
 
     extractor: str | None = Field(
         None, description="whose vectors, where the store has those of several (jobs/store.py)"
@@ -485,9 +485,7 @@ class VectorOptions(BaseSettings):
     )
 
 
-class SweepSettings(
-    SweepOptions, VectorOptions, VersionOptions, WorkerOptions, PluginOptions, JobSettings
-):
+class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, PluginOptions, JobSettings):
     """Search the head's hyperparameters and class weights on a store's vectors; val chooses."""
 
     job: ClassVar[str] = "sweep"
