@@ -100,8 +100,8 @@ def plain_fit(load: Load, in_memory: bool) -> Speed:
     keras = import_keras()
     import tensorflow as tf
 
+    from visao_ray.models.positive_auc import PositiveAUC
     from visao_ray.models.simple_cnn import build_simple_cnn
-    from visao_ray.training.families import PositiveAUC
 
     def read(path: Any, label: Any) -> Any:
         pixels = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)

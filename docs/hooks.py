@@ -22,8 +22,8 @@ from mkdocs.structure.pages import Page
 
 from visao_ray import submission, tables
 from visao_ray.bases.scanner import base as scanner
-from visao_ray.jobs.registry import JOBS, Job
-from visao_ray.settings import flag_of
+from visao_ray.jobs.registry import JOBS
+from visao_ray.settings import CommandSettings, flag_of
 from visao_ray.store import schemas
 from visao_ray.tuning import outcomes
 
@@ -81,10 +81,11 @@ def _on_site(link: str, source: str, place: str) -> str:
 
 def _all_flags() -> Iterator[str]:
     for verb, job in JOBS.items():
-        yield from (f"## {verb}", "", *_description(verb, job), "")
+        settings = job.settings.variant((), {})  # of all families, where a job has several
+        yield from (f"## {verb}", "", *_description(verb, settings), "")
         yield from ("| flag | takes | default | |", "|---|---|---|---|")
-        for name, field in job.settings.model_fields.items():
-            flag = flag_of(job.settings, name)
+        for name, field in settings.model_fields.items():
+            flag = flag_of(settings, name)
             default = "required" if field.is_required() else _code(field.default)
             kind = _kind(field.annotation)
             yield f"| `{flag}` | {kind} | {default} | {_cell(field.description or '')} |"
@@ -93,9 +94,9 @@ def _all_flags() -> Iterator[str]:
     yield from (f"## {submission.VERB}", "", "```", usage, "```")
 
 
-def _description(verb: str, job: Job) -> Iterator[str]:
+def _description(verb: str, settings: type[CommandSettings]) -> Iterator[str]:
     """The text of the job's help."""
-    for line in (job.settings.__doc__ or "").splitlines():
+    for line in (settings.__doc__ or "").splitlines():
         program = line.startswith("  %(prog)s")
         yield f"    {line.strip() % {'prog': f'visao-ray {verb}'}}" if program else line
 

@@ -9,8 +9,9 @@ from s3_server import SECRET
 
 from visao_ray import tables
 from visao_ray.features.extract import extract_images
+from visao_ray.models.settings import TrainSettings
 from visao_ray.runs import execute
-from visao_ray.settings import ExtractSettings, TrainSettings
+from visao_ray.settings import ExtractSettings
 from visao_ray.storage import Location, locate
 from visao_ray.store import Store
 from visao_ray.training.train import train_model
@@ -107,8 +108,7 @@ def test_a_whole_pipeline(out):
 
 def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
     train = locate(f"{out.uri}-train")
-    settings = TrainSettings(
-        family="transfer",
+    settings = TrainSettings.of_family("transfer")(
         store=out.join("store").uri,
         weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
         head=out.join("sweep/head.keras").uri,

@@ -6,6 +6,7 @@ import pytest
 
 from visao_ray.errors import InputError
 from visao_ray.jobs.settings import PipelineSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.settings import (
     EvaluateSettings,
     ExportSettings,
@@ -14,7 +15,6 @@ from visao_ray.settings import (
     PredictSettings,
     ScannerSettings,
     StoreToolSettings,
-    TrainSettings,
     parse,
 )
 from visao_ray.tuning.settings import SweepSettings
@@ -128,45 +128,6 @@ def test_a_missing_file_of_settings(tmp_path):
 def test_a_wrong_flag(arguments, says):
     message = refusal(ExtractSettings, *SOURCE, *arguments)
     assert all(words in message for words in says), message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--batch-size", "50", "--workers", "4"), ("--batch-size 50", "--workers 4")),
-        (("--batch-size", "6", "--workers", "2", "--family", "siamese"), ("siamese", "even")),
-        (("--family", "head"), ("--family head", "--store")),
-        (("--family", "forest"), ("--family forest", "simple_cnn", "svm")),
-        (("--epochs", "0"), ("--epochs 0", "--head")),
-        (("--store", "s"), ("either --store or --data",)),
-        (("--inputs", "pixels"), ("--inputs", "siamese and svm", "simple_cnn")),
-        (("--family", "svm", "--inputs", "vectors"), ("--inputs vectors", "--store")),
-        (("--head", "h.keras"), ("--head", "transfer", "simple_cnn")),
-        (("--fine-tune-from", "block5"), ("--fine-tune-from", "--family transfer")),
-        (("--monitor", "auc", "--family", "autoencoder"), ("--monitor auc", "autoencoder")),
-        (("--learning-rate", "0"), ("--learning-rate 0",)),
-    ],
-    ids=lambda value: " ".join(value) if value and str(value[0]).startswith("--") else "",
-)
-def test_a_wrong_flag_of_training(arguments, says):
-    message = refusal(TrainSettings, *SOURCE, "--family", "simple_cnn", *arguments)
-    assert all(words in message for words in says), message
-
-
-def test_sources_of_training():
-    rest = ("--out", "o", "--family")
-    assert parse(TrainSettings, [*rest, "head", "--store", "s"]).takes_vectors
-    assert parse(TrainSettings, [*rest, "svm", "--store", "s"]).takes_vectors
-    assert not parse(
-        TrainSettings, [*rest, "svm", "--store", "s", "--inputs", "pixels"]
-    ).takes_vectors
-    assert not parse(TrainSettings, [*rest, "svm", "--data", "d"]).takes_vectors
-    for family in ("simple_cnn", "transfer", "autoencoder"):
-        assert not parse(TrainSettings, [*rest, family, "--store", "s"]).takes_vectors
-        assert "--store or --data" in refusal(TrainSettings, *rest, family)
-    assert "--limit" in refusal(TrainSettings, *rest, "svm", "--store", "s", "--limit", "9")
-    fine = ["transfer", "--data", "d", "--head", "h.keras", "--epochs", "0"]
-    assert parse(TrainSettings, [*rest, *fine]).epochs == 0
 
 
 def test_missing_and_contradicting_settings():

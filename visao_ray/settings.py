@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -32,7 +32,7 @@ C = TypeVar("C", bound="CommandSettings")
 S = TypeVar("S", bound="JobSettings")
 
 #: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
-_HOW: dict[str, Any] = {"operational": True}
+OPERATIONAL: dict[str, Any] = {"operational": True}
 
 #: Marks settings that stand in a fixed place on the command line, without a flag.
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
@@ -76,6 +76,21 @@ class CommandSettings(BaseSettings):
             cls.__doc__ = f"{inspect.cleandoc(cls.__doc__ or '')}\n\n{command}\n\n{cls.again}"
 
     @classmethod
+    def variant(cls, arguments: Sequence[str], values: Mapping[str, Any]) -> type[Self]:
+        """The class that settings are checked by; a job may have several.
+
+        Args:
+            arguments: of the command line.
+            values: of the TOML file, by name.
+        """
+        return cls
+
+    @classmethod
+    def foreign(cls, name: str) -> str | None:
+        """Why a setting is none of this class, if it is one of another variant."""
+        return None
+
+    @classmethod
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -103,7 +118,7 @@ class JobSettings(CommandSettings):
         False,
         description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
         "Without it (or with --resume) an unfinished run goes on where it was",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
 
     def identity(self) -> dict[str, Any]:
@@ -111,7 +126,7 @@ class JobSettings(CommandSettings):
         how = {
             name
             for name, field in type(self).model_fields.items()
-            if (field.json_schema_extra or {}) == _HOW
+            if (field.json_schema_extra or {}) == OPERATIONAL
         }
         return self.model_dump(mode="json", exclude=how | {"out"})
 
@@ -193,7 +208,9 @@ class SourceOptions(StoreOptions):
     """Which images, and what is known of them."""
 
     dataset: str | None = Field(
-        None, description=f"{_DATASET}; a store that exists knows its own", json_schema_extra=_HOW
+        None,
+        description=f"{_DATASET}; a store that exists knows its own",
+        json_schema_extra=OPERATIONAL,
     )
     data: str | None = Field(
         None,
@@ -206,12 +223,14 @@ class SourceOptions(StoreOptions):
         "them for images that are in the store or enter now",
     )
     batch: str | None = Field(
-        None, description="name under which new images enter (today's date)", json_schema_extra=_HOW
+        None,
+        description="name under which new images enter (today's date)",
+        json_schema_extra=OPERATIONAL,
     )
     mark_missing: bool = Field(
         False,
         description="write down which images of the store are not below --data any more",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
     val_share: float = Field(0.1, gt=0, lt=1, description="share drawn for val if no val/ folder")
     test_share: float = Field(
@@ -228,7 +247,7 @@ class SourceOptions(StoreOptions):
         ge=0,
         le=1,
         description="share of unusable new images above which the job fails (after writing them)",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
 
     @model_validator(mode="after")
@@ -267,7 +286,7 @@ def _refuse_source(settings: SourceOptions, but: str = "") -> None:
             raise ValueError(f"{flag} belongs to --data; a store is read as it is")
 
 
-def _one_source(settings: Any) -> None:
+def require_one_source(settings: Any) -> None:
     """Either images to read first, or a store that has them."""
     if (settings.data is None) == (settings.store is None):
         raise ValueError("give either --store or --data (images outside a store)")
@@ -275,7 +294,16 @@ def _one_source(settings: Any) -> None:
         _refuse_source(settings)
 
 
-class BackboneOptions(BaseSettings):
+class ImageOptions(BaseSettings):
+    """How images become pixels."""
+
+    image_size: int | None = Field(
+        None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
+    )
+    resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
+
+
+class BackboneOptions(ImageOptions):
     """Which network, with which weights, and how images fit its input."""
 
     backbone: str | None = Field(
@@ -297,10 +325,6 @@ class BackboneOptions(BaseSettings):
         "imagenet",
         description="imagenet: as the weights were trained; unit: divide by 255 as the 2019 study",
     )
-    image_size: int | None = Field(
-        None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
-    )
-    resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
 
 
 class WorkerOptions(BaseSettings):
@@ -310,19 +334,19 @@ class WorkerOptions(BaseSettings):
         None,
         ge=0,
         description="GPUs a worker, fractions allowed (1 where there is a GPU, else 0)",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
     memory_per_worker: float | None = Field(
         None,
         gt=0,
         description="GiB a worker; it goes where a node has them left",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
     worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         description="NAME=AMOUNT of a resource that nodes declare (ray start --resources): workers "
         "run on those nodes alone",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
 
     def worker(self) -> Worker:
@@ -337,25 +361,28 @@ class ActorOptions(WorkerOptions):
         None,
         ge=1,
         description="actors that hold the network (one a GPU share; without GPUs one a node)",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
 
 
 class ExtractOptions(BackboneOptions, ActorOptions):
     """How pixels become vectors."""
 
+    engine: str = Field("keras", description="what computes them: keras, or what a --plugin adds")
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
         "none", description="the study's augmentation recipe for extra views of train images"
     )
     views: int | None = Field(
         None, ge=0, le=100, description="augmented views an image, beside the image as it is (1)"
     )
-    batch_size: int = Field(32, ge=1, le=1024, description="images a step", json_schema_extra=_HOW)
+    batch_size: int = Field(
+        32, ge=1, le=1024, description="images a step", json_schema_extra=OPERATIONAL
+    )
     rows_per_block: int = Field(
         64,
         ge=1,
         description="images a block: what is read, extracted and committed together",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
 
     @model_validator(mode="after")
@@ -384,7 +411,16 @@ class ExtractSettings(ExtractOptions, SourceOptions, PluginOptions, StoreJobSett
         return self
 
 
-class VectorOptions(BaseSettings):
+class VersionOptions(BaseSettings):
+    """At which version a store is read."""
+
+    as_of: str | None = Field(
+        None,
+        description="id of an earlier run (in its result.json): read the store as that run did",
+    )
+
+
+class VectorOptions(VersionOptions):
     """Which vectors of a store are read, and at which version."""
 
     extractor: str | None = Field(
@@ -392,10 +428,6 @@ class VectorOptions(BaseSettings):
     )
     recipe: str | None = Field(
         None, description="augmented views of train to learn from too, such as G1@0 (recipe@seed)"
-    )
-    as_of: str | None = Field(
-        None,
-        description="id of an earlier run (in its result.json): read the store as that run did",
     )
 
 
@@ -426,11 +458,13 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, PluginOptio
         None,
         description="id of an earlier run (in its result.json): read the store as that run did",
     )
-    batch_size: int = Field(32, ge=1, le=4096, description="rows a step", json_schema_extra=_HOW)
+    batch_size: int = Field(
+        32, ge=1, le=4096, description="rows a step", json_schema_extra=OPERATIONAL
+    )
 
     @model_validator(mode="after")
     def _source(self) -> EvaluateSettings:
-        _one_source(self)
+        require_one_source(self)
         return self
 
 
@@ -453,20 +487,22 @@ class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettin
         None,
         description="evaluation.json of this model by jobs/evaluate.py: decide by the threshold "
         "that it chose on val (without it, by 0.5)",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
     since: str | None = Field(
         None,
         description="list images first seen from this day on: today, or such as 2026-11-24, in UTC",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
     batch: str | None = Field(
         None,
         description="list images that entered under this name; new ones enter under it (today's "
         "date)",
-        json_schema_extra=_HOW,
+        json_schema_extra=OPERATIONAL,
     )
-    batch_size: int = Field(32, ge=1, le=4096, description="images a step", json_schema_extra=_HOW)
+    batch_size: int = Field(
+        32, ge=1, le=4096, description="images a step", json_schema_extra=OPERATIONAL
+    )
 
     @model_validator(mode="after")
     def _choice(self) -> PredictSettings:
@@ -479,165 +515,6 @@ class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettin
                 raise ValueError(
                     f"--since {self.since}: write today, or a day such as 2026-11-24"
                 ) from None
-        return self
-
-
-class TrainOptions(BackboneOptions, WorkerOptions, EvaluateOptions):
-    """What is trained, and how."""
-
-    family: Literal["simple_cnn", "transfer", "head", "siamese", "autoencoder", "svm"] = Field(
-        description="simple_cnn, transfer, autoencoder: from pixels; head: from features; siamese, "
-        "svm: from either"
-    )
-    architecture: Literal["cnn_a2", "cnn_b"] = Field(
-        "cnn_a2", description="layers of simple_cnn: the study's CNN-A2 (150²) or CNN-B (224²)"
-    )
-    epochs: int | None = Field(
-        None,
-        ge=0,
-        description="most epochs (30; 0 for transfer with --head, whose head is trained already)",
-    )
-    batch_size: int = Field(
-        64, ge=2, description="rows a step, shared out evenly among the workers"
-    )
-    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = Field("adam", description="optimizer")
-    learning_rate: float = Field(1e-3, gt=0, description="at the start")
-    patience: int = Field(8, ge=1, description="epochs without a better --monitor to stop")
-    schedule: Literal["plateau", "constant", "cosine"] = Field(
-        "plateau", description="of the learning rate: reduced on plateaus, as it is, or a cosine"
-    )
-    reduce_patience: int = Field(
-        3, ge=1, description="epochs without a better --monitor to reduce the learning rate"
-    )
-    reduce_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
-    monitor: Literal["loss", "accuracy", "auc"] = Field(
-        "loss", description="val figure that picks the best epoch (auc: two classes only)"
-    )
-    class_weight: ClassWeight = Field(
-        "none",
-        description='balanced, effective, root, or {"CLASS": factor}: how much a row counts by its '
-        "class",
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the classes' targets")
-    augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
-        "none", description="the study's augmentation recipe, drawn anew every epoch, on train only"
-    )
-    pool: Literal["avg", "max", "both"] = Field(
-        "both", description="which of the pooled vectors head, siamese and svm take"
-    )
-    standardise: bool = Field(True, description="head: bring features to mean 0, deviation 1")
-    layers: int = Field(1, ge=0, le=2, description="hidden layers of the head")
-    units: int = Field(256, ge=1, le=4096, description="of each hidden layer of the head")
-    activation: Activation = Field("relu", description="of the head's hidden layers")
-    dropout: float = Field(0.2, ge=0, lt=1, description="before the head's later layers")
-    l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
-    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
-    views: int | None = Field(
-        None, ge=1, description="most augmented views of --recipe that are used (all)"
-    )
-    head: str | None = Field(
-        None, description="head.keras of jobs/sweep.py to start from (transfer, head)"
-    )
-    fine_tune_from: str | None = Field(
-        None,
-        description="transfer: layer or block of the backbone from which on it is trained too, "
-        "after the head, e.g. conv5_block1",
-    )
-    fine_tune_epochs: int = Field(10, ge=0, description="most epochs of fine-tuning")
-    fine_tune_learning_rate: float = Field(1e-5, gt=0, description="at its start")
-    join: Literal["contrastive", "concatenation"] = Field(
-        "contrastive", description="siamese: distance with a margin, or the study's dense layers"
-    )
-    embedding: int = Field(128, ge=2, le=4096, description="numbers of a siamese or autoencoder")
-    margin: float = Field(1.0, gt=0, le=2, description="siamese: distance that classes must keep")
-    anchors: int = Field(5, ge=1, description="siamese: train images a class to compare with")
-    svm_c: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="C to try")
-    svm_gamma: list[float] = Field(
-        [0.1, 1.0, 10.0], description="gamma to try, in units of 1 / (numbers · variance)"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the computation; weights stay float32"
-    )
-    xla: bool = Field(False, description="compile each step with XLA")
-    workers: int = Field(1, ge=1, description="training processes", json_schema_extra=_HOW)
-    keep: int = Field(2, ge=1, description="best checkpoints kept", json_schema_extra=_HOW)
-    max_failures: int = Field(
-        3,
-        ge=0,
-        description="lost workers after which the job gives up; each time all go on from the last "
-        "checkpoint",
-        json_schema_extra=_HOW,
-    )
-
-
-class TrainSettings(TrainOptions, VectorOptions, SourceOptions, PluginOptions, JobSettings):
-    """Fit a model on any number of workers; val chooses the epoch, test is judged at the end."""
-
-    job: ClassVar[str] = "train"
-    example: ClassVar[str] = (
-        "--family simple_cnn --dataset vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
-    )
-    writes: ClassVar[tuple[str, ...]] = (
-        "model.keras",
-        "savedmodel",
-        "predictions",
-        "embeddings",
-        "evaluation.json",
-        "checkpoints",
-        "tensorboard",
-        "store",
-    )
-
-    store: str | None = Field(None, description="store that jobs/extract.py made")
-    inputs: Literal["vectors", "pixels"] | None = Field(
-        None,
-        description="siamese, svm: what they are trained on (vectors of --store, pixels of --data)",
-    )
-
-    @property
-    def takes_vectors(self) -> bool:
-        """Whether the family is trained on vectors rather than on pixels."""
-        if self.family in ("siamese", "svm"):
-            return self.inputs == "vectors" or (self.inputs is None and self.store is not None)
-        return self.family == "head"
-
-    @model_validator(mode="after")
-    def _source(self) -> TrainSettings:
-        _one_source(self)
-        if self.family == "head" and self.store is None:
-            raise ValueError("--family head is trained on vectors: give --store")
-        if self.inputs is not None and self.family not in ("siamese", "svm"):
-            raise ValueError(f"--inputs is for siamese and svm, not {self.family}")
-        if self.inputs == "vectors" and self.store is None:
-            raise ValueError("--inputs vectors: give --store, which has them")
-        if self.data is not None and self.as_of is not None:
-            raise ValueError("--as-of belongs to --store; --data is read as it is now")
-        for name in ("extractor", "recipe"):
-            if getattr(self, name) is not None and not self.takes_vectors:
-                raise ValueError(
-                    f"--{name} is about vectors, and --family {self.family} takes pixels"
-                )
-        if self.views is not None and self.recipe is None:
-            raise ValueError("--views is about the augmented views of a --recipe: give that too")
-        if self.augment != "none" and self.takes_vectors:
-            raise ValueError("--augment is for pixels; vectors of augmented views are a --recipe")
-        if self.head is not None and self.family not in ("transfer", "head"):
-            raise ValueError(f"--head is for transfer and head, not {self.family}")
-        if self.fine_tune_from is not None and self.family != "transfer":
-            raise ValueError("--fine-tune-from is for --family transfer")
-        if self.batch_size % self.workers:
-            raise ValueError(
-                f"--batch-size {self.batch_size} cannot be shared evenly by --workers "
-                f"{self.workers}"
-            )
-        if self.family == "siamese" and self.batch_size // self.workers % 2:
-            raise ValueError("--family siamese needs an even number of rows a worker")
-        if self.epochs == 0 and self.head is None:
-            raise ValueError("--epochs 0 needs a --head that is trained already")
-        if self.xla and self.join == "concatenation" and self.workers > 1:
-            raise ValueError("--xla cannot compile the join of several workers; leave it out")
-        if self.monitor != "loss" and self.family in ("siamese", "autoencoder"):
-            raise ValueError(f"--monitor {self.monitor}: {self.family} has a loss only")
         return self
 
 
@@ -770,6 +647,7 @@ def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
         InputError: unknown name, wrong value, missing value; one line that names it.
     """
     try:
+        kind = kind.variant((), values)
         return kind(**values)
     except ValidationError as error:
         raise _refusal(kind, error) from None
@@ -788,18 +666,12 @@ def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -
         SystemExit: after `--help`.
     """
     rest = [argument for argument in arguments if argument != "--resume"]
-    values: dict[str, Any] = {}
-    for position, argument in enumerate(rest):
-        if argument == "--settings" or argument.startswith("--settings="):
-            _, equals, name = argument.partition("=")
-            if not equals:
-                if position + 1 == len(rest):
-                    raise InputError("--settings: the name of a TOML file is missing")
-                name = rest.pop(position + 1)
-            rest.pop(position)
-            values = _read_toml(kind, name)
-            break
+    file = _take_file(rest)
+    values = _read_toml(file) if file is not None else {}
     try:
+        kind = kind.variant(rest, values)
+        if file is not None:
+            _check_keys(kind, file, values)
         return kind(_cli_parse_args=rest, _cli_prog_name=program, **values)  # type: ignore[call-arg]
     except SystemExit:  # after --help, which knows the fields alone
         print("  --settings FILE       TOML file with any of these settings; flags win over it")
@@ -810,6 +682,24 @@ def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -
         raise _refusal(kind, error) from None
     except SettingsError as error:
         raise InputError(_explain_flag(kind, str(error))) from None
+
+
+def _take_file(arguments: list[str]) -> str | None:
+    """Remove `--settings FILE` from a command line; returns the file's name.
+
+    Raises:
+        InputError: the name is missing.
+    """
+    for position, argument in enumerate(arguments):
+        if argument == "--settings" or argument.startswith("--settings="):
+            _, equals, name = argument.partition("=")
+            if not equals:
+                if position + 1 == len(arguments):
+                    raise InputError("--settings: the name of a TOML file is missing")
+                name = arguments.pop(position + 1)
+            arguments.pop(position)
+            return name
+    return None
 
 
 def _flags(kind: type[CommandSettings]) -> list[str]:
@@ -825,18 +715,21 @@ def flag_of(kind: type[CommandSettings], name: str) -> str:
     return "--" + called.replace("_", "-")
 
 
-def _read_toml(kind: type[CommandSettings], name: str) -> dict[str, Any]:
+def _read_toml(name: str) -> dict[str, Any]:
     try:
         values = tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--settings {name}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--settings {name}: not valid TOML: {error}") from None
-    values = {key.replace("-", "_"): value for key, value in values.items()}
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _check_keys(kind: type[CommandSettings], name: str, values: Mapping[str, Any]) -> None:
     for key in values:
         if key not in kind.model_fields:
-            raise InputError(f"--settings {name}: unknown key '{key}'" + _closest(kind, key))
-    return values
+            told = kind.foreign(key) or f"unknown key '{key}'" + _closest(kind, key)
+            raise InputError(f"--settings {name}: {told}")
 
 
 def _closest(kind: type[CommandSettings], name: str) -> str:
@@ -867,7 +760,9 @@ def _explain_flag(kind: type[CommandSettings], text: str) -> str:
     if unknown and not unknown.group(1).startswith("-"):
         return f"unexpected word {unknown.group(1)}: words without a flag come first; see --help"
     if unknown:
-        return f"unknown flag {unknown.group(1)}" + _closest(kind, unknown.group(1).split("=")[0])
+        flag = unknown.group(1).split("=")[0]
+        foreign = kind.foreign(flag.removeprefix("--").removeprefix("no-").replace("-", "_"))
+        return foreign or f"unknown flag {unknown.group(1)}" + _closest(kind, flag)
     missing = re.search(r"arguments are required: (\w+)", text)
     if missing:
         field = kind.model_fields[missing.group(1).lower()]

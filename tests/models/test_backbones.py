@@ -42,12 +42,14 @@ def pools(feature_map) -> tuple[np.ndarray, np.ndarray]:
 def test_a_whole_model(tiny_backbone, images):
     backbone = found(weights=tiny_backbone)
     assert (backbone.name, backbone.image_size, backbone.width) == ("tiny", 32, 8)
-    assert backbone.about() == {
+    assert backbone.metadata("stretch") == {
         "backbone": "tiny",
         "weights": "tiny.keras",
         "weights_digest": backbone.digest,
         "image_size": 32,
         "preprocessing": "imagenet",
+        "resize": "stretch",
+        "dtype": "float32",
     }
     trunk = import_keras().saving.load_model(tiny_backbone)
     # What the file normalises itself is not normalised again.
@@ -88,7 +90,7 @@ def test_kept_and_read_again(kind, mobilenet, tiny_backbone, tmp_path, images):
     place = locate(f"{tmp_path}/kept.npz")
     backbone.write(place)
     again = Backbone.read(place)
-    assert again.about() == backbone.about()
+    assert again.metadata("stretch") == backbone.metadata("stretch")
     assert again.file == backbone.file
     assert (again.width, len(again.arrays)) == (backbone.width, len(backbone.arrays))
     for one, other in zip(backbone.arrays, again.arrays, strict=True):

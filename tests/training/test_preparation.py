@@ -5,7 +5,7 @@ import pytest
 from stores import make_store
 
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.settings import TrainSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.storage import locate
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.training.preparation import count_files, prepare_images, prepare_vectors
@@ -32,7 +32,8 @@ def vectors_of(count, seed):
 
 
 def prepare(store, run, out, recipe=None, as_of=None, **how):
-    settings = TrainSettings(family="head", store=store.uri, out=str(out), recipe=recipe, **how)
+    kind = TrainSettings.of_family("head")
+    settings = kind(store=store.uri, out=str(out), recipe=recipe, **how)
     snapshot = pin(store, run, plain_vectors(EXTRACTOR), recipe, as_of)
     return prepare_vectors(settings, VAZIOS, EXTRACTOR, snapshot, locate(str(out)))
 
@@ -46,12 +47,12 @@ def test_statistics_are_of_the_train_rows_that_are_used(how, tables, tmp_path):
     chosen = [place for place, row in enumerate(rows) if row["split"] == "train"]
     assert prepared.rows == {"train": tables * len(chosen), "val": 8}
     assert (len(train.labels), len(val.labels)) == (tables * len(chosen), 8)
-    assert prepared.plan.rows == len(train.labels)
-    for pool, stats in prepared.plan.shape.stats.items():
+    assert prepared.spec.shape.rows == len(train.labels)
+    for pool, stats in prepared.spec.shape.stats.items():
         values = np.concatenate([one[pool][chosen] for one in made[:tables]]).astype(np.float64)
         np.testing.assert_allclose(stats.mean, values.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(stats.deviation, values.std(axis=0), rtol=1e-5)
-    about = prepared.plan.about
+    about = prepared.spec.about
     assert (about.extractor, about.width) == (EXTRACTOR, 5)
     assert about.features == {"backbone": "tiny"}
     assert prepared.warnings == []
@@ -96,7 +97,8 @@ def test_what_is_left_out_is_said(tmp_path):
         told,
         "3 images have no vectors of this extractor: they are left out",
     ]
-    settings = TrainSettings(family="simple_cnn", store=store.uri, out=str(tmp_path / "cnn"))
+    kind = TrainSettings.of_family("simple_cnn")
+    settings = kind(store=store.uri, out=str(tmp_path / "cnn"))
     snapshot = pin(store, "two", None)
     prepared, (train, _) = prepare_images(
         settings, VAZIOS, 1, snapshot, locate(str(tmp_path / "cnn"))

@@ -17,8 +17,8 @@ from conftest import join_ray
 from job_runs import OWN_RAY, ROOT
 
 from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.models.settings import TrainSettings
 from visao_ray.runs import execute
-from visao_ray.settings import TrainSettings
 from visao_ray.training.train import train_model
 
 SCANS, EPOCHS = 100, 4
@@ -48,7 +48,8 @@ def dataset(tmp_path_factory):
 
 
 def train(out, dataset):
-    return execute(TrainSettings(out=str(out), data=str(dataset), **HOW), train_model)
+    settings = TrainSettings.of_family(HOW["family"])(out=str(out), data=str(dataset), **HOW)
+    return execute(settings, train_model)
 
 
 def weights_of(out):

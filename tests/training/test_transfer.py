@@ -115,7 +115,7 @@ def test_fit_and_predict_agree(backbone, head, images, block):
 
 
 def test_plain_keras_does_not_keep_training_false(network, images):
-    """Why `AsPredicting` exists. When this fails, Keras has mended it and the layer can go."""
+    """Why `InferenceMode` exists. When this fails, Keras has mended it and the layer can go."""
     keras = import_keras()
     pixels = keras.Input((SIDE, SIDE, 3))
     naive = keras.Model(pixels, network(pixels, training=False))

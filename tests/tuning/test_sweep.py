@@ -23,8 +23,9 @@ from visao_ray.errors import InputError
 from visao_ray.features.labelled import load_vectors
 from visao_ray.models import saved
 from visao_ray.models.head import HeadSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.runs import execute
-from visao_ray.settings import TrainSettings, parse
+from visao_ray.settings import parse
 from visao_ray.storage import locate
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.store.store import Store
@@ -440,6 +441,7 @@ import numpy as np
 from stores import make_store
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models.head import HeadSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.runs import execute
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import search

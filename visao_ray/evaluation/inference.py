@@ -123,7 +123,7 @@ def find_source(settings: Any, model: KerasModel) -> Source | None:
 
 def extract_command(about: ModelAbout, store: str, data: str = "…") -> str:
     """The command that makes the vectors which a model takes."""
-    names = ("backbone", "weights", "preprocessing", "image_size", "resize")
+    names = ("engine", "backbone", "weights", "preprocessing", "image_size", "resize")
     made = about.features
     flags = [f"--{name.replace('_', '-')} {made[name]}" for name in names if made.get(name)]
     return " ".join(["jobs/extract.py", "--data", data, "--store", store, *flags])

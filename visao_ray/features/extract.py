@@ -6,7 +6,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,13 +22,12 @@ from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.errors import InputError
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.base import EngineFactory
-from visao_ray.inference.engines.keras import KerasBackbone
+from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
-from visao_ray.models.backbones import Backbone, resolve
 from visao_ray.resources import ActorPool, fit_actors, look, remotely
 from visao_ray.runs import Run, start_ray
-from visao_ray.settings import ExtractOptions, ExtractSettings, SourceOptions
+from visao_ray.settings import ExtractSettings, SourceOptions
 from visao_ray.storage import Location, locate
 from visao_ray.store import proof, schemas
 from visao_ray.store.store import Description, Store, Writer, create_or_open
@@ -48,10 +47,11 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
             (after writing them).
     """
     source = open_source(settings)
+    find_engine(settings)
     start_ray()
     pool = fit_actors(settings.workers, settings.worker(), look())
     with run.timed("weights"):
-        engine, warning = resolve_engine(settings, settings.seed, run)
+        engine, warning = resolve_engine(settings, run)
     if warning:
         run.warn(warning)
     with source.writing(run) as writer:
@@ -63,7 +63,12 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
         if settings.augmented_views:
             augment_train(run, writer, engine, name, settings, pool)
         keep_in_order(run, writer)
-    run.details |= {"extractor": name, "about": dict(engine.metadata), "workers": pool.size}
+    run.details |= {
+        "engine": settings.engine,
+        "extractor": name,
+        "about": dict(engine.metadata),
+        "workers": pool.size,
+    }
     run.inputs["extractor"] = name
     source.check_errors(run, found.errors.total(), settings.max_errors)
 
@@ -153,36 +158,37 @@ def open_source(settings: SourceOptions) -> Source:
     return Source(settings, dataset, data, find_layout(data, dataset, settings.ignore), uri)
 
 
-def resolve_engine(
-    options: ExtractOptions, seed: int, run: Run[Any]
-) -> tuple[KerasBackbone, str | None]:
+def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFactory, str | None]:
     """The engine that the settings ask for, and a warning to show, if any.
 
-    Its weights are kept in a file for the actors. Runs in a task: the driver imports no TensorFlow.
+    It is found in a task: the driver imports no TensorFlow.
 
     Raises:
-        InputError: a backbone or weights that cannot be had.
+        InputError: the engine cannot be had.
     """
     import ray
 
-    keep = run.work.join("backbone.npz")
+    task = ray.remote(_resolve).options(**look().light)
+    found: tuple[EngineFactory, str | None] = ray.get(task.remote(settings, run.work))
+    return found
 
-    def find() -> tuple[Backbone, str | None]:
-        backbone, warning = resolve(options, seed)
-        backbone.write(keep)
-        return replace(backbone, arrays=(), file=b""), warning
 
-    task = ray.remote(find).options(**look().light)
-    backbone, warning = ray.get(task.remote())
-    return KerasBackbone(keep, backbone, options.resize, options.batch_size), warning
+def _resolve(settings: ExtractSettings, work: Location) -> tuple[EngineFactory, str | None]:
+    return ENGINES[settings.engine].resolve(settings, work)
 
 
 def extractor_name(engine: EngineFactory) -> str:
     """A readable name with a digest over all that decides the numbers."""
     text = json.dumps(dict(engine.metadata), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    weights = str(engine.metadata["weights"]).removesuffix(".keras")
-    parts = [engine.name, weights, str(engine.image_size), "".join(engine.outputs), _PRECISION]
+    weights = str(engine.metadata.get("weights", "")).removesuffix(".keras")
+    parts = [
+        engine.name,
+        *filter(None, [weights]),
+        str(engine.image_size),
+        "".join(engine.outputs),
+        _PRECISION,
+    ]
     return "-".join([*dict.fromkeys(parts), digest])
 
 

@@ -11,6 +11,7 @@ from visao_ray.bases.scanner.job import render_scans
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.extract import extract_images, open_source
+from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.runs import Run, execute
@@ -29,6 +30,7 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     """Chain the stages; each one's result.json is its record, this run's sums them up."""
     if settings.dataset is not None:
         find_dataset(settings.dataset)  # before Ray: it is often mistyped
+    find_engine(settings)
     out, store = run.out, settings.store_uri()
     stages: dict[str, dict[str, Any]] = {}
     data = settings.data

@@ -13,6 +13,7 @@ from typing import Any
 
 from visao_ray.errors import InputError
 from visao_ray.jobs.settings import PipelineSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.settings import (
     CommandSettings,
     EvaluateSettings,
@@ -22,7 +23,6 @@ from visao_ray.settings import (
     PredictSettings,
     ScannerSettings,
     StoreToolSettings,
-    TrainSettings,
 )
 from visao_ray.tuning.settings import SweepSettings
 

@@ -6,13 +6,57 @@ the layers are the plain standard: strided convolutions and their mirror image.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
+from visao_ray.models.family import GradientFamily
+from visao_ray.models.settings import GradientSettings, PixelSettings
 
 _FILTERS = (16, 32, 64, 128)
 _SHRINK = 2 ** len(_FILTERS)
+
+
+class AutoencoderSettings(PixelSettings, GradientSettings):
+    """Fit an autoencoder of grey images, whose code serves as an embedding; labels play no part."""
+
+    example: ClassVar[str] = (
+        "--family autoencoder --dataset vazios --data s3://bucket/vazios --out out/autoencoder"
+    )
+
+    family: Literal["autoencoder"] = "autoencoder"
+    embedding: int = Field(128, ge=2, le=4096, description="numbers of the embedding")
+
+
+class Autoencoder(GradientFamily[AutoencoderSettings]):
+    """The family `autoencoder`."""
+
+    title = "a short code of an image, without labels, from pixels"
+    settings_type = AutoencoderSettings
+    image_size = 128
+
+    @classmethod
+    def known_classes(
+        cls, classes: tuple[str, ...], labels: npt.NDArray[np.int32]
+    ) -> tuple[str, ...]:
+        """None: it gives no probabilities."""
+        return ()
+
+    def build(self) -> Any:
+        """Encoder and decoder."""
+        return build_autoencoder(self.shape.image_size, self.settings.embedding)
+
+    def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
+        """Squared error of grey values."""
+        return reconstruction_losses(inputs, outputs["reconstruction"])
+
+    def checkpoint_model(self, model: Any) -> Any:
+        """The encoder."""
+        return encoder(model)
 
 
 def build_autoencoder(image_size: int, code: int = 128) -> Any:

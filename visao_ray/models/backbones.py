@@ -76,14 +76,20 @@ class Backbone:
                 file=kept["content"].tobytes(),
             )
 
-    def about(self) -> dict[str, Any]:
-        """What a features table says of the network that made it."""
+    def metadata(self, resize: str) -> dict[str, Any]:
+        """What a table of vectors says of the network that made it: all that decides the numbers.
+
+        Args:
+            resize: how an image is made square, stretch or letterbox.
+        """
         return {
             "backbone": self.name,
             "weights": self.weights,
             "weights_digest": self.digest,
             "image_size": self.image_size,
             "preprocessing": self.preprocessing,
+            "resize": resize,
+            "dtype": "float32",
         }
 
 

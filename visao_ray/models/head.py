@@ -7,18 +7,26 @@ probabilities; what it needs of them (which pool, how standardised) is inside.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
+from visao_ray.models import saved
+from visao_ray.models.classifier import Classifier
+from visao_ray.models.family import Phase, StoredVectors
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
+from visao_ray.models.saved import ModelAbout
+from visao_ray.models.settings import ClassifierSettings, Pool, VectorSettings
 from visao_ray.settings import Activation, ClassWeight
+from visao_ray.storage import locate
 
 _BETA = 0.999
 _PREDICT_ROWS = 4096  # at once
@@ -47,7 +55,7 @@ class HeadSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["dense", "logistic", "svm"] = "dense"
-    pool: Literal["avg", "max", "both"] = "both"
+    pool: Pool = "both"
     standardise: bool = True
     layers: int = Field(default=1, ge=0, le=2)
     units: int = Field(default=256, ge=1, le=4096)
@@ -75,6 +83,89 @@ class HeadSettings(BaseModel):
         if self.schedule == "constant":
             return self.learning_rate
         return cosine(self.learning_rate, epoch, epochs)
+
+
+class HeadOptions(ClassifierSettings):
+    """Of families with a head, which may be one that is trained already."""
+
+    epochs: int | None = Field(None, ge=0, description="most epochs (30)")
+    head: str | None = Field(None, description="head.keras of jobs/sweep.py to start from")
+    layers: int = Field(1, ge=0, le=2, description="hidden layers of the head")
+    units: int = Field(256, ge=1, le=4096, description="of each hidden layer")
+    activation: Activation = Field("relu", description="of the head's hidden layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="before later layers")
+    l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
+    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> Self:
+        if self.epochs == 0 and self.head is None:
+            raise ValueError("--epochs 0 needs a --head that is trained already")
+        return self
+
+    def to_head(self) -> HeadSettings:
+        """The head that is built where there is none to start from."""
+        shared = HeadSettings.model_fields.keys() & type(self).model_fields.keys()
+        return HeadSettings(**{name: getattr(self, name) for name in shared - {"schedule"}})
+
+
+H = TypeVar("H", bound=HeadOptions)
+
+
+class HeadClassifier(Classifier[H]):
+    """A family with a head, which may be one that is trained already."""
+
+    @classmethod
+    def check(cls, settings: H, dataset: Dataset, vectors: StoredVectors | None) -> None:
+        """The head to start from fits the vectors."""
+        super().check(settings, dataset, vectors)
+        if settings.head is None:
+            return
+        about = read_head(settings.head)
+        if vectors is not None:
+            where = f"--head {settings.head}"
+            about.check_features(dataset, vectors.width, vectors.made, where)
+
+    def phases(self) -> tuple[Phase, ...]:
+        """None without epochs; a head that is trained is kept, where nothing better comes of it."""
+        trained = self.settings.head is not None
+        return tuple(replace(phase, trained=trained) for phase in super().phases() if phase.epochs)
+
+
+class TrainHeadSettings(HeadOptions, VectorSettings):
+    """Fit a head on the vectors of a store."""
+
+    example: ClassVar[str] = "--family head --store s3://bucket/store --workers 4 --out out/head"
+
+    family: Literal["head"] = "head"
+    standardise: bool = Field(True, description="bring features to mean 0, deviation 1")
+
+
+class Head(HeadClassifier[TrainHeadSettings]):
+    """The family `head`."""
+
+    title = "the sweep's head, from vectors"
+    settings_type = TrainHeadSettings
+
+    def build(self) -> Any:
+        """The head to start from, or a new one."""
+        if self.settings.head is not None:
+            return saved.load(locate(self.settings.head))[0]
+        shape = self.shape
+        return build_head(self.settings.to_head(), shape.width, len(shape.classes), shape.stats)
+
+
+def read_head(uri: str) -> ModelAbout:
+    """What the file of a head says of it.
+
+    Raises:
+        InputError: missing, unreadable, or no head.
+    """
+    where = f"--head {uri}"
+    about = saved.read_about(saved.read(locate(uri)), where)
+    if about.takes != "features" or not about.classes:
+        raise InputError(f"{where}: is a model of family {about.family}, not a head")
+    return about
 
 
 def build_head(

@@ -14,20 +14,106 @@ anchors (04b). `with_anchors` puts them into the model, which then needs nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
+from visao_ray.models.family import BatchSource, GradientFamily
 from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.pools import standardised_pools
+from visao_ray.models.settings import EitherSettings, GradientSettings, Pool
 from visao_ray.models.simple_cnn import trunk
 
-Pool = Literal["avg", "max", "both"]
-
 _NEAR = 1e-12  # squared distance below which a pair counts as coincident
+
+
+class SiameseSettings(EitherSettings, GradientSettings):
+    """Fit an embedding on pairs of images; a few train images of each class then tell classes."""
+
+    example: ClassVar[str] = "--family siamese --store s3://bucket/store --out out/siamese"
+    about_vectors: ClassVar[tuple[str, ...]] = (*EitherSettings.about_vectors, "units", "dropout")
+
+    family: Literal["siamese"] = "siamese"
+    units: int = Field(256, ge=1, le=4096, description="of each hidden layer on vectors")
+    dropout: float = Field(0.2, ge=0, lt=1, description="before later layers on vectors")
+    join: Literal["contrastive", "concatenation"] = Field(
+        "contrastive", description="distance with a margin, or the study's dense layers"
+    )
+    embedding: int = Field(128, ge=2, le=4096, description="numbers of the embedding")
+    margin: float = Field(1.0, gt=0, le=2, description="distance that classes must keep")
+    anchors: int = Field(5, ge=1, description="train images a class to compare with")
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.batch_size // self.workers % 2:
+            raise ValueError("--family siamese needs an even number of rows a worker")
+        if self.xla and self.join == "concatenation" and self.workers > 1:
+            raise ValueError("--xla cannot compile the join of several workers; leave it out")
+        return self
+
+
+class Siamese(GradientFamily[SiameseSettings]):
+    """The family `siamese`: a trunk that embeds; classes come from train anchors at the end."""
+
+    title = "an embedding in which classes lie together, from vectors or pixels"
+    settings_type = SiameseSettings
+    pairs = True
+
+    @classmethod
+    def known_classes(
+        cls, classes: tuple[str, ...], labels: npt.NDArray[np.int32]
+    ) -> tuple[str, ...]:
+        """Those of the anchors, which are train images."""
+        return tuple(classes[number] for number in np.unique(labels))
+
+    def build(self) -> Any:
+        """The trunk, or the trunk with the study's join on it."""
+        settings, shape = self.settings, self.shape
+        if shape.image_size:
+            trunk = build_trunk_images(shape.image_size, settings.embedding)
+        else:
+            trunk = build_trunk_features(
+                shape.width,
+                shape.stats,
+                settings.pool,
+                units=settings.units,
+                dropout=settings.dropout,
+                embedding=settings.embedding,
+            )
+        return build_concatenation(trunk) if self._joined else trunk
+
+    def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
+        """Contrastive, or cross-entropy of "the classes differ"."""
+        keras = import_keras()
+
+        if self._joined:
+            target = keras.ops.expand_dims(partner_differs(labels), -1)
+            return keras.losses.binary_crossentropy(target, outputs)
+        return contrastive_losses(labels, outputs, weights, self.settings.margin)
+
+    def checkpoint_model(self, model: Any) -> Any:
+        """What embeds: its inputs to {"embedding"}."""
+        keras = import_keras()
+
+        trunk = embedder(model)
+        return keras.Model(trunk.input, {"embedding": trunk.output}, name="embedder")
+
+    def final_model(self, model: Any, train: BatchSource) -> Any:
+        """With the anchors of every class in it."""
+        settings = self.settings
+        known, labels = np.unique(train.labels, return_inverse=True)
+        numbers = draw_anchors(labels.astype(np.int32), len(known), settings.anchors, settings.seed)
+        trunk = embedder(model)
+        anchors = np.stack([trunk.predict_on_batch(train.take(rows)) for rows in numbers])
+        return with_anchors(model, anchors)
+
+    @property
+    def _joined(self) -> bool:
+        return self.settings.join == "concatenation"
 
 
 def build_trunk_images(image_size: int, embedding: int = 128) -> Any:

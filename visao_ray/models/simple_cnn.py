@@ -7,10 +7,16 @@ from random weights and read pixels as they are: scaling is inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
+from visao_ray.models.classifier import Classifier
+from visao_ray.models.settings import ClassifierSettings, PixelSettings
+from visao_ray.storage import Location
 
 Architecture = Literal["cnn_a2", "cnn_b"]
 
@@ -51,6 +57,41 @@ _BLOCKS: dict[Architecture, tuple[_Block, ...]] = {
     ),
 }
 _TOP_DROPOUT: dict[Architecture, float] = {"cnn_a2": 0.2, "cnn_b": 0.4}
+
+
+class SimpleCnnSettings(PixelSettings, ClassifierSettings):
+    """Fit one of the study's two small convolutional networks from random weights."""
+
+    example: ClassVar[str] = (
+        "--family simple_cnn --dataset vazios --data s3://bucket/vazios --workers 2 --out out/cnn"
+    )
+
+    family: Literal["simple_cnn"] = "simple_cnn"
+    architecture: Architecture = Field(
+        "cnn_a2", description="layers: the study's CNN-A2 (150²) or CNN-B (224²)"
+    )
+    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+
+
+class SimpleCnn(Classifier[SimpleCnnSettings]):
+    """The family `simple_cnn`."""
+
+    title = "the study's small CNNs, from pixels"
+    settings_type = SimpleCnnSettings
+
+    @classmethod
+    def fetch(
+        cls, settings: SimpleCnnSettings, dataset: Dataset, work: Location
+    ) -> tuple[int, str | None]:
+        """The size that the study used."""
+        return settings.image_size or NATIVE_SIZE[settings.architecture], None
+
+    def build(self) -> Any:
+        """As `build_simple_cnn` makes it."""
+        settings, shape = self.settings, self.shape
+        return build_simple_cnn(
+            settings.architecture, shape.image_size, len(shape.classes), settings.l2
+        )
 
 
 def build_simple_cnn(

@@ -8,26 +8,105 @@ and served like every other model.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from visao_ray.backend import import_keras
 from visao_ray.errors import InputError
+from visao_ray.models.family import BatchSource, GridFamily
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.pools import standardised, standardised_pools
+from visao_ray.models.settings import EitherSettings, Pool
 
 Labels = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
+_BATCH = 256  # rows reduced at once
+_MOST = 1_000_000  # classes times rows
 _SIDE = 32  # of a reduced image
 _FOLDS = 3
 _NEVER = -30.0  # log-odds of a class without train rows: p ≈ 1e-13
 _CACHE = 500  # MiB of kernel rows
+
+
+class SvmSettings(EitherSettings):
+    """Fit a support vector machine, with C and gamma from a grid that val chooses from."""
+
+    example: ClassVar[str] = "--family svm --store s3://bucket/store --out out/svm"
+
+    family: Literal["svm"] = "svm"
+    svm_c: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="C to try")
+    svm_gamma: list[float] = Field(
+        [0.1, 1.0, 10.0], description="gamma to try, in units of 1 / (numbers · variance)"
+    )
+
+
+class Svm(GridFamily[SvmSettings]):
+    """The family `svm`."""
+
+    title = "the baseline in production, an RBF machine, from vectors or pixels"
+    settings_type = SvmSettings
+    image_size = 128
+
+    def candidates(self) -> list[dict[str, float]]:
+        """Every pair of C and gamma."""
+        classes, rows = len(self.shape.classes), self.shape.rows
+        if classes * rows > _MOST:
+            raise InputError(
+                f"--family svm: {classes} classes, one against the rest each, of {rows} train rows "
+                "would take days; give --limit, or another family"
+            )
+        pairs = itertools.product(self.settings.svm_c, self.settings.svm_gamma)
+        return [{"C": C, "gamma": gamma} for C, gamma in pairs]
+
+    def read(
+        self, train: BatchSource, val: BatchSource
+    ) -> tuple[FeatureStats | None, dict[str, Any]]:
+        """Statistics of reduced images, and standardised vectors and labels of train and val."""
+        stats = None
+        if self.shape.image_size:
+            stats = FeatureStats.of(_run(svm_inputs_images(self.shape.image_size), train))
+        inputs = self._inputs(stats)
+        return stats, {
+            "x_train": _run(inputs, train),
+            "y_train": train.labels,
+            "x_val": _run(inputs, val),
+            "y_val": val.labels,
+        }
+
+    def score(self, table: Any, candidate: Mapping[str, float]) -> dict[str, float]:
+        """As `score_svm`."""
+        classes = len(self.shape.classes)
+        return score_svm(**table, classes=classes, C=candidate["C"], gamma=candidate["gamma"])
+
+    def fit(
+        self, state: Any, table: Any, train: BatchSource, candidate: Mapping[str, float]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Fitted and calibrated, as a Keras model."""
+        fitted = fit_calibrated(
+            table["x_train"],
+            table["y_train"],
+            train.groups,
+            len(self.shape.classes),
+            candidate["C"],
+            candidate["gamma"],
+            self.settings.seed,
+        )
+        model = to_keras(self._inputs(state), fitted)
+        return model, {"support_vectors": len(fitted.support)}
+
+    def _inputs(self, stats: FeatureStats | None) -> Any:
+        """The part of the machine that turns its inputs into standardised vectors."""
+        if self.shape.image_size:
+            return svm_inputs_images(self.shape.image_size, stats)
+        return svm_inputs_features(self.shape.width, self.settings.pool, self.shape.stats)
 
 
 @dataclass(frozen=True)
@@ -57,9 +136,7 @@ class FittedSvm:
     classes: int
 
 
-def svm_inputs_features(
-    width: int, pool: Literal["avg", "max", "both"], stats: Mapping[str, FeatureStats]
-) -> Any:
+def svm_inputs_features(width: int, pool: Pool, stats: Mapping[str, FeatureStats]) -> Any:
     """A model that gives the vectors an SVM takes, from the inputs of a head.
 
     Args:
@@ -264,6 +341,17 @@ def to_keras(inputs_model: Any, fitted: FittedSvm) -> Any:
     machines.set_weights([odds, bias])
     probability = layers.Softmax(dtype="float32", name="probability")(logits)
     return keras.Model(inputs_model.input, probability, name="svm")
+
+
+def _run(model: Any, rows: BatchSource) -> Vectors:
+    """What a model makes of all rows as they are, float32[N, D]; the last batch is filled up."""
+    count = len(rows.labels)
+    steps = np.resize(np.arange(count), (-(-count // _BATCH), _BATCH))
+    as_they_are = np.zeros(len(steps), np.int64)
+    parts = [
+        np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, as_they_are)
+    ]
+    return np.concatenate(parts)[:count]
 
 
 def _machine_classes(classes: int) -> range:

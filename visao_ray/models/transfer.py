@@ -7,32 +7,110 @@ other. Here the backbone runs as it predicts at all times.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
-import keras
+from pydantic import Field
 
+from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
 from visao_ray.errors import InputError
-from visao_ray.models.backbones import Backbone, build
+from visao_ray.models import saved
+from visao_ray.models.backbones import Backbone, build, resolve
+from visao_ray.models.family import Phase
+from visao_ray.models.head import HeadClassifier, HeadOptions, build_head, read_head
+from visao_ray.models.settings import PixelSettings, Pool
+from visao_ray.settings import BackboneOptions
+from visao_ray.storage import Location, locate
+
+_FINE_TUNE = "fine-tune"
+_BACKBONE = "backbone.npz"
 
 
-class AsPredicting(keras.layers.Layer):  # type: ignore[misc]
-    """Calls a network as `predict` does, also in training; its weights may still learn.
+class TransferSettings(HeadOptions, BackboneOptions, PixelSettings):
+    """Fit a head on a backbone, then part of the backbone too."""
 
-    `network(x, training=False)` in a functional model does not do it: Keras 3.15 replaces that
-    False by what the model around it is called with.
-    """
+    example: ClassVar[str] = (
+        "--family transfer --dataset vazios --data s3://bucket/vazios "
+        "--fine-tune-from conv5_block1 --out out/transfer"
+    )
 
-    def __init__(self, network: Any) -> None:
-        super().__init__(name="backbone")
-        self.network = network
+    family: Literal["transfer"] = "transfer"
+    epochs: int | None = Field(
+        None, ge=0, description="most epochs (30; 0 with --head, which is trained already)"
+    )
+    pool: Pool = Field("both", description="which of the pooled vectors are taken")
+    fine_tune_from: str | None = Field(
+        None,
+        description="layer or block of the backbone from which on it is trained too, after the "
+        "head, e.g. conv5_block1",
+    )
+    fine_tune_epochs: int = Field(10, ge=0, description="most epochs of fine-tuning")
+    fine_tune_learning_rate: float = Field(1e-5, gt=0, description="at its start")
 
-    def call(self, inputs: Any) -> Any:
-        """The network's feature map."""
-        return self.network(inputs, training=False)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the network."""
-        return self.network.compute_output_shape(input_shape)
+class Transfer(HeadClassifier[TransferSettings]):
+    """The family `transfer`: frozen at first, then learning from a block on."""
+
+    title = "a head on a backbone, from pixels"
+    settings_type = TransferSettings
+
+    @classmethod
+    def fetch(
+        cls, settings: TransferSettings, dataset: Dataset, work: Location
+    ) -> tuple[int, str | None]:
+        """Keep the backbone, and check that the head fits it."""
+        backbone, warning = resolve(settings, settings.seed)
+        backbone.write(work.join(_BACKBONE))
+        if settings.head is not None:
+            made = backbone.metadata(settings.resize)
+            where = f"--head {settings.head}"
+            read_head(settings.head).check_features(dataset, backbone.width, made, where)
+        return backbone.image_size, warning
+
+    @property
+    def usual_epochs(self) -> int:
+        """None where the head is trained already."""
+        return 0 if self.settings.head is not None else super().usual_epochs
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The head; then the backbone too, if that is asked for."""
+        settings = self.settings
+        found = super().phases()
+        if settings.fine_tune_from is None or not settings.fine_tune_epochs:
+            return found
+        rate = settings.fine_tune_learning_rate
+        return (*found, Phase(_FINE_TUNE, settings.fine_tune_epochs, rate, trained=True))
+
+    def build(self) -> Any:
+        """The stack."""
+        return build_transfer(self._backbone, self._head)
+
+    def set_trainable(self, model: Any, phase: Phase) -> None:
+        """The head alone, or the backbone as well from the block on."""
+        if phase.name == _FINE_TUNE:
+            unfreeze(model, self.settings.fine_tune_from or "")
+
+    def checkpoint_model(self, model: Any) -> Any:
+        """Without the layer that plain Keras does not know."""
+        self._bare.set_weights(model.get_weights())
+        return self._bare
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        return Backbone.read(self.work.join(_BACKBONE))
+
+    @cached_property
+    def _head(self) -> Any:
+        if self.settings.head is not None:
+            return saved.load(locate(self.settings.head))[0]
+        # Standardising needs a look at all features first; a sweep's head brings its own.
+        plain = self.settings.to_head().model_copy(update={"standardise": False})
+        return build_head(plain, self._backbone.width, len(self.shape.classes), {})
+
+    @cached_property
+    def _bare(self) -> Any:
+        return bare_transfer(self._backbone, self._head)
 
 
 def build_transfer(backbone: Backbone, head: Any) -> Any:
@@ -42,7 +120,10 @@ def build_transfer(backbone: Backbone, head: Any) -> Any:
         backbone: the network without its top.
         head: takes {"avg": float32[B, D], "max": float32[B, D]}, as `models.head` builds it.
     """
-    return _stack(build(backbone, AsPredicting), head)
+    import_keras()
+    from visao_ray.models.inference_mode import InferenceMode
+
+    return _stack(build(backbone, InferenceMode), head)
 
 
 def bare_transfer(backbone: Backbone, head: Any) -> Any:
@@ -54,6 +135,8 @@ def bare_transfer(backbone: Backbone, head: Any) -> Any:
 
 
 def _stack(pools: Any, head: Any) -> Any:
+    keras = import_keras()
+
     average, maximum = pools.outputs
     return keras.Model(pools.inputs[0], head({"avg": average, "max": maximum}), name="transfer")
 

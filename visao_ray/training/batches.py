@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from visao_ray.training.rows import Rows
+from visao_ray.models.family import BatchSource
 from visao_ray.training.schedule import Schedule
 
 _AHEAD = 2  # steps
@@ -31,7 +31,7 @@ class Batches:
         class_factors: float32[C], how much a row counts by its class.
     """
 
-    rows: Rows
+    rows: BatchSource
     schedule: Schedule
     rank: int
     workers: int

@@ -19,12 +19,12 @@ import numpy as np
 import ray.train
 
 from visao_ray.errors import InputError
+from visao_ray.models.family import Phase
 from visao_ray.models.optimizers import cosine
 from visao_ray.models.saved import ModelAbout, pack
 from visao_ray.runs import to_json
 from visao_ray.storage import Location
 from visao_ray.training.outcome import Arrays, to_npz
-from visao_ray.training.plan import Phase
 
 
 @dataclass

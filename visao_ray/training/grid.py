@@ -1,49 +1,36 @@
-"""The SVM of the train job: its grid in Ray tasks, and the best machine as a Keras model."""
+"""Families that are fitted at once: every candidate in a Ray task, and the best one kept."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+import ray
 
-from visao_ray.errors import InputError
-from visao_ray.models import svm
-from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.runs import Run
 from visao_ray.training.outcome import keep
-from visao_ray.training.plan import Plan
-from visao_ray.training.rows import Rows
-
-_BATCH = 256
-_MOST = 1_000_000  # classes times rows
+from visao_ray.training.spec import TrainSpec
 
 
-def search_svm(run: Run[Any], plan: Plan, rows: Any, options: Mapping[str, Any]) -> None:
-    """Try every C and gamma in a task of its own, and keep the best on val, fitted and calibrated.
+def search_grid(run: Run[Any], spec: TrainSpec, rows: Any, options: Mapping[str, Any]) -> None:
+    """Score every candidate on val in a task of its own, then fit and keep the best.
 
     Args:
         run: of the train job.
-        plan: what is to be fitted.
-        rows: reference to the train and val Rows.
+        spec: what is to be fitted, of a `GridFamily`.
+        rows: reference to the train and val rows.
         options: of the tasks, beside the CPU that each fit takes.
     """
-    import ray
-
-    settings = plan.settings
-    classes, images = len(plan.shape.classes), plan.rows
-    if classes * images > _MOST:
-        raise InputError(
-            f"--family svm: {classes} classes, one against the rest each, of {images} train rows "
-            "would take days; give --limit, or another family"
-        )
-    vectors = ray.remote(_vectors).options(num_returns=2, **options)
-    stats, table = vectors.remote(plan, [rows])
-    grid = list(itertools.product(settings.svm_c, settings.svm_gamma))
-    run.say(f"svm: {len(grid)} pairs of C and gamma, a task each; val chooses")
+    candidates = spec.family().candidates()
+    read = ray.remote(_read).options(num_returns=2, **options)
+    state, table = read.remote(spec, [rows])
+    names = ", ".join(candidates[0])
+    run.say(
+        f"{spec.settings.family}: {len(candidates)} combinations of {names}, a task each; val "
+        "chooses"
+    )
     score = ray.remote(_score).options(**{**options, "num_cpus": 1})
-    scores = [score.remote(table, len(plan.shape.classes), *point) for point in grid]
+    scores = [score.remote(spec, table, candidate) for candidate in candidates]
     numbers = {reference: number for number, reference in enumerate(scores)}
     found: dict[int, dict[str, float]] = {}
     waiting = list(scores)
@@ -51,76 +38,32 @@ def search_svm(run: Run[Any], plan: Plan, rows: Any, options: Mapping[str, Any])
         (done,), waiting = ray.wait(waiting)
         number = numbers[done]
         found[number] = ray.get(done)
-        told = ", ".join(f"{name} {value:.4f}" for name, value in found[number].items())
-        C, gamma = grid[number]
-        run.say(f"{len(found)}/{len(grid)} C {C:g}, gamma {gamma:g}: {told}")
-    name = "roc_auc" if len(plan.shape.classes) == 2 else "macro_f1"
-    best = max(range(len(grid)), key=lambda number: (found[number][name], -number))
-    history = [{"C": C, "gamma": gamma, **found[number]} for number, (C, gamma) in enumerate(grid)]
-    finish = ray.remote(_finish).options(**{**options, "num_cpus": 1})
-    ray.get(finish.remote(plan, [rows], stats, table, grid[best], history))
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in found[number].items())
+        tried = ", ".join(f"{name} {value:g}" for name, value in candidates[number].items())
+        run.say(f"{len(found)}/{len(candidates)} {tried}: {figures}")
+    criterion = next(iter(found[0]))
+    best = max(found, key=lambda number: (found[number][criterion], -number))
+    history = [{**candidate, **found[number]} for number, candidate in enumerate(candidates)]
+    fit = ray.remote(_fit).options(**{**options, "num_cpus": 1})
+    ray.get(fit.remote(spec, [rows], state, table, candidates[best], history))
 
 
-def _vectors(plan: Plan, rows: list[Any]) -> tuple[FeatureStats | None, dict[str, Any]]:
-    """Statistics of reduced images, and standardised vectors and labels of train and val."""
-    import ray
-
-    train, val = ray.get(rows[0])
-    stats = None
-    if plan.shape.image_size:
-        stats = FeatureStats.of(_run(svm.svm_inputs_images(plan.shape.image_size), train))
-    inputs = _inputs(plan, stats)
-    return stats, {
-        "x_train": _run(inputs, train),
-        "y_train": train.labels,
-        "x_val": _run(inputs, val),
-        "y_val": val.labels,
-    }
+def _read(spec: TrainSpec, rows: list[Any]) -> tuple[Any, Any]:
+    return spec.family().read(*ray.get(rows[0]))  # type: ignore[no-any-return]
 
 
-def _inputs(plan: Plan, stats: FeatureStats | None) -> Any:
-    """The part of the machine that turns its inputs into standardised vectors."""
-    if plan.shape.image_size:
-        return svm.svm_inputs_images(plan.shape.image_size, stats)
-    return svm.svm_inputs_features(plan.shape.width, plan.settings.pool, plan.shape.stats)
+def _score(spec: TrainSpec, table: Any, candidate: Mapping[str, float]) -> dict[str, float]:
+    return spec.family().score(table, candidate)  # type: ignore[no-any-return]
 
 
-def _run(model: Any, rows: Rows) -> Vectors:
-    """What a model makes of all rows as they are, float32[N, D]; the last batch is filled up."""
-    count = len(rows.labels)
-    steps = np.resize(np.arange(count), (-(-count // _BATCH), _BATCH))
-    as_they_are = np.zeros(len(steps), np.int64)
-    parts = [
-        np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, as_they_are)
-    ]
-    return np.concatenate(parts)[:count]
-
-
-def _score(table: dict[str, Any], classes: int, C: float, gamma: float) -> dict[str, float]:
-    return svm.score_svm(**table, classes=classes, C=C, gamma=gamma)
-
-
-def _finish(
-    plan: Plan,
+def _fit(
+    spec: TrainSpec,
     rows: list[Any],
-    stats: FeatureStats | None,
-    table: dict[str, Any],
-    point: tuple[float, float],
+    state: Any,
+    table: Any,
+    candidate: Mapping[str, float],
     history: list[dict[str, float]],
 ) -> None:
-    import ray
-
     train, val = ray.get(rows[0])
-    C, gamma = point
-    fitted = svm.fit_calibrated(
-        table["x_train"],
-        table["y_train"],
-        train.groups,
-        len(plan.shape.classes),
-        C,
-        gamma,
-        plan.settings.seed,
-    )
-    model = svm.to_keras(_inputs(plan, stats), fitted)
-    told = {"history": history, "C": C, "gamma": gamma, "support_vectors": len(fitted.support)}
-    keep(plan, model, plan.about, val, told)
+    model, facts = spec.family().fit(state, table, train, candidate)
+    keep(spec, model, spec.about, val, {"history": history, **candidate, **facts})

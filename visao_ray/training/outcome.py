@@ -10,21 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from visao_ray.models import saved
+from visao_ray.models.family import BatchSource
 from visao_ray.models.saved import ModelAbout
 from visao_ray.runs import to_json
-from visao_ray.training.plan import Plan
-from visao_ray.training.rows import Rows
+from visao_ray.training.spec import TrainSpec
 
 _CHECKED = 100  # val rows whose outputs are kept, to check the exported model against
 
 Arrays = list[npt.NDArray[Any]]
 
 
-def keep(plan: Plan, model: Any, about: ModelAbout, val: Rows, summary: dict[str, Any]) -> None:
-    """Write `trained/` below the plan's work folder, `summary.json` last."""
+def keep(
+    spec: TrainSpec, model: Any, about: ModelAbout, val: BatchSource, summary: dict[str, Any]
+) -> None:
+    """Write `trained/` below the run's work folder, `summary.json` last."""
     inputs = val.take(np.arange(min(_CHECKED, len(val.labels))))
     outputs = saved.outputs(model, inputs)
-    trained = plan.work.join("trained")
+    trained = spec.work.join("trained")
     trained.join("model.keras").write_bytes(saved.pack(model, about))
     arrays = inputs if isinstance(inputs, dict) else {"pixels": inputs}
     for name, values in (("inputs", arrays), ("outputs", outputs)):

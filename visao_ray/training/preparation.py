@@ -1,4 +1,4 @@
-"""Rows and plan of a training run, made in a Ray task: the driver imports no TensorFlow.
+"""Rows and specification of a training run, made in a Ray task: the driver imports no TensorFlow.
 
 The model is built once here, so that settings which do not fit end the job before workers start.
 """
@@ -10,28 +10,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
-from visao_ray.backend import import_keras
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.labelled import load_vectors
-from visao_ray.inference.engines.keras import KerasBackbone
-from visao_ray.models import saved
-from visao_ray.models.backbones import resolve
+from visao_ray.models.family import BatchSource, Shape
 from visao_ray.models.normalization import FeatureStats
+from visao_ray.models.registry import FAMILIES
 from visao_ray.models.saved import ModelAbout
-from visao_ray.models.simple_cnn import NATIVE_SIZE
-from visao_ray.settings import TrainSettings
-from visao_ray.storage import Location, locate
+from visao_ray.models.settings import PixelSettings, TrainSettings, VectorSettings
+from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, read_examples
 from visao_ray.store.table import TableVersion
-from visao_ray.training.plan import FINE_TUNE, Plan, Shape, phases
-from visao_ray.training.rows import ImageRows, Rows, VectorRows, image_rows, vector_rows
+from visao_ray.training.rows import ImageRows, VectorRows, image_rows, vector_rows
+from visao_ray.training.spec import TrainSpec
 
-#: Side of the images in pixels, unless --image-size says otherwise.
-_SIZE = {"siamese": 224, "autoencoder": 128, "svm": 128}
 _SCAN_ROWS = 65_536
 
 
@@ -40,12 +34,12 @@ class Prepared:
     """What the driver needs to know of the rows.
 
     Attributes:
-        plan: of the training.
+        spec: of the training.
         rows: of train and val.
         warnings: to show.
     """
 
-    plan: Plan
+    spec: TrainSpec
     rows: dict[str, int]
     warnings: list[str]
 
@@ -86,23 +80,25 @@ def prepare_vectors(
     Raises:
         InputError: vectors that do not fit the dataset, or settings that do not fit each other.
     """
+    assert isinstance(settings, VectorSettings)
+    family = FAMILIES[settings.family]
     summary, vectors = load_vectors(snapshot, dataset)
     train, val = vector_rows(vectors, settings.views)
     about = ModelAbout(
         dataset=dataset,
         family=settings.family,
-        classes=_known(settings, summary.classes, train),
+        classes=family.known_classes(summary.classes, train.labels),
         takes="features",
-        settings=_told(settings),
+        settings=_identity(settings),
         width=summary.width,
         features=dict(summary.extractor),
         extractor=extractor,
     )
     mapped = vectors.open().vectors
     stats = {pool: FeatureStats.of(values, train.rows) for pool, values in mapped.items()}
-    shape = _shape(dataset, summary.classes, width=summary.width, stats=stats)
-    plan = _plan(settings, out, about, shape, train)
-    return Prepared(plan, _rows(train, val), _left_out(summary.left_out)), (train, val)
+    shape = _shape(dataset, summary.classes, train, width=summary.width, stats=stats)
+    spec = _spec(settings, out, about, shape)
+    return Prepared(spec, _rows(train, val), _left_out(summary.left_out)), (train, val)
 
 
 def prepare_images(
@@ -121,20 +117,9 @@ def prepare_images(
         InputError: no train or val images, a backbone that cannot be had, or settings that do not
             fit each other.
     """
-    warning = backbone = None
-    if settings.family == "transfer":
-        found, warning = resolve(settings, settings.seed)
-        backbone = out.join("work", "backbone.npz")
-        found.write(backbone)
-        size = found.image_size
-        if settings.head is not None:
-            where = f"--head {settings.head}"
-            made = KerasBackbone(backbone, found, settings.resize, settings.batch_size).metadata
-            head = saved.read_about(saved.read(locate(settings.head)), where)
-            head.check_features(dataset, found.width, made, where)
-    else:
-        native = NATIVE_SIZE[settings.architecture]
-        size = settings.image_size or _SIZE.get(settings.family, native)
+    assert isinstance(settings, PixelSettings)
+    family = FAMILIES[settings.family]
+    size, warning = family.fetch(settings, dataset, out.join("work"))
     examples = read_examples(snapshot, ("train", "val"))
     classes, train, val = image_rows(
         examples,
@@ -149,20 +134,19 @@ def prepare_images(
     about = ModelAbout(
         dataset=dataset,
         family=settings.family,
-        classes=_known(settings, classes, train),
+        classes=family.known_classes(classes, train.labels),
         takes="images",
-        settings=_told(settings),
+        settings=_identity(settings),
         image_size=size,
         resize=settings.resize,
     )
-    shape = _shape(dataset, classes, image_size=size)
-    plan = _plan(settings, out, about, shape, train, backbone)
+    spec = _spec(settings, out, about, _shape(dataset, classes, train, image_size=size))
     warnings = [warning] if warning else []
     warnings += _left_out({"have files with contradictory labels": examples.conflicts})
-    return Prepared(plan, _rows(train, val), warnings), (train, val)
+    return Prepared(spec, _rows(train, val), warnings), (train, val)
 
 
-def _rows(train: Rows, val: Rows) -> dict[str, int]:
+def _rows(train: BatchSource, val: BatchSource) -> dict[str, int]:
     return {"train": len(train.labels), "val": len(val.labels)}
 
 
@@ -171,49 +155,17 @@ def _left_out(reasons: Mapping[str, int]) -> list[str]:
     return [f"{count:,} images {why}: they are left out" for why, count in reasons.items() if count]
 
 
-def _known(settings: TrainSettings, classes: tuple[str, ...], train: Rows) -> tuple[str, ...]:
-    """The classes that the finished model tells apart."""
-    if settings.family == "autoencoder":
-        return ()
-    if settings.family == "siamese":  # by anchors, which are train images
-        return tuple(classes[number] for number in np.unique(train.labels))
-    return classes
-
-
-def _shape(dataset: Dataset, classes: tuple[str, ...], **shape: Any) -> Shape:
+def _shape(dataset: Dataset, classes: tuple[str, ...], train: BatchSource, **inputs: Any) -> Shape:
     positive = dataset.positive_among(classes)
-    return Shape(classes, classes.index(positive) if positive else 0, **shape)
+    index = classes.index(positive) if positive else 0
+    return Shape(classes, index, rows=len(train.labels), **inputs)
 
 
-def _plan(
-    settings: TrainSettings,
-    out: Location,
-    about: ModelAbout,
-    shape: Shape,
-    train: Rows,
-    backbone: Location | None = None,
-) -> Plan:
-    import_keras()
-    from visao_ray.training.families import make_family
-
-    plan = Plan(
-        settings=settings,
-        shape=shape,
-        rows=len(train.labels),
-        phases=phases(settings),
-        about=about,
-        backbone=backbone,
-        head=locate(settings.head) if settings.head is not None else None,
-        work=out.join("work"),
-        board=out.join("tensorboard"),
-    )
-    if settings.family != "svm":
-        family = make_family(plan)
-        model = family.build()
-        if any(phase.name == FINE_TUNE for phase in plan.phases):
-            family.enter(model, plan.phases[-1])
-    return plan
+def _spec(settings: TrainSettings, out: Location, about: ModelAbout, shape: Shape) -> TrainSpec:
+    spec = TrainSpec(settings, shape, about, out.join("work"), out.join("tensorboard"))
+    spec.family().try_build()
+    return spec
 
 
-def _told(settings: TrainSettings) -> dict[str, Any]:
+def _identity(settings: TrainSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"out", "fresh"})

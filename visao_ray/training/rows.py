@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,27 +31,6 @@ _ROWS_A_BLOCK = 64  # images of one task, at least
 _PART_BYTES = 128 * 1024**2  # of pixels, loaded for a worker by one execution of Ray Data
 
 
-class Rows(Protocol):
-    """A split: `labels` int32[N] and `groups` int32[N] of the rows, and their inputs."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """Class index of each row."""
-
-    @property
-    def groups(self) -> npt.NDArray[np.int32]:
-        """Number of each row's patient or container."""
-
-    def take(self, numbers: npt.NDArray[np.int64]) -> Any:
-        """What the model takes of these rows, as it predicts (no augmentation)."""
-
-    def stream(self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Iterator[Any]:
-        """What the model takes of each step, int64[steps, rows], in order.
-
-        `views`, int64[steps], tells which augmented view of its rows each step shows.
-        """
-
-
 @dataclass(frozen=True)
 class VectorRows:
     """Vectors of a store, in the one memory-mapped copy that all processes of a node share.
@@ -59,7 +38,7 @@ class VectorRows:
     Attributes:
         file: the copy, which is made on each node where rows are taken first.
         rows: int64[N], which of its rows these are.
-        labels, groups: see Rows.
+        labels, groups: see `BatchSource`.
     """
 
     file: VectorFile
@@ -90,7 +69,7 @@ class ImageRows:
     Attributes:
         keys: string[N], URI of each image.
         contents: `S32`[N], digest of its bytes.
-        labels, groups: see Rows.
+        labels, groups: see `BatchSource`.
         image_size, resize, recipe, seed: how an image becomes pixels, and augmented views of it.
         loaders: tasks that load for one worker at once.
     """

@@ -17,11 +17,12 @@ from visao_ray.errors import InputError
 from visao_ray.evaluation.inference import UNIT_IMAGES, open_model
 from visao_ray.evaluation.judge import evaluate_in
 from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
-from visao_ray.models import saved
+from visao_ray.models.family import GridFamily, StoredVectors
+from visao_ray.models.registry import FAMILIES
+from visao_ray.models.settings import GradientSettings, TrainSettings, VectorSettings
 from visao_ray.resources import Worker, fit_actors, fit_workers, look
 from visao_ray.runs import Run, muted_stderr, start_ray, to_json
-from visao_ray.settings import TrainSettings
-from visao_ray.storage import Location, locate
+from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
@@ -84,18 +85,11 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         _read_images(run, inputs.source)
     snapshot = _pin(settings, inputs, run)
     _count_files(run, inputs, snapshot, share)
-    rows, plan = _prepare(settings, inputs, snapshot, run, share)
+    rows, spec = _prepare(settings, inputs, snapshot, run, share)
     trained = run.work.join("trained")
-
-    def fit() -> None:
-        if settings.family == "svm":
-            from visao_ray.training.grid import search_svm
-
-            search_svm(run, plan, rows, share.task)
-        else:
-            _fit(run, plan, rows, share)
-
-    run.once("train", fit)
+    in_steps = not issubclass(FAMILIES[settings.family], GridFamily)
+    fit = _fit_in_steps if in_steps else _fit_at_once
+    run.once("train", lambda: fit(run, spec, rows, share))
     summary = json.loads(trained.join("summary.json").read_bytes())
     model = run.out.join("model.keras")
     exported = run.work.join("exported.json")
@@ -109,8 +103,8 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
         "export": json.loads(exported.read_bytes()),
         **{name: value for name, value in summary.items() if name != "starts"},
     }
-    if settings.family != "svm":
-        _tell_training(run, summary)
+    if in_steps:
+        _report_steps(run, summary)
 
 
 def _check(settings: TrainSettings) -> Inputs:
@@ -127,25 +121,16 @@ def _check(settings: TrainSettings) -> Inputs:
                 f"--store {store.uri}: is for dataset {dataset.name} as it was described then; "
                 "leave --dataset out"
             )
-    if settings.monitor == "auc" and len(dataset.classes) != 2:
-        raise InputError(
-            f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
-            "choose loss or accuracy"
-        )
-    if source is not None:
-        source.require_classes()
+    vectors = None
     if settings.takes_vectors:
         assert store is not None
+        assert isinstance(settings, VectorSettings)
         extractor = store.the_extractor(settings.extractor)
-    if settings.head is not None:
-        where = f"--head {settings.head}"
-        about = saved.read_about(saved.read(locate(settings.head)), where)
-        if about.takes != "features" or not about.classes:
-            raise InputError(f"{where}: is a model of family {about.family}, not a head")
-        if store is not None and extractor is not None:
-            schema = store.vectors(extractor).latest().schema
-            width, made = schemas.outputs(schema)["avg"], schemas.description(schema)
-            about.check_features(dataset, width, made, where)
+        schema = store.vectors(extractor).latest().schema
+        vectors = StoredVectors(schemas.outputs(schema)["avg"], schemas.description(schema))
+    FAMILIES[settings.family].check(settings, dataset, vectors)
+    if source is not None:
+        source.require_classes()
     return Inputs(dataset, source, extractor)
 
 
@@ -186,8 +171,11 @@ def _read_images(run: Run[Any], source: Source) -> None:
 def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
     """The versions of the store that this run reads, however often it is started."""
     store = Store.open(settings.store_uri())
-    results = plain_vectors(inputs.extractor) if inputs.extractor is not None else None
-    snapshot = pin(store, run.id, results, settings.recipe, settings.as_of)
+    results = recipe = None
+    if inputs.extractor is not None:
+        assert isinstance(settings, VectorSettings)
+        results, recipe = plain_vectors(inputs.extractor), settings.recipe
+    snapshot = pin(store, run.id, results, recipe, settings.as_of)
     run.inputs |= snapshot.to_json()
     run.inputs["dataset"] = inputs.dataset.to_json()
     if inputs.extractor is not None:
@@ -217,7 +205,7 @@ def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share
 def _prepare(
     settings: TrainSettings, inputs: Inputs, snapshot: Snapshot, run: Run[Any], share: Share
 ) -> tuple[Any, Any]:
-    """A reference to the train and val Rows, and the plan.
+    """A reference to the train and val rows, and what is to be trained.
 
     Raises:
         InputError: rows and settings do not fit.
@@ -237,11 +225,18 @@ def _prepare(
     run.counts["rows"] = prepared.rows
     for warning in prepared.warnings:
         run.warn(warning)
-    return rows, prepared.plan
+    return rows, prepared.spec
 
 
-def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
-    """Start the workers and tell of every epoch; lost workers go on from the last checkpoint."""
+def _fit_at_once(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
+    """Fit the candidates of a family in tasks."""
+    from visao_ray.training.grid import search_grid
+
+    search_grid(run, spec, rows, share.task)
+
+
+def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
+    """Start the workers and report every epoch; lost workers go on from the last checkpoint."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
@@ -250,11 +245,11 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
 
     from visao_ray.training.lost import LostWorkers
 
-    settings: TrainSettings = plan.settings
+    settings: GradientSettings = spec.settings
     checkpoints = run.out.join("checkpoints")
     trainer = TensorflowTrainer(
         _work,
-        train_loop_config={"plan": plan, "rows": [rows]},
+        train_loop_config={"spec": spec, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=bool(share.worker.gpus),
@@ -270,7 +265,7 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
                 checkpoint_score_attribute=f"val_{settings.monitor}",
                 checkpoint_score_order="min" if settings.monitor == "loss" else "max",
             ),
-            callbacks=[LostWorkers(plan.work.join("lost"))],
+            callbacks=[LostWorkers(spec.work.join("lost"))],
         ),
     )
     run.say(
@@ -278,9 +273,9 @@ def _fit(run: Run[Any], plan: Any, rows: Any, share: Share) -> None:
         f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
         f"val {settings.monitor} picks the epoch"
     )
-    with telling(run, plan.work.join("epochs")), Waiting(run.say):
+    with telling(run, spec.work.join("epochs")), Waiting(run.say):
         trainer.fit()
-    diverged = plan.work.join("diverged.txt")
+    diverged = spec.work.join("diverged.txt")
     if diverged.exists():
         raise InputError(diverged.read_bytes().decode())
 
@@ -324,7 +319,7 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
     }
 
 
-def _tell_training(run: Run[Any], summary: dict[str, Any]) -> None:
+def _report_steps(run: Run[Any], summary: dict[str, Any]) -> None:
     """How fast it was, where time went, and what was lost on the way."""
     work, workers = run.work, run.settings.workers
     history = summary["history"]

@@ -17,10 +17,11 @@ import ray
 import ray.train
 import tensorflow as tf
 
+from visao_ray.models.family import BatchSource, GradientFamily, Phase
 from visao_ray.models.head import class_factors
 from visao_ray.models.optimizers import make_optimizer
+from visao_ray.models.settings import GradientSettings
 from visao_ray.runs import start_ray, to_json
-from visao_ray.settings import TrainSettings
 from visao_ray.training.batches import Batches
 from visao_ray.training.callbacks import (
     Board,
@@ -32,47 +33,45 @@ from visao_ray.training.callbacks import (
     State,
     TakeUp,
 )
-from visao_ray.training.families import Family, make_family
 from visao_ray.training.outcome import keep
-from visao_ray.training.plan import Phase, Plan
-from visao_ray.training.rows import Rows
 from visao_ray.training.schedule import Schedule
+from visao_ray.training.spec import TrainSpec
 from visao_ray.training.synchronous import DataParallel
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this worker's share of every step; rank 0 keeps the outcome below `plan.work`.
+    """Train on this worker's share of every step; rank 0 keeps the outcome below `spec.work`.
 
     Args:
-        config: `plan`, a Plan, and `rows`, a list with one object reference to the train and the
-            val Rows.
+        config: `spec`, a TrainSpec of a `GradientFamily`, and `rows`, a list with one object
+            reference to the train and the val rows.
     """
-    plan: Plan = config["plan"]
+    spec: TrainSpec = config["spec"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    _set_up(plan.settings, context.get_local_world_size())
+    family = spec.family()
+    _set_up(family.settings, context.get_local_world_size())
     # It sets up the collectives, so it comes before TensorFlow does anything else.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     start_ray()
     train, val = ray.get(config["rows"][0])
-    keras.utils.set_random_seed(plan.settings.seed)
-    family = make_family(plan)
+    keras.utils.set_random_seed(spec.settings.seed)
     model = family.build()
-    trainer = _Trainer(plan, family, model, strategy, rank, workers, train, val)
+    trainer = _Trainer(spec, family, model, strategy, rank, workers, train, val)
     try:
         trainer.run()
     except Diverged as error:  # seen by all workers at once; trying again would end the same
         if rank == 0:
-            plan.work.join("diverged.txt").write_bytes(str(error).encode())
+            spec.work.join("diverged.txt").write_bytes(str(error).encode())
         return
     usage = {"peak_memory_bytes": _peak_memory()}
-    plan.work.join("workers", f"{rank}.json").write_bytes(to_json(usage))
+    spec.work.join("workers", f"{rank}.json").write_bytes(to_json(usage))
     if rank == 0:
         state = trainer.state
         best = [row["epoch"] for row in state.history if row["best"]]
-        about = replace(plan.about, epoch=best[-1] if best else 0)
+        about = replace(spec.about, epoch=best[-1] if best else 0)
         told = {"history": state.history, "starts": state.starts}
-        keep(plan, family.finished(model, train), about, val, told)
+        keep(spec, family.final_model(model, train), about, val, told)
 
 
 class _Trainer:
@@ -80,19 +79,20 @@ class _Trainer:
 
     def __init__(
         self,
-        plan: Plan,
-        family: Family,
+        spec: TrainSpec,
+        family: GradientFamily[Any],
         model: Any,
         strategy: Any,
         rank: int,
         workers: int,
-        train: Rows,
-        val: Rows,
+        train: BatchSource,
+        val: BatchSource,
     ) -> None:
-        settings = plan.settings
-        self._plan, self._family, self._model = plan, family, model
+        settings = family.settings
+        self._spec, self._family, self._model = spec, family, model
+        self._phases = family.phases()
         self._strategy, self._rank, self._workers = strategy, rank, workers
-        classes = plan.shape.classes
+        classes = spec.shape.classes
         factors = class_factors(settings.class_weight, train.labels, classes)
         schedule = Schedule(train.labels, settings.batch_size, settings.seed, pairs=family.pairs)
         self._train = Batches(train, schedule, rank, workers, factors)
@@ -111,7 +111,7 @@ class _Trainer:
             self.state = snapshot.state
             self._model.set_weights(snapshot.weights)
         self.state.starts.append(self.state.total)
-        for number, phase in enumerate(self._plan.phases):
+        for number, phase in enumerate(self._phases):
             if number < self.state.phase:
                 continue
             if snapshot is not None and self.state.finished:
@@ -119,7 +119,7 @@ class _Trainer:
             else:
                 self._run_phase(phase, snapshot)
             snapshot = None
-            if number + 1 < len(self._plan.phases):
+            if number + 1 < len(self._phases):
                 self.state = State(
                     phase=number + 1,
                     total=self.state.total,
@@ -128,12 +128,12 @@ class _Trainer:
                 )
 
     def _run_phase(self, phase: Phase, snapshot: Snapshot | None) -> None:
-        settings, state = self._plan.settings, self.state
-        self._family.enter(self._model, phase)
+        settings, state = self._family.settings, self.state
+        self._family.set_trainable(self._model, phase)
         parallel = DataParallel(
             self._model,
             self._family.losses,
-            self._family.scores(),
+            self._family.metrics(),
             self._strategy,
             xla=settings.xla,
             timed=not tf.config.list_physical_devices("GPU"),
@@ -174,16 +174,16 @@ class _Trainer:
                 TakeUp(state, best, stopping, reducing),
             ]
             if self._rank == 0:
-                callbacks.append(Board(folder, self._plan.board, before))
+                callbacks.append(Board(folder, self._spec.board, before))
             callbacks.append(
                 Keeper(
                     state,
                     {"phase": phase.name, "epochs": phase.epochs},
                     stopping,
                     reducing,
-                    lambda: self._family.kept(self._model),
-                    self._plan.about,
-                    self._plan.work.join("epochs"),
+                    lambda: self._family.checkpoint_model(self._model),
+                    self._spec.about,
+                    self._spec.work.join("epochs"),
                     self._rank,
                     len(self._train.rows.labels),
                 )
@@ -201,7 +201,7 @@ class _Trainer:
             )
 
 
-def _set_up(settings: TrainSettings, workers_here: int) -> None:
+def _set_up(settings: GradientSettings, workers_here: int) -> None:
     """Threads, GPU memory, reproducibility and precision of TensorFlow in this process."""
     gpus = tf.config.list_physical_devices("GPU")
     # A process that has run TensorFlow before keeps the threads it has.
@@ -218,7 +218,7 @@ def _set_up(settings: TrainSettings, workers_here: int) -> None:
         keras.config.set_dtype_policy(f"mixed_{settings.precision}")
 
 
-def _optimizer(settings: TrainSettings, phase: Phase) -> Any:
+def _optimizer(settings: GradientSettings, phase: Phase) -> Any:
     optimizer = make_optimizer(settings.optimizer, phase.learning_rate)
     if settings.precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

@@ -1,12 +1,15 @@
-"""What the graph asks of an engine."""
+"""What the graph asks of an engine, and the extract job of a kind of engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from visao_ray.settings import ExtractSettings
+from visao_ray.storage import Location
 
 
 class Engine(Protocol):
@@ -17,8 +20,11 @@ class Engine(Protocol):
         metadata: everything that decides the numbers; goes into the name of their table.
     """
 
-    outputs: Mapping[str, int]
-    metadata: Mapping[str, Any]
+    @property
+    def outputs(self) -> Mapping[str, int]: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Outputs float32[N, width] by name, of pixels uint8[N, S, S, C] with C of 1 or 3."""
@@ -51,3 +57,40 @@ class EngineFactory(Protocol):
 
     def build(self) -> Engine:
         """The engine, ready to be called; takes seconds."""
+
+
+class EngineKind(Protocol):
+    """What `--engine` names: makes an engine as the settings of an extraction ask for it.
+
+    The outputs of its engines are `avg` and `max`, of one width: models take these two. Where its
+    numbers differ from those of the kind `keras`, their metadata holds its name as `engine`.
+
+    Attributes:
+        name: as `--engine` has it.
+        options: the settings of `BackboneOptions` that it takes; others are refused.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> Collection[str]: ...
+
+    def resolve(
+        self, settings: ExtractSettings, work: Location
+    ) -> tuple[EngineFactory, str | None]:
+        """Find what the engine is made of, and keep in `work` what actors build it from.
+
+        Runs in a task. Actors may be restarted after their node was lost: what is large goes to
+        `work`, not into the factory.
+
+        Args:
+            settings: of the extraction.
+            work: folder of the run.
+
+        Returns:
+            The factory, and a warning to show, if any.
+
+        Raises:
+            InputError: it cannot be had.
+        """

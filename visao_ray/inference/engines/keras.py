@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.models import saved
-from visao_ray.models.backbones import Backbone, build
+from visao_ray.models.backbones import Backbone, build, resolve
+from visao_ray.settings import BackboneOptions, ExtractSettings
 from visao_ray.storage import Location
 
 Pixels = npt.NDArray[np.uint8]
@@ -99,7 +101,7 @@ class KerasBackbone:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """All that decides the numbers."""
-        return {**self.backbone.about(), "resize": self.resize, "dtype": "float32"}
+        return self.backbone.metadata(self.resize)
 
     def build(self) -> KerasEngine:
         """Read the weights and build the network."""
@@ -110,6 +112,27 @@ class KerasBackbone:
             return {"avg": average, "max": maximum}
 
         return KerasEngine(predict, self.image_size, self.batch_size, self.outputs, self.metadata)
+
+
+class KerasBackbones:
+    """The kind `keras`: any keras.applications network, or a `.keras` file."""
+
+    name = "keras"
+    options = frozenset(BackboneOptions.model_fields)
+
+    def resolve(
+        self, settings: ExtractSettings, work: Location
+    ) -> tuple[EngineFactory, str | None]:
+        """Find the backbone and its weights, which are kept in a file for the actors.
+
+        Raises:
+            InputError: a backbone or weights that cannot be had.
+        """
+        backbone, warning = resolve(settings, settings.seed)
+        keep = work.join("backbone.npz")
+        backbone.write(keep)
+        light = replace(backbone, arrays=(), file=b"")
+        return KerasBackbone(keep, light, settings.resize, settings.batch_size), warning
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""A model family in one file: separable convolutions, trained with the focal loss.
+
+    python jobs/train.py --plugin examples/add_family.py --family separable_cnn \
+      --dataset vazios --data s3://bucket/vazios --workers 2 --out out/separable
+
+Separable convolutions (Chollet, Xception, CVPR 2017) have about an eighth of the weights of plain
+ones. The focal loss (Lin et al., ICCV 2017) makes images count less that are classified well
+already, which helps where a class is rare.
+
+A family is a class of settings, a class of hooks and the line that registers it. Other hooks: see
+`visao_ray/models/family.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from visao_ray.backend import import_keras
+from visao_ray.models.classifier import Classifier
+from visao_ray.models.registry import register
+from visao_ray.models.settings import ClassifierSettings, PixelSettings
+
+
+class SeparableCnnSettings(PixelSettings, ClassifierSettings):
+    """Fit a small network of separable convolutions from random weights."""
+
+    example: ClassVar[str] = (
+        "--plugin examples/add_family.py --family separable_cnn --dataset vazios "
+        "--data s3://bucket/vazios --workers 2 --out out/separable"
+    )
+
+    family: Literal["separable_cnn"] = "separable_cnn"
+    filters: int = Field(32, ge=1, le=512, description="of the first block; each next has twice")
+    blocks: int = Field(4, ge=1, le=6, description="blocks, each of which halves the image")
+    focal: float = Field(2.0, ge=0, le=5, description="exponent of the focal loss (0: none)")
+
+
+class SeparableCnn(Classifier[SeparableCnnSettings]):
+    """The family `separable_cnn`."""
+
+    title = "separable convolutions with the focal loss, from pixels"
+    settings_type = SeparableCnnSettings
+    image_size = 128
+
+    def build(self) -> Any:
+        """uint8[B, S, S, 3] in 0-255 to probability float32[B, C]."""
+        keras = import_keras()
+        layers, side = keras.layers, self.shape.image_size
+
+        pixels = keras.Input((side, side, 3), dtype="uint8", name="pixels")
+        x = layers.Rescaling(1 / 127.5, offset=-1, name="scale")(pixels)
+        for number in range(self.settings.blocks):
+            x = layers.SeparableConv2D(
+                self.settings.filters * 2**number,
+                3,
+                padding="same",
+                activation="relu",
+                name=f"conv{number + 1}",
+            )(x)
+            x = layers.MaxPooling2D(padding="same", name=f"pool{number + 1}")(x)
+        x = layers.GlobalAveragePooling2D(name="average")(x)
+        output = layers.Dense(
+            len(self.shape.classes), "softmax", dtype="float32", name="probability"
+        )(x)
+        return keras.Model(pixels, output, name=self.name)
+
+    def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
+        """Cross-entropy float32[B], times (1 - the class's probability) to the power of `focal`."""
+        keras = import_keras()
+
+        losses = super().losses(inputs, labels, outputs, weights)
+        hot = keras.ops.one_hot(labels, len(self.shape.classes))
+        missing = 1 - keras.ops.sum(hot * outputs, axis=-1)
+        # Below 1, the derivative of the power at 0 is infinite.
+        return losses * keras.ops.maximum(missing, 1e-6) ** self.settings.focal
+
+
+register(SeparableCnn)

@@ -1,0 +1,33 @@
+"""Engines by name, and the names of the vectors that they make."""
+
+import pytest
+
+from visao_ray.errors import InputError
+from visao_ray.features.extract import extractor_name
+from visao_ray.inference.engines.keras import KerasBackbone
+from visao_ray.inference.engines.registry import ENGINES, find_engine
+from visao_ray.models.backbones import Backbone
+from visao_ray.settings import ExtractSettings, PipelineSettings, parse
+from visao_ray.storage import locate
+
+SOURCE = ("--dataset", "vazios", "--data", "in", "--out", "o")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("densenet121", "imagenet", "densenet121-imagenet-224-avgmax-f32-0b33bcaf"),
+        ("tiny", "tiny.keras", "tiny-224-avgmax-f32-1f35b848"),
+    ],
+)
+def test_names_of_stored_vectors_stay(name, weights, expected):
+    """Vectors of stores that exist are found by these names."""
+    backbone = Backbone(name, weights, "ab" * 32, 224, 1024, "imagenet")
+    assert extractor_name(KerasBackbone(locate("x"), backbone, "stretch", 32)) == expected
+
+
+@pytest.mark.parametrize("kind", [ExtractSettings, PipelineSettings])
+def test_keras_is_the_default(kind):
+    assert find_engine(parse(kind, SOURCE)) is ENGINES["keras"]
+    with pytest.raises(InputError, match=r"^--engine tpu: unknown engine; there are keras"):
+        find_engine(parse(kind, [*SOURCE, "--engine", "tpu"]))

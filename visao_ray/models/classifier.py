@@ -1,0 +1,45 @@
+"""What families share whose network gives a probability for each class."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from visao_ray.backend import import_keras
+from visao_ray.datasets.spec import Dataset
+from visao_ray.errors import InputError
+from visao_ray.models.family import GradientFamily, StoredVectors
+from visao_ray.models.settings import ClassifierSettings
+
+P = TypeVar("P", bound=ClassifierSettings)
+
+
+class Classifier(GradientFamily[P]):
+    """A family whose model gives probability float32[B, C]; such a family needs `build` alone."""
+
+    @classmethod
+    def check(cls, settings: P, dataset: Dataset, vectors: StoredVectors | None) -> None:
+        """The AUC is of one class against one other."""
+        if settings.monitor == "auc" and len(dataset.classes) != 2:
+            raise InputError(
+                f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
+                "choose loss or accuracy"
+            )
+
+    def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
+        """Cross-entropy."""
+        keras = import_keras()
+
+        hot = keras.ops.one_hot(labels, len(self.shape.classes))
+        return keras.losses.categorical_crossentropy(
+            hot, outputs, label_smoothing=self.settings.label_smoothing
+        )
+
+    def metrics(self) -> list[Any]:
+        """Accuracy, and for two classes the AUC."""
+        keras = import_keras()
+        from visao_ray.models.positive_auc import PositiveAUC
+
+        found: list[Any] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        if len(self.shape.classes) == 2:
+            found.append(PositiveAUC(self.shape.positive))
+        return found

@@ -1,0 +1,22 @@
+"""The families of models by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.models.autoencoder import Autoencoder
+from visao_ray.models.family import Family
+from visao_ray.models.head import Head
+from visao_ray.models.siamese import Siamese
+from visao_ray.models.simple_cnn import SimpleCnn
+from visao_ray.models.svm import Svm
+from visao_ray.models.transfer import Transfer
+from visao_ray.registry import Registry
+
+#: What `--family` offers.
+FAMILIES: Registry[type[Family[Any]]] = Registry(
+    "family", (SimpleCnn, Transfer, Head, Siamese, Autoencoder, Svm)
+)
+
+#: Adds a family; a plugin calls it when it is imported.
+register = FAMILIES.register

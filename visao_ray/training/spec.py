@@ -1,0 +1,35 @@
+"""What is to be trained, decided before the workers start. Light: drivers import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from visao_ray.models.family import Shape
+from visao_ray.models.registry import FAMILIES
+from visao_ray.models.saved import ModelAbout
+from visao_ray.models.settings import TrainSettings
+from visao_ray.storage import Location
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """What all workers of a training are given.
+
+    Attributes:
+        settings: of the job.
+        shape: what the data decide of the model.
+        about: of the model, for its file.
+        work: folder for what the run leaves behind for its driver.
+        board: folder for TensorBoard.
+    """
+
+    settings: TrainSettings
+    shape: Shape
+    about: ModelAbout
+    work: Location
+    board: Location
+
+    def family(self) -> Any:
+        """The family that the settings name, for this training."""
+        return FAMILIES[self.settings.family](self.settings, self.shape, self.work)
