@@ -142,6 +142,8 @@ def _tables() -> dict[str, pa.Schema]:
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),
         "truth": scanner.TRUTH,
+        "trials": outcomes.trials_schema(),
+        "refits": outcomes.refits_schema(),
         **named,
     }
 
