@@ -28,7 +28,13 @@ _START_S = 90
 
 @dataclass
 class Node:
-    """One node: `ray start --block`, in a process group of its own."""
+    """One node: `ray start --block`, in a process group of its own.
+
+    Attributes:
+        name: as Ray knows it; no node before it had the same.
+        folder: of its files.
+        process: of `ray start`.
+    """
 
     name: str
     folder: Path
@@ -72,6 +78,7 @@ class RayNodes:
     port: int
     dashboard: int
     nodes: dict[str, Node] = field(default_factory=dict)
+    started: int = 0
 
     @property
     def address(self) -> str:
@@ -92,6 +99,8 @@ class RayNodes:
         # Otherwise all nodes of a machine want the same one, and a head without it takes no jobs.
         command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         command += [f"--object-store-memory={256 * 1024**2}"]
+        self.started += 1
+        command += [f"--node-name={name}-{self.started}"]
         with open(folder / "start.log", "ab") as log:
             process = subprocess.Popen(
                 command,
@@ -100,7 +109,7 @@ class RayNodes:
                 stderr=log,
                 start_new_session=True,
             )
-        self.nodes[name] = Node(name, folder, process)
+        self.nodes[name] = Node(f"{name}-{self.started}", folder, process)
         return self.nodes[name]
 
     def kill(self, name: str) -> None:
@@ -108,8 +117,8 @@ class RayNodes:
         self.nodes.pop(name).kill()
 
     def wait(self) -> None:
-        """Until the head knows of as many nodes as were started."""
-        wanted = len(self.nodes)
+        """Until the head knows of the nodes that were started, and of the end of all others."""
+        wanted = {node.name for node in self.nodes.values()}
         end = time.monotonic() + _START_S
         while True:
             with contextlib.suppress(OSError, ValueError):
@@ -119,14 +128,14 @@ class RayNodes:
                 if node.process.poll() is not None:
                     raise RuntimeError((node.folder / "start.log").read_text()[-3000:])
             if time.monotonic() > end:
-                raise RuntimeError(f"not {wanted} nodes within {_START_S} s")
+                raise RuntimeError(f"not the nodes {sorted(wanted)} within {_START_S} s")
             time.sleep(0.5)
 
-    def alive(self) -> int:
-        """Nodes that the head takes for alive."""
+    def alive(self) -> set[str]:
+        """Names of the nodes that the head takes for alive."""
         listed = self.get("/api/v0/nodes?limit=100&detail=1")
         rows = listed["data"]["result"]["result"]
-        return sum(row["state"] == "ALIVE" for row in rows)
+        return {row["node_name"] for row in rows if row["state"] == "ALIVE"}
 
     def get(self, path: str) -> dict:
         """What the dashboard says."""
