@@ -490,6 +490,8 @@ def test_several_datasets_side_by_side(chest, tmp_path):
         "2",
         "--space",
         '{"units": [8, 16]}',
+        "--plugin",
+        str(JOB.parents[1] / "examples" / "add_metric.py"),
     ]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -518,7 +520,11 @@ def test_several_datasets_side_by_side(chest, tmp_path):
     alone = settings(scans, tmp_path / "alone", trials=3, epochs=2, patience=6)
     alone = alone.model_copy(update={"space": {"units": [8, 16]}})
     execute(alone, make_sweep)
-    assert trials_of(tmp_path / "alone") == trials_of(tmp_path / "out" / "vazios")
+    # The plugin added a metric to each dataset's process and trials, and changed nothing else.
+    added = "metric.matthews_correlation"
+    dropped = ("trial_id", "seconds", added)
+    assert trials_of(tmp_path / "alone") == trials_of(tmp_path / "out" / "vazios", dropped)
+    assert all(-1 <= row[added] <= 1 for row in trials_of(tmp_path / "out" / "vazios", ()))
 
     twice = subprocess.run(
         [*command[:4], "--store", scans, "--store", scans],
