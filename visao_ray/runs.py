@@ -49,7 +49,6 @@ _PACKAGES = (
     "pillow",
     "scikit-learn",
 )
-_PROGRESS_S = 10.0
 
 
 @dataclass
@@ -370,7 +369,7 @@ def start_ray() -> None:
     import ray.data
 
     context = ray.data.DataContext.get_current()
-    # Ray Data tells every plan and ten lines of progress an operator; `Run.progress` tells one.
+    # Ray Data prints every plan and ten lines of progress an operator; jobs print one line.
     context.enable_progress_bars = False
     # The second reader starts 32 actors to read the footers of one small file, and lists files in a
     # task that waits for ever where the resume filter has taken the last CPU (two cores).

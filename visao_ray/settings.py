@@ -443,7 +443,9 @@ class EvaluateOptions(BaseSettings):
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
 
-class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, PluginOptions, JobSettings):
+class EvaluateSettings(
+    VersionOptions, EvaluateOptions, ActorOptions, SourceOptions, PluginOptions, JobSettings
+):
     """Judge a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
@@ -454,10 +456,6 @@ class EvaluateSettings(EvaluateOptions, ActorOptions, SourceOptions, PluginOptio
 
     model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
     store: str | None = Field(None, description="store that jobs/extract.py made")
-    as_of: str | None = Field(
-        None,
-        description="id of an earlier run (in its result.json): read the store as that run did",
-    )
     batch_size: int = Field(
         32, ge=1, le=4096, description="rows a step", json_schema_extra=OPERATIONAL
     )
@@ -545,7 +543,7 @@ class ScannerSettings(ScannerOptions, JobSettings):
     )
 
 
-class ExportSettings(JobSettings):
+class ExportSettings(VersionOptions, JobSettings):
     """Write a table of a store as Parquet files for DuckDB, Spark or pandas."""
 
     job: ClassVar[str] = "export"
@@ -579,10 +577,6 @@ class ExportSettings(JobSettings):
     )
     split: list[Literal["train", "val", "test"]] = Field(
         [], description="images of this split alone; may be given again (all)"
-    )
-    as_of: str | None = Field(
-        None,
-        description="id of an earlier run (in its result.json): read the store as that run did",
     )
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import pytest
 from visao_ray.evaluation.bootstrap import group_multiplicities
 from visao_ray.evaluation.comparison import compare
 from visao_ray.evaluation.metrics import METRICS
-from visao_ray.tuning.objective import Criterion, score
+from visao_ray.tuning.objective import Criterion, scores
 
 
 def candidates(seed, rows, width, used, skills):
@@ -35,7 +35,9 @@ def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
     values = np.empty((4, 26))
     for replicate, weight in enumerate(weights.T):
         rows = np.repeat(np.arange(90), weight[group].astype(int))
-        values[:, replicate] = [score(criterion, label[rows], p[rows]) for p in found]
+        values[:, replicate] = [
+            scores(label[rows], p[rows], criterion, [name])[name] for p in found
+        ]
     sign = -1 if name == "log_loss" else 1
     standings = compare(
         found, label, groups, criterion, {"default": 1, "median": 2}, replicates=25, seed=3

@@ -4,7 +4,7 @@ from sklearn import metrics as sk
 
 from visao_ray.errors import InputError
 from visao_ray.evaluation.metrics import METRICS
-from visao_ray.tuning.objective import Criterion, default_objective, score, scores
+from visao_ray.tuning.objective import Criterion, default_objective, scores
 
 
 def softmax_predictions(seed, rows, width, used, decimals=1):
@@ -14,6 +14,10 @@ def softmax_predictions(seed, rows, width, used, decimals=1):
     logits[np.arange(rows), label] += 1.5
     p = np.exp(np.round(logits, decimals))  # few decimals make scores tie
     return label, (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def score(criterion, label, p):
+    return scores(label, p, criterion, [criterion.name])[criterion.name]
 
 
 def best_recall(score, is_class, floor):

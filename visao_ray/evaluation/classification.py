@@ -208,15 +208,13 @@ def _per_class(
     support = np.bincount(scores.label, minlength=width)
     predicted = np.bincount(decisions.predicted, minlength=width)
     right = np.bincount(scores.label[decisions.predicted == scores.label], minlength=width)
-    of_label, of_predicted = scores.of_label, decisions.of_predicted
-    labelled, guessed = _nonzero(of_label), _nonzero(of_predicted)
-    size = np.bincount(scores.group, minlength=scores.groups)
-    # Groups made of one class only have nothing to say about the other side of its ROC curve.
-    other = np.array([_others(of_label, c, size) for c in range(width)])
+    of_predicted = decisions.of_predicted
+    labelled, other = scores.groups_with
     rows_and_groups: dict[str, tuple[npt.ArrayLike, npt.ArrayLike]] = {
-        "precision": (predicted, guessed),
+        "precision": (predicted, _nonzero(of_predicted)),
         "recall": (support, labelled),
-        "f1": (support + predicted - right, _nonzero(of_label + of_predicted)),
+        "f1": (support + predicted - right, _nonzero(scores.of_label + of_predicted)),
+        # Groups made of one class only have nothing to say about the other side of its ROC curve.
         "roc_auc": (len(scores), np.minimum(labelled, other)),
         "average_precision": (len(scores), labelled),
     }
@@ -236,13 +234,6 @@ def _nonzero(counts: Any) -> Integers:
     """Groups with at least one row, per class: [C] from sparse [C, G]."""
     filled: Integers = np.diff(counts.indptr)
     return filled
-
-
-def _others(of_label: Any, c: int, size: Integers) -> int:
-    """Number of groups holding at least one row of another class than c."""
-    start, stop = of_label.indptr[c], of_label.indptr[c + 1]
-    full = of_label.data[start:stop] == size[of_label.indices[start:stop]]
-    return len(size) - int(full.sum())
 
 
 def _confusions(label: Codes, predicted: Codes, classes: Sequence[str]) -> dict[str, Any]:

@@ -136,11 +136,14 @@ class LabelledScores:
         """Rows of each class, by group: [C, G]."""
         return group_sums(self.label, self.group, (self.probability.width, self.groups))
 
-    def groups_with(self, c: int) -> tuple[int, int]:
-        """How many groups hold rows of a class, and how many hold rows of others."""
-        of_class = self.of_label[[c]].toarray()[0]
-        size = np.bincount(self.group, minlength=self.groups)
-        return int((of_class > 0).sum()), int((of_class < size).sum())
+    @cached_property
+    def groups_with(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """How many groups hold rows of each class, and how many hold rows of others: [C] each."""
+        of_label = self.of_label
+        full = of_label.data == np.bincount(self.group, minlength=self.groups)[of_label.indices]
+        of_class = np.repeat(np.arange(self.probability.width), np.diff(of_label.indptr))
+        of_one_class = np.bincount(of_class[full], minlength=self.probability.width)
+        return np.diff(of_label.indptr).astype(np.int64), self.groups - of_one_class
 
 
 def class_codes(labels: Values, classes: Sequence[str]) -> Codes:

@@ -28,7 +28,7 @@ def all_rows(scores: LabelledScores, positive: int | None) -> tuple[int, int]:
 def rows_of_class(scores: LabelledScores, positive: int | None) -> tuple[int, int]:
     """A metric that rests on the rows of one class."""
     assert positive is not None
-    return int((scores.label == positive).sum()), scores.groups_with(positive)[0]
+    return int((scores.label == positive).sum()), int(scores.groups_with[0][positive])
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ class Source:
         data: --data.
         layout: its folders.
         store: --store.
+        is_new: there is no such store yet.
     """
 
     settings: SourceOptions
@@ -90,6 +91,7 @@ class Source:
     data: Location
     layout: Layout
     store: str
+    is_new: bool
 
     def writing(self, run: Run[Any]) -> Any:
         """The store, open for writing; it is created where there is none."""
@@ -105,7 +107,7 @@ class Source:
         Raises:
             InputError: a class without a folder, or fewer than two classes.
         """
-        if self.settings.labels is not None or Store.find(self.store) is not None:
+        if self.settings.labels is not None or not self.is_new:
             return
         found = self.layout.classes
         missing = sorted(set(self.dataset.classes) - set(found))
@@ -155,7 +157,8 @@ def open_source(settings: SourceOptions) -> Source:
     if settings.labels is not None and not locate(settings.labels).exists():
         raise InputError(f"--labels {settings.labels}: there is no such file")
     data = locate(settings.data)
-    return Source(settings, dataset, data, find_layout(data, dataset, settings.ignore), uri)
+    layout = find_layout(data, dataset, settings.ignore)
+    return Source(settings, dataset, data, layout, uri, is_new=store is None)
 
 
 def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFactory, str | None]:

@@ -27,7 +27,7 @@ class PipelineSettings(
     PluginOptions,
     JobSettings,
 ):
-    """From a bucket of images to a judged classifier: extract, sweep, evaluate, report.
+    """From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
 
     Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
     """

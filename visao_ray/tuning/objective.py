@@ -59,28 +59,13 @@ def default_objective(classes: int) -> str:
     return "roc_auc" if classes == 2 else "macro_f1"
 
 
-def score(
-    criterion: Criterion,
-    labels: npt.NDArray[np.integer],
-    probability: npt.NDArray[np.float32],
-) -> float:
-    """One metric of val predictions; NaN where it is undefined, see `comparison.weighted`.
-
-    Args:
-        criterion: which.
-        labels: int32[N] class indices.
-        probability: float32[N, C].
-    """
-    return scores(labels, probability, criterion, [criterion.name])[criterion.name]
-
-
 def scores(
     labels: npt.NDArray[np.integer],
     probability: npt.NDArray[np.float32],
     criterion: Criterion,
     names: Iterable[str] = METRICS,
 ) -> dict[str, float]:
-    """Metrics of val predictions, by name; see `score`.
+    """Metrics of val predictions, by name; NaN where undefined, see `comparison.weighted`.
 
     Args:
         labels: int32[N] class indices.

@@ -346,7 +346,6 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         for learner in self._learners:
             learner.model.set_weights(learner.best)
             probability = self._predict(learner)
-            labels = self._folds.labels[learner.fold.val]
             found.append(self._scores(learner.fold, probability, *METRICS))
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
         if not self._plan.named:
@@ -360,6 +359,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             return
         if self._config.get("curve"):
             positive = self._plan.positive or 0
+            labels = self._folds.labels[self._learners[0].fold.val]
             curve = _curve(probability[:, positive], labels == positive)
             self._outcome = replace(self._outcome, curve=curve)
         summary = self._plan.summary

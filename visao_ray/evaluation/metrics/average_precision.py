@@ -18,7 +18,7 @@ def _compute(sample: Sample) -> Floats:
 def _basis(scores: LabelledScores, positive: int | None) -> tuple[int, int]:
     if scores.probability.width > 2 or positive is None:
         return all_rows(scores, positive)
-    return len(scores), scores.groups_with(positive)[0]
+    return len(scores), int(scores.groups_with[0][positive])
 
 
 AVERAGE_PRECISION = Metric(

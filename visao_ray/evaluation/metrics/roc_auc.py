@@ -18,7 +18,7 @@ def _compute(sample: Sample) -> Floats:
 def _basis(scores: LabelledScores, positive: int | None) -> tuple[int, int]:
     if scores.probability.width > 2 or positive is None:
         return all_rows(scores, positive)
-    return len(scores), min(scores.groups_with(positive))
+    return len(scores), min(int(groups[positive]) for groups in scores.groups_with)
 
 
 ROC_AUC = Metric(
