@@ -91,7 +91,7 @@ def test_a_lost_actor(site, images, calm):
 def test_a_store_that_is_restarted(site, images, calm):
     extraction = Extraction(site, images, "store-restart")
     site.store.kill()
-    time.sleep(8)
+    time.sleep(35)  # longer than a lease lives without a sign of life
     site.store.start()
     finish(extraction.run)
     extraction.ended_as(calm)

@@ -199,12 +199,23 @@ def test_a_suspended_holder_learns_that_it_lost(bucket):
         suspended.check()
         with lease(place, OTHER, wait=60) as second:
             assert second.predecessor == ME
-            with pytest.raises(LeaseLost, match="not renewed"):
+            with pytest.raises(LeaseLost, match=f"now held by {OTHER.host} pid"):
                 suspended.check()
             suspended.__exit__(None, None, None)  # what is the other's now stays the other's
             time.sleep(2 * BEAT)
             second.check()
             assert json.loads(place.read_bytes())["owner"]["host"] == OTHER.host
+
+
+def test_a_suspended_holder_goes_on_where_nobody_came(bucket):
+    place = bucket.join("lease")
+    with lease(place, heartbeat=600) as suspended:
+        time.sleep(1.5 * TTL)
+        before = json.loads(place.read_bytes())["beat"]
+        suspended.check()
+        assert json.loads(place.read_bytes())["beat"] == before + 1
+        suspended.check()  # not again
+        assert json.loads(place.read_bytes())["beat"] == before + 1
 
 
 def test_a_heartbeat_that_finds_another_owner(bucket):
@@ -227,17 +238,32 @@ def test_a_file_that_is_removed(tmp_path):
 
 
 def test_an_outage(bucket, faults):
+    lines: list[str] = []
     place = locate(bucket.uri).join("lease")
-    with lease(place) as held:
+    with lease(place, outage=TTL, say=lines.append) as held:
         with faults.met(slow_down=1.0):
             time.sleep(TTL / 2)
             held.check()
         time.sleep(3 * BEAT)
         held.check()
+        assert not lines
         with faults.met(reset=1.0):
             time.sleep(1.5 * TTL)
             with pytest.raises(LeaseLost, match="not renewed"):
                 held.check()
+    (line,) = lines
+    assert f"waiting up to {TTL:g} s for the object store" in line
+    assert SECRET not in line
+
+
+def test_an_outage_longer_than_a_lease_lives(bucket, faults):
+    with lease(locate(bucket.uri).join("lease")) as held, ThreadPoolExecutor(1) as pool:
+        with faults.met(reset=1.0):
+            time.sleep(1.5 * TTL)
+            check = pool.submit(held.check)
+            time.sleep(TTL)
+            assert not check.done()
+        check.result(timeout=30)
 
 
 @pytest.mark.parametrize("times", [1, 3])

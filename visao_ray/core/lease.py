@@ -45,6 +45,7 @@ _RELEASES = 3
 _POLLS = 20  # looks at a lease in its time to live
 _OF_THE_DEAD = 1 / 3  # of its time to live, where its holder lost another lease already
 _POLL_S = 1.0  # the longest time between two
+_OUTAGE_S = 300.0  # about as long as Lance tries one request again
 
 #: What a put is conditional on: that there is nothing, or an ETag.
 _Condition = Literal["create"] | str
@@ -129,6 +130,7 @@ class Lease:
         ttl: seconds without a sign of life after which others may take it; in S3.
         heartbeat: seconds between two signs of life; in S3.
         wait: seconds to wait for a living holder to end before giving up.
+        outage: seconds to wait for a server that fails, once the lease has expired; in S3.
         say: prints one line.
         dead: a process whose other lease was found stale: of this one, a third of its time to live
             is enough to see; in S3.
@@ -145,6 +147,7 @@ class Lease:
         ttl: float = 30.0,
         heartbeat: float = 5.0,
         wait: float = 0.0,
+        outage: float = _OUTAGE_S,
         say: Callable[[str], None] | None = None,
         dead: Owner | None = None,
     ) -> None:
@@ -152,7 +155,7 @@ class Lease:
         self._lock: _Lock = (
             _FileLock(place, record, wait)
             if place.is_local
-            else _ObjectLock(place, record, heartbeat, wait, say, dead)
+            else _ObjectLock(place, record, heartbeat, wait, outage, say, dead)
         )
 
     @property
@@ -178,7 +181,15 @@ class Lease:
         self._lock.release()
 
     def check(self) -> None:
-        """Raise LeaseLost where somebody else may hold the lease by now."""
+        """Return if nobody else holds the lease, as far as its latest sign of life tells.
+
+        After its time to live without one, as after an outage of the server or a suspension of
+        this process, a sign of life is sent first. It is conditional on the one before, so that
+        it arrives only where nobody has taken the lease since.
+
+        Raises:
+            LeaseLost: somebody else has taken it, or the server kept failing.
+        """
         self._lock.check()
 
 
@@ -195,11 +206,12 @@ class _ObjectLock:
         record: _Record,
         heartbeat: float,
         wait: float,
+        outage: float,
         say: Callable[[str], None] | None,
         dead: Owner | None,
     ) -> None:
         self._place, self._record = place, record
-        self._heartbeat, self._wait, self._say = heartbeat, wait, say
+        self._heartbeat, self._wait, self._outage, self._say = heartbeat, wait, outage, say
         self._dead = dead
         self._poll = min(_POLL_S, record.ttl / _POLLS)
         self._store, self._key = open_bucket(
@@ -210,6 +222,7 @@ class _ObjectLock:
         self._failure = ""  # of the signs of life since
         self._lost = ""
         self._over = threading.Event()
+        self._one = threading.Lock()  # of the threads that send signs of life
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
         self.predecessor: Owner | None = None
 
@@ -248,14 +261,27 @@ class _ObjectLock:
         self._thread.start()
 
     def check(self) -> None:
+        if self._silence() > self._record.ttl:
+            self._catch_up()
         if self._lost:
             raise LeaseLost(self._lost)
-        silence = time.monotonic() - self._last
-        if silence > self._record.ttl:
-            raise LeaseLost(
-                f"{self._place.uri}: the lease was not renewed for {silence:.0f} s, so others may "
-                f"hold it: {self._failure or 'this process was suspended'}"
-            )
+
+    def _silence(self) -> float:
+        """Seconds since the latest sign of life that arrived was sent."""
+        return time.monotonic() - self._last
+
+    def _catch_up(self) -> None:
+        """Send a sign of life until one arrives, the lease is lost or an outage takes too long."""
+        began = time.monotonic()
+        waiting = False
+        while not self._renew() and not self._lost:
+            silence = f"the lease was not renewed for {self._silence():.0f} s: {self._failure}"
+            if time.monotonic() - began >= self._outage:
+                raise LeaseLost(f"{self._place.uri}: {silence}")
+            if self._say and not waiting:
+                self._say(f"{silence}; waiting up to {self._outage:g} s for the object store")
+            waiting = True
+            time.sleep(self._poll)
 
     def release(self) -> None:
         self._over.set()
@@ -275,11 +301,17 @@ class _ObjectLock:
     def _beat_on(self) -> None:
         pause = self._heartbeat
         while not self._over.wait(pause) and not self._lost:
+            pause = self._heartbeat if self._renew() else self._poll
+
+    def _renew(self) -> bool:
+        """Send a sign of life; returns whether it arrived."""
+        with self._one:
             try:
                 self._beat()
-                pause, self._failure = self._heartbeat, ""
             except (BaseError, OSError, InputError) as error:
-                pause, self._failure = self._poll, reason(error)
+                self._failure = reason(error)
+                return False
+            return not self._lost
 
     def _beat(self) -> None:
         if self._put(self._etag):
