@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 import aiohttp
 from aiohttp import web
@@ -37,7 +37,9 @@ _SLOW_DOWN = """<?xml version="1.0" encoding="UTF-8"?>
 _STALL_S = 10.0
 _HOPS = {"transfer-encoding", "connection", "keep-alive", "expect"}
 _CONDITIONS = {"if-match", "if-none-match"}
-_START_S = 180  # a machine with much other work takes a minute to import what the proxy needs
+_START_S = 60
+#: Asks this machine itself, whatever web proxy the environment names.
+_DIRECTLY = build_opener(ProxyHandler({}))
 _KEEP_S = 5.0  # less than servers keep an idle connection: a PUT on a closed one would fail
 
 
@@ -273,7 +275,8 @@ class Faults:
 
     def _order(self, order: str, **arguments: object) -> Any:
         body = json.dumps({"order": order, **arguments}).encode()
-        with urlopen(Request(f"http://127.0.0.1:{self.port}{CONTROL}", body)) as answer:
+        request = Request(f"http://127.0.0.1:{self.port}{CONTROL}", body)
+        with _DIRECTLY.open(request) as answer:
             return json.load(answer)
 
 
@@ -282,11 +285,12 @@ def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
     """Run the proxy in a process of its own."""
     (folder / "faults.json").write_text("{}")
     process = subprocess.Popen([sys.executable, __file__, str(port), str(target), str(folder)])
+    up = f"http://127.0.0.1:{port}/proxy-is-up"
     try:
         for _ in range(_START_S * 10):
             if process.poll() is not None:
                 raise RuntimeError(f"the proxy on port {port} ended with {process.returncode}")
-            with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/proxy-is-up"):
+            with contextlib.suppress(OSError), _DIRECTLY.open(up):
                 break
             time.sleep(0.1)
         else:

@@ -1,6 +1,7 @@
 """Backbones: the network people asked for, its pools, its preprocessing, and clear refusals."""
 
 import re
+from urllib.request import install_opener
 
 import numpy as np
 import pytest
@@ -147,7 +148,15 @@ def test_what_does_not_fit_is_refused(told, says, tmp_path, tiny_backbone):
     assert "\n" not in str(caught.value)
 
 
-def test_imagenet_weights_out_of_reach(monkeypatch):
+@pytest.fixture
+def fresh_opener():
+    """urllib reads the proxies of the environment once, for good: not those of another test."""
+    install_opener(None)
+    yield
+    install_opener(None)
+
+
+def test_imagenet_weights_out_of_reach(monkeypatch, fresh_opener):
     """A proxy that refuses every connection stands for a machine without a network."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
