@@ -41,7 +41,7 @@ DEMO := out/demo
 demo: $(VENV)/.run
 	$(BIN)/python jobs/pipeline.py --dataset vazios --images 1200 --difficult 0.3 --wrong-labels 0.01 \
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out $(DEMO)
-	$(BIN)/python jobs/scanner.py --dataset vazios --images 100 --difficult 0.3 --seed 1 --unlabelled \
+	$(BIN)/python jobs/render.py --dataset vazios --images 100 --difficult 0.3 --seed 1 --unlabelled \
 	  --out $(DEMO)/arrivals
 	cp -R $(DEMO)/arrivals/images/arrived $(DEMO)/scanner/images/
 	$(BIN)/python jobs/extract.py --data $(DEMO)/scanner/images --store $(DEMO)/store \

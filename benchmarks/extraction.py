@@ -32,7 +32,7 @@ from job import REPOSITORY, run_job
 from PIL import Image
 from verdict import CORES, MACHINE, judge, show
 
-from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
 
@@ -59,8 +59,8 @@ from dataclasses import replace
 import numpy as np
 from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.models.backbones import resolve
-from visao_ray.settings import ExtractOptions
-from visao_ray.storage import locate
+from visao_ray.core.settings import ExtractOptions
+from visao_ray.core.storage import locate
 options, file = ExtractOptions(weights="random"), locate(sys.argv[2])
 backbone, _ = resolve(options, 0)
 backbone.write(file)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -6,8 +6,8 @@
    listed a second, and the driver's peak memory, beside that of a tenth of the images.
 2. What one image costs at each stage and hop: DenseNet121 on rendered scans in S3.
 3. Clusters of one, two and three nodes whose stages are throttled (they sleep, so that the nodes do
-   not compete for the cores of this machine): images a second against `visao_ray.forecast`, which
-   knows the costs of a single node alone.
+   not compete for the cores of this machine): images a second against `visao_ray.core.capacity`,
+   which knows the costs of a single node alone.
 
 The figures of docs/scaling.md come from here.
 """
@@ -31,10 +31,10 @@ from job import REPOSITORY, Job, run_job
 from PIL import Image
 from verdict import MACHINE, judge, show
 
-from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.core.capacity import Nodes, StageCosts, forecast
 from visao_ray.core.object_store import list_files
-from visao_ray.forecast import Nodes, StageCosts, forecast
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
+from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
@@ -115,7 +115,7 @@ def scans(place: Location, images: int) -> None:
 
 def tiny_backbone(place: Location) -> str:
     """A feature extractor that costs nothing: 32×32×3 → 8×8×4."""
-    from visao_ray.backend import import_keras
+    from visao_ray.core.backend import import_keras
 
     keras = import_keras()
     layers = [keras.Input((32, 32, 3)), keras.layers.Conv2D(4, 4, strides=4)]

@@ -43,10 +43,10 @@ import pyarrow.parquet as pq
 from verdict import MACHINE, judge
 
 from visao_ray.core.lease import Owner
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.features.labelled import load_vectors
 from visao_ray.models.normalization import FeatureStats
-from visao_ray.storage import locate
 from visao_ray.store import Store, schemas
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.store.store import Description, create_or_open
@@ -232,8 +232,8 @@ def naive_tune(load: Load, place: Path) -> tuple[float, list[float]]:
 
 def ours(load: Load, place: Path) -> tuple[float, list[float]]:
     """The search of jobs/sweep.py, in a run of that job, on heads of our choice."""
+    from visao_ray.core.run import execute
     from visao_ray.models.head import HeadSettings
-    from visao_ray.runs import execute
     from visao_ray.tuning.settings import SweepSettings
     from visao_ray.tuning.sweep import search
 
@@ -373,9 +373,9 @@ def spread(uri: str, file: Path) -> tuple[int, int, int]:
 
 def check_sameness(load: Load, place: Path, auc: list[float], width: int) -> None:
     """Refuse to compare when the head that ours kept is not one that the rivals trained."""
-    from visao_ray.models import saved
+    from visao_ray.models import artifact
 
-    model, _ = saved.load(locate(str(place / "head.keras")))
+    model, _ = artifact.load(locate(str(place / "head.keras")))
     learned = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     head = load.heads[int(np.argmax(auc))]
     if learned != head.parameters(width) or learned != rival_head(head, width).count_params():

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 from verdict import MACHINE, judge, show
 
-from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = ("nvazio", "vazio")
@@ -95,7 +95,7 @@ def scans(load: Load) -> None:
 
 def plain_fit(load: Load, in_memory: bool) -> Speed:
     """The rival, as Keras's own guides have it. Runs in a process of its own."""
-    from visao_ray.backend import import_keras
+    from visao_ray.core.backend import import_keras
 
     keras = import_keras()
     import tensorflow as tf

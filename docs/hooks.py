@@ -20,12 +20,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from visao_ray import submission, tables
-from visao_ray.bases.scanner import base as scanner
+from visao_ray.core import tables
+from visao_ray.core.settings import CommandSettings, flag_of
+from visao_ray.jobs import submission
 from visao_ray.jobs.registry import JOBS
-from visao_ray.settings import CommandSettings, flag_of
 from visao_ray.store import schemas
-from visao_ray.tuning import outcomes
+from visao_ray.synthetic import base as scanner
+from visao_ray.tuning import trial_results
 
 ROOT = Path(__file__).parents[1]
 #: Files of the repository's root, and their pages.
@@ -130,7 +131,7 @@ def _tables() -> dict[str, pa.Schema]:
     """Every table that people meet, by its name on the page."""
     named = {
         value.metadata[b"visao_ray.table"].decode(): value
-        for value in vars(outcomes).values()
+        for value in vars(trial_results).values()
         if isinstance(value, pa.Schema)
     }
     return {
@@ -142,8 +143,8 @@ def _tables() -> dict[str, pa.Schema]:
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),
         "truth": scanner.TRUTH,
-        "trials": outcomes.trials_schema(),
-        "refits": outcomes.refits_schema(),
+        "trials": trial_results.trials_schema(),
+        "refits": trial_results.refits_schema(),
         **named,
     }
 

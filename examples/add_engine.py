@@ -20,10 +20,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import ExtractSettings
+from visao_ray.core.storage import Location
 from visao_ray.inference.engines.registry import register
-from visao_ray.settings import ExtractSettings
-from visao_ray.storage import Location
 
 _GRID = 8  # cells a side
 _SIZE = 64  # side of the images in pixels, unless --image-size says otherwise

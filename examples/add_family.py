@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
 from visao_ray.models.classifier import Classifier
 from visao_ray.models.registry import register
 from visao_ray.models.settings import ClassifierSettings, PixelSettings

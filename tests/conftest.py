@@ -20,7 +20,7 @@ SEED = 45  # one whose splits have both classes twice or more
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process without plugins; what the test adds is gone at its end."""
-    from visao_ray import plugins
+    from visao_ray.core import plugins
     from visao_ray.datasets.registry import DATASETS
     from visao_ray.evaluation.metrics import METRICS
 
@@ -69,7 +69,7 @@ def join_ray() -> None:
     """Ray with two CPUs in this process, started once unless another test shut it down."""
     import ray
 
-    from visao_ray.runs import start_ray
+    from visao_ray.core.run import start_ray
 
     if not ray.is_initialized():
         ray.init(
@@ -87,7 +87,7 @@ def ray_cluster(_ray_at_end: None) -> None:
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
-    from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
     root = tmp_path_factory.mktemp("scans")
     for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
@@ -101,7 +101,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A `.keras` feature extractor that costs nothing: 32×32×3 in 0–255 → 8×8×8."""
-    from visao_ray.backend import import_keras
+    from visao_ray.core.backend import import_keras
 
     keras = import_keras()
     first = keras.initializers.GlorotUniform(seed=11)
@@ -126,9 +126,9 @@ def store(
 
     Tests read it, and may leave predictions and tags; whoever adds images copies it first.
     """
+    from visao_ray.core.run import execute
+    from visao_ray.core.settings import ExtractSettings
     from visao_ray.features.extract import extract_images
-    from visao_ray.runs import execute
-    from visao_ray.settings import ExtractSettings
 
     join_ray()
     place = tmp_path_factory.mktemp("stores") / "store"
@@ -158,7 +158,7 @@ class PipelineRun:
 @pytest.fixture(scope="session")
 def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun]:
     """jobs/pipeline.py from S3 to S3: images, weights and output."""
-    from visao_ray.storage import locate
+    from visao_ray.core.storage import locate
 
     data = locate(f"{s3.uri}/pipeline/in")
     for file in scans.rglob("*.jpg"):

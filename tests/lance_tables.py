@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 from visao_ray.store import schemas, table
 from visao_ray.store.table import TableVersion, write_fragments
 

@@ -6,8 +6,8 @@ import pytest
 from s3_proxy import Faults, proxy
 from s3_server import free_ports
 
-from visao_ray import storage, tables
-from visao_ray.storage import locate
+from visao_ray.core import storage, tables
+from visao_ray.core.storage import locate
 
 READS = 30
 

@@ -8,11 +8,11 @@ import sys
 import pytest
 from job_runs import ROOT, run_job, write_files
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.run import main
+from visao_ray.core.settings import ExtractSettings, ManifestSettings
 from visao_ray.features.extract import extract_images
 from visao_ray.features.manifest import make_manifest
-from visao_ray.runs import main
-from visao_ray.settings import ExtractSettings, ManifestSettings
 
 HELP_S = 2.0  # of one core, whatever else this machine does
 HELP = """

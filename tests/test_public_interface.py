@@ -11,8 +11,8 @@ import pytest
 from job_runs import ROOT
 
 import visao_ray
+from visao_ray.core.settings import JobSettings
 from visao_ray.jobs.registry import JOBS
-from visao_ray.settings import JobSettings
 
 #: A name that goes breaks programs of others: add to this list, and say so in CHANGELOG.md.
 PUBLIC = [

@@ -10,11 +10,11 @@ from s3_proxy import Faults, proxy
 from s3_server import free_ports
 
 from visao_ray.core.object_store import open_bucket
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
 
 WRITER = """
 import sys
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 locate(sys.argv[1]).write_bytes(b"new")
 """
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.storage import locate
 from visao_ray.datasets.vazios import VAZIOS
-from visao_ray.models import saved
-from visao_ray.models.saved import ModelAbout
-from visao_ray.storage import locate
+from visao_ray.models import artifact
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.store import Store, schemas
 
 SIDE = 32
@@ -38,7 +38,7 @@ def pixel_models(folder: Path) -> dict[str, str]:
         classes = () if name == "embedding" else CLASSES
         about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
         uris[name] = str(folder / f"{name}.keras")
-        locate(uris[name]).write_bytes(saved.pack(keras.Model(pixels, output), about))
+        locate(uris[name]).write_bytes(artifact.pack(keras.Model(pixels, output), about))
     return uris
 
 
@@ -66,5 +66,5 @@ def vector_model(
     model = keras.Model(inputs, {kind: there[kind] for kind in outputs})
     about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
     uri = str(folder / "model.keras")
-    locate(uri).write_bytes(saved.pack(model, replace(about, **changes)))
+    locate(uri).write_bytes(artifact.pack(model, replace(about, **changes)))
     return uri, model

@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visao_ray.core.errors import InputError
     from visao_ray.datasets.spec import Dataset
-    from visao_ray.errors import InputError
     from visao_ray.evaluation.metric import Metric
     from visao_ray.inference.engines.base import Engine
     from visao_ray.jobs.functions import (
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         sweep,
         train,
     )
+    from visao_ray.jobs.submission import submit
     from visao_ray.store.store import Store
-    from visao_ray.submission import submit
 
 __version__ = "0.2.0"
 
@@ -50,10 +50,10 @@ __all__ = [
 _MODULES = {
     "Dataset": "visao_ray.datasets.spec",
     "Engine": "visao_ray.inference.engines.base",
-    "InputError": "visao_ray.errors",
+    "InputError": "visao_ray.core.errors",
     "Metric": "visao_ray.evaluation.metric",
     "Store": "visao_ray.store.store",
-    "submit": "visao_ray.submission",
+    "submit": "visao_ray.jobs.submission",
 }
 
 

@@ -12,7 +12,7 @@ from ray_nodes import RayNodes, ray_nodes
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
 
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
 
 IMAGES = 1024
 
@@ -52,7 +52,7 @@ def site(s3: S3) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def images(s3: S3) -> Location:
     """1,024 different small scans in the bucket: 64 renders, each darkened sixteen ways."""
-    from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
     place = locate(f"{s3.uri}/cluster/images")
     for planned in plan(BaseRecipe(base="vazios", images=64, seed=3)):

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from cluster_runs import EXTRACT, committed, extracted, features, finish, processes, result, source
 
+from visao_ray.core.storage import Location
 from visao_ray.inference.committing import COMMIT_S
 from visao_ray.inference.graph import _FRAGMENT_ROWS
-from visao_ray.storage import Location
 from visao_ray.store import Store
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ OTHERS = (
 @pytest.fixture(scope="module")
 def images(site) -> Location:
     """3,072 different small scans: 64 renders, each darkened 48 ways."""
-    from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
     place = site.place("kills/images")
     files = {}

@@ -5,7 +5,7 @@ from collections import Counter
 from cluster_runs import EXTRACT, committed, finish, result, same_features, source, stop, wait_for
 from ray_nodes import ray_nodes
 
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 
 _MIB = 1024**2
 

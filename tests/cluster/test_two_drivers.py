@@ -12,7 +12,7 @@ from subprocess import Popen
 
 from cluster_runs import EXTRACT, committed, finish, same_features, source, wait_for
 
-from visao_ray.storage import Location
+from visao_ray.core.storage import Location
 
 
 class Drivers:

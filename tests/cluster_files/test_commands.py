@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from visao_ray.core.settings import CommandSettings, parse
 from visao_ray.jobs.registry import JOBS
-from visao_ray.settings import CommandSettings, parse
 
 _ROOT = Path(__file__).parents[2]
 _FILES = sorted(

@@ -11,10 +11,10 @@ from s3_server import SECRET
 
 from visao_ray.core import driver_log
 from visao_ray.core.driver_log import DriverLog, known_secrets, without_secrets
-from visao_ray.errors import InputError
-from visao_ray.runs import Run, execute, main, start_ray
-from visao_ray.settings import JobSettings
-from visao_ray.storage import Location, locate
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import Run, execute, main, start_ray
+from visao_ray.core.settings import JobSettings
+from visao_ray.core.storage import Location, locate
 
 
 class WarnSettings(JobSettings):

@@ -17,9 +17,9 @@ import pytest
 from s3_proxy import Faults, proxy
 from s3_server import SECRET, free_ports
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Lease, LeaseLost, Owner, require_conditional_puts
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
 
 ME = Owner.here("extract", "run-1")
 OTHER = Owner("elsewhere", 7, "sweep", "run-2")
@@ -30,7 +30,7 @@ CONTENDERS = 16
 HOLDER = """
 import sys, time
 from visao_ray.core.lease import Lease, Owner
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 uri, ttl, beat = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
 with Lease(locate(uri), Owner.here("extract", "killed"), ttl=ttl, heartbeat=beat):
     print("held", flush=True)

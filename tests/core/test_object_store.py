@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from s3_server import ACCESS_KEY, SECRET
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.object_store import list_files, open_bucket, storage_options
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
 
 NAMES = ("plain.txt", "a b.txt", "acentuação é.txt", "100%.txt", "n#1.txt", "a+b?.txt", "d/e/f.txt")
 

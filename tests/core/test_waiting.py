@@ -8,8 +8,8 @@ import pytest
 from job_runs import ROOT
 from ray_nodes import ray_nodes
 
+from visao_ray.core.resources import Cluster, Node
 from visao_ray.core.waiting import Demand, Request, Waiting, report
-from visao_ray.resources import Cluster, Node
 
 GIB = 1024**3
 HEAD = Node({"memory": 4 * GIB})

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import locate
 from visao_ray.datasets.labels import SCHEMA, check_labels, read_labels
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.vazios import VAZIOS
-from visao_ray.errors import InputError
-from visao_ray.storage import locate
 
 ROOT = locate("s3://bucket/scans")
 

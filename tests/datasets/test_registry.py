@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import locate
 from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.datasets.registry import DATASETS, find_dataset
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
-from visao_ray.storage import locate
 
 FRUIT = """
 classes = ["apple", "pear", "quince"]

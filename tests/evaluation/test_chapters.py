@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from stores import make_store
 
+from visao_ray.core.settings import EvaluateOptions
+from visao_ray.core.storage import locate
 from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.classification import classification_metrics
-from visao_ray.evaluation.judge import _Task, judge, summary
-from visao_ray.models.saved import ModelAbout
+from visao_ray.evaluation.evaluate import _Task, judge, summary
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.reports.report import ReportInputs, write_report
-from visao_ray.settings import EvaluateOptions
-from visao_ray.storage import locate
 from visao_ray.store.join import pin
 
 UNDEFINED = {"value": None, "low": None, "high": None, "n": 0}

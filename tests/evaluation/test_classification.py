@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation import bootstrap, sample
 from visao_ray.evaluation.classification import PER_CLASS, classification_metrics, metrics_at
 from visao_ray.evaluation.labelled_scores import LabelledScores

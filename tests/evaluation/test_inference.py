@@ -10,15 +10,15 @@ import pytest
 from conftest import SEED, join_ray
 from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
+from visao_ray.core.settings import EvaluateSettings
+from visao_ray.core.storage import locate
 from visao_ray.datasets.chest_xray import CHEST_XRAY
-from visao_ray.errors import InputError
+from visao_ray.evaluation.evaluate import evaluate_model
 from visao_ray.evaluation.inference import open_model, table_name
-from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.images.decode import decode
-from visao_ray.models import saved
-from visao_ray.runs import execute
-from visao_ray.settings import EvaluateSettings
-from visao_ray.storage import locate
+from visao_ray.models import artifact
 from visao_ray.store import Store, schemas
 
 
@@ -70,7 +70,7 @@ def found_in(result, split):
 
 def plain(model, keys):
     images = [decode(locate(key).read_bytes(), SIDE, "stretch") for key in keys]
-    return saved.load(locate(model))[0].predict(np.stack(images), verbose=0)
+    return artifact.load(locate(model))[0].predict(np.stack(images), verbose=0)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
     vectors = {
         pool: np.array([row[pool] for row in of_keys], np.float32) for pool in ("avg", "max")
     }
-    expected = saved.outputs(model, vectors)
+    expected = artifact.outputs(model, vectors)
     embeddings = rows_of(tmp_path / "out", "embeddings")
     made = np.array([embeddings[key]["embedding"] for key in keys])
     np.testing.assert_allclose(made, expected["embedding"], atol=1e-5, rtol=1e-5)

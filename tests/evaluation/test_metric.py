@@ -5,8 +5,8 @@ import pytest
 from job_runs import ROOT
 from sklearn.metrics import brier_score_loss, matthews_corrcoef
 
-from visao_ray import plugins
-from visao_ray.errors import InputError
+from visao_ray.core import plugins
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.comparison import compare
 from visao_ray.evaluation.metric import Metric, of_decisions, of_probabilities

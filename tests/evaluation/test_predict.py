@@ -13,18 +13,18 @@ from html_page import Page
 from job_runs import run_job
 from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
-from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
+from visao_ray.core.settings import EvaluateSettings, ExtractSettings, PredictSettings
+from visao_ray.core.storage import locate
+from visao_ray.evaluation.evaluate import evaluate_model
 from visao_ray.evaluation.inference import open_model, table_name
-from visao_ray.evaluation.judge import evaluate_model
 from visao_ray.features.extract import extract_images
 from visao_ray.images.decode import decode
 from visao_ray.jobs.predict import predict_images
-from visao_ray.models import saved
-from visao_ray.runs import execute
-from visao_ray.settings import EvaluateSettings, ExtractSettings, PredictSettings
-from visao_ray.storage import locate
+from visao_ray.models import artifact
 from visao_ray.store import Store, schemas
+from visao_ray.synthetic import BaseRecipe, encode, plan, render
 
 
 def arrivals(root, count, seed):
@@ -126,7 +126,7 @@ def test_only_what_is_new_to_the_model(grown):
     vectors = store.vectors(name).latest().read(["content_id", "status", "avg", "max"])
     vectors = {row["content_id"]: row for row in vectors.to_pylist() if row["status"] == "ok"}
     contents = sorted(vectors)
-    expected = saved.outputs(
+    expected = artifact.outputs(
         plain,
         {pool: np.array([vectors[one][pool] for one in contents]) for pool in ("avg", "max")},
     )["probability"]
@@ -275,7 +275,7 @@ def test_files_outside_a_store_in_one_pass(outside, models, tmp_path):
     good = sorted(rows.keys() - {broken})
     assert rows[broken]["error"] == images[broken]["error"]
     pixels = np.stack([decode(locate(key).read_bytes(), SIDE, "stretch") for key in good])
-    expected = saved.load(locate(models["probability"]))[0].predict(pixels, verbose=0)
+    expected = artifact.load(locate(models["probability"]))[0].predict(pixels, verbose=0)
     for key, probability in zip(good, expected, strict=True):
         told = [float(rows[key][f"probability_{name}"]) for name in CLASSES]
         np.testing.assert_allclose(told, probability, atol=1e-5)

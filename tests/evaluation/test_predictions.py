@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation import bootstrap, probabilities, ranking
 from visao_ray.evaluation.curves import binary_curves
 from visao_ray.evaluation.predictions import evaluate_predictions

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from visao_ray import tables
-from visao_ray.errors import InputError
+from visao_ray.core import tables
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import locate
 from visao_ray.evaluation import retrieval
 from visao_ray.evaluation.retrieval import precision_at_k, retrieval_metrics
-from visao_ray.storage import locate
 
 K = 20
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.thresholds import threshold_for_recall
 
 

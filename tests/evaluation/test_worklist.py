@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from stores import content_id, make_store, results_table
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
+from visao_ray.core.resources import remotely
+from visao_ray.core.storage import locate
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.evaluation.worklist import (
     FIRST,
     Decision,
@@ -18,8 +20,6 @@ from visao_ray.evaluation.worklist import (
     look_before,
     write_worklist,
 )
-from visao_ray.resources import remotely
-from visao_ray.storage import locate
 from visao_ray.store import schemas
 from visao_ray.store.table import write_fragments
 

@@ -9,9 +9,9 @@ from html_page import Page
 from job_runs import run_job
 from sklearn.metrics import matthews_corrcoef
 
+from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
-from visao_ray.models import saved
-from visao_ray.storage import locate
+from visao_ray.models import artifact
 
 NAME, TITLE = "matthews_correlation", "Matthews correlation"
 CLOTHS = Dataset("cloths", CLASSES, positive="silk", group_pattern=r"bolt\d+")
@@ -44,7 +44,7 @@ def test_the_dataset(pipeline):
     assert result["settings"]["plugin"] == PLUGINS
     assert result["inputs"]["evaluate"]["dataset"] == CLOTHS.to_json()
     model = locate(str(out / "sweep" / "head.keras"))
-    about = saved.read_about(saved.read(model), model.uri)
+    about = artifact.read_about(artifact.read(model), model.uri)
     assert about.dataset == CLOTHS
     assert about.classes == CLASSES
     test = result["metrics"]["test"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from job_runs import run_job
 
-from visao_ray import tables
+from visao_ray.core import tables
 from visao_ray.images.decode import decode
 from visao_ray.inference.engines.registry import ENGINES
 from visao_ray.store import schemas

@@ -8,8 +8,8 @@ import pytest
 from conftest import SEED
 from job_runs import run_job
 
+from visao_ray.models.artifact import read_about
 from visao_ray.models.registry import FAMILIES
-from visao_ray.models.saved import read_about
 
 PLUGIN = ("--plugin", "examples/add_family.py")
 FLAGS = ("--image-size", "32", "--filters", "4", "--blocks", "2", "--focal", "1", "--epochs", "2")

@@ -11,12 +11,12 @@ import pytest
 from job_runs import write_files
 from PIL import Image
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
+from visao_ray.core.settings import ExtractSettings
 from visao_ray.features.extract import extract_images
 from visao_ray.images.decode import decode
-from visao_ray.runs import execute
-from visao_ray.settings import ExtractSettings
 from visao_ray.store import Store, schemas
 
 

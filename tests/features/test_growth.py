@@ -16,7 +16,7 @@ from odd_files import encoded
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
 
-from visao_ray.storage import Location, locate
+from visao_ray.core.storage import Location, locate
 from visao_ray.store import Store, schemas
 from visao_ray.store.join import Snapshot, read_examples
 

@@ -8,12 +8,12 @@ from graph_runs import EXTRACTOR, check_store, run_plainly, write_images
 from plain_engine import Means
 
 from visao_ray.core.lease import Owner
+from visao_ray.core.resources import fit_actors, look
+from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.inference import graph
 from visao_ray.inference.committing import Done
 from visao_ray.inference.loading import Loading
-from visao_ray.resources import fit_actors, look
-from visao_ray.storage import locate
 from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
 

@@ -20,11 +20,11 @@ from graph_runs import (
 )
 from plain_engine import Means
 
+from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.inference import committing, graph
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import FIRST, REPEATED, ContentLookup
-from visao_ray.storage import locate
 from visao_ray.store import proof
 from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments

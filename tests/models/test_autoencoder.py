@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.models.autoencoder import build_autoencoder, encoder, reconstruction_losses
 
 SIZE = 32

@@ -6,11 +6,11 @@ from urllib.request import install_opener
 import numpy as np
 import pytest
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import ExtractSettings
+from visao_ray.core.storage import locate
 from visao_ray.models.backbones import Backbone, build, resolve
-from visao_ray.settings import ExtractSettings
-from visao_ray.storage import locate
 
 SMALL = {"backbone": "MobileNetV2", "weights": "random", "image_size": 32}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.models.logistic import fit_logistic
 
 ROWS, WIDTH = 900, 7

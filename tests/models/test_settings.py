@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import parse
 from visao_ray.models.registry import FAMILIES
 from visao_ray.models.settings import TrainSettings
-from visao_ray.settings import parse
 
 PIXELS = ("--dataset", "vazios", "--data", "in", "--out", "o")
 VECTORS = ("--store", "s", "--out", "o")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.models.simple_cnn import NATIVE_SIZE, build_simple_cnn
 
 

@@ -11,15 +11,15 @@ import pytest
 from html_page import Page
 from PIL import Image
 
+from visao_ray.core.storage import locate
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.evaluation.curves import histograms
 from visao_ray.evaluation.predict import Predicted
 from visao_ray.evaluation.worklist import FIRST, Decision, Worklist
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.models.saved import ModelAbout
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.reports.day import render_day
-from visao_ray.storage import locate
 
 EVIL = '<script>alert("x")</script>&$\\frac'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

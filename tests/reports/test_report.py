@@ -11,7 +11,7 @@ from job_runs import ROOT
 from PIL import Image
 from sklearn.metrics import brier_score_loss
 
-from visao_ray import plugins
+from visao_ray.core import plugins
 from visao_ray.evaluation.metric import Metric, of_probabilities
 from visao_ray.evaluation.metrics import register
 from visao_ray.evaluation.predictions import evaluate_predictions

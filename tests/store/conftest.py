@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from visao_ray.core.lease import Owner
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.storage import locate
 from visao_ray.store import schemas, table
 from visao_ray.store.store import Description
 

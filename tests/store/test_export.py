@@ -18,12 +18,12 @@ from s3_proxy import proxy
 from s3_server import free_ports
 from stores import content_id, make_store
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
+from visao_ray.core.run import execute
+from visao_ray.core.settings import ExportSettings
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.errors import InputError
-from visao_ray.runs import execute
-from visao_ray.settings import ExportSettings
-from visao_ray.storage import locate
 from visao_ray.store import schemas, table
 from visao_ray.store.export import Selection, export_table, plan_parts, read_part, write_part
 from visao_ray.store.store import Store

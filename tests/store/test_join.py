@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from stores import content_id, make_store
 
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.errors import InputError
 from visao_ray.store import join, schemas
 from visao_ray.store.proof import ids
 from visao_ray.store.store import Store

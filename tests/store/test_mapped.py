@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from stores import content_id, make_store
 
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.vazios import VAZIOS
-from visao_ray.errors import InputError
 from visao_ray.store import mapped
 from visao_ray.store.join import pin, plain_vectors, read_examples
 from visao_ray.store.mapped import TableRows, VectorFile

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from stores import content_id, results_table
 
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 from visao_ray.store import proof, schemas, table
 from visao_ray.store.table import Table, TableVersion, write_fragments
 

@@ -19,13 +19,13 @@ from s3_proxy import Faults, proxy
 from s3_server import S3, SECRET, free_ports
 from stores import content_id, results_table
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import LeaseLost
+from visao_ray.core.storage import locate
 from visao_ray.datasets.listing import Search
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.errors import InputError
 from visao_ray.inference.loading import Loading, Unit
 from visao_ray.inference.writing import Target
-from visao_ray.storage import locate
 from visao_ray.store import join, maintenance, proof, schemas, table
 from visao_ray.store.store import Store, create_or_open
 from visao_ray.store.table import Table, TableVersion, write_fragments

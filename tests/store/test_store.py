@@ -5,9 +5,9 @@ import json
 import pytest
 from lance_tables import append_groups, group_rows
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.errors import InputError
-from visao_ray.storage import locate
 from visao_ray.store import schemas
 from visao_ray.store.store import Store, create_or_open
 from visao_ray.store.table import write_fragments

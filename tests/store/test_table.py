@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from lance_tables import append_groups, group_rows
 
-from visao_ray.storage import locate
+from visao_ray.core.storage import locate
 from visao_ray.store import maintenance, schemas, table
 from visao_ray.store.table import Table, TableVersion, write_fragments
 

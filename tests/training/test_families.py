@@ -10,10 +10,10 @@ import pyarrow.dataset as pads
 import pytest
 from conftest import SEED, join_ray
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
 from visao_ray.models.settings import TrainSettings
-from visao_ray.runs import execute
 from visao_ray.store.store import Store
 from visao_ray.training.train import train_model
 

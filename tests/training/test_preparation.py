@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from stores import make_store
 
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.models.settings import TrainSettings
-from visao_ray.storage import locate
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.training.preparation import count_files, prepare_images, prepare_vectors
 

@@ -16,9 +16,9 @@ import pytest
 from conftest import join_ray
 from job_runs import OWN_RAY, ROOT
 
-from visao_ray.bases.scanner import BaseRecipe, encode, plan, render
+from visao_ray.core.run import execute
 from visao_ray.models.settings import TrainSettings
-from visao_ray.runs import execute
+from visao_ray.synthetic import BaseRecipe, encode, plan, render
 from visao_ray.training.train import train_model
 
 SCANS, EPOCHS = 100, 4
@@ -53,10 +53,10 @@ def train(out, dataset):
 
 
 def weights_of(out):
-    from visao_ray.models import saved
-    from visao_ray.storage import locate
+    from visao_ray.core.storage import locate
+    from visao_ray.models import artifact
 
-    model, about = saved.load(locate(str(out / "model.keras")))
+    model, about = artifact.load(locate(str(out / "model.keras")))
     return about.epoch, model.get_weights()
 
 

@@ -9,8 +9,8 @@ import pytest
 from job_runs import write_files
 from stores import make_store
 
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.errors import InputError
 from visao_ray.features.labelled import load_vectors
 from visao_ray.store.join import pin, plain_vectors, read_examples
 from visao_ray.training.rows import ImageRows, image_rows, vector_rows

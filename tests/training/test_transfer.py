@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.models.backbones import Backbone
 from visao_ray.models.head import HeadSettings, build_head
 from visao_ray.models.transfer import bare_transfer, build_transfer, unfreeze

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.tuning.objective import Criterion, default_objective, scores
 

@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
+from visao_ray.core.storage import locate
 from visao_ray.models.head import HeadSettings
-from visao_ray.storage import locate
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.order import InOrder, rungs
-from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
 from visao_ray.tuning.samplers import Fixed
+from visao_ray.tuning.trial_results import Epoch, Outcome, Outcomes
 
 AUC = Criterion("roc_auc", 1)
 HEADS = [HeadSettings(units=8 * number) for number in range(1, 9)]

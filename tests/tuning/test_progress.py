@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from visao_ray.core.storage import locate
 from visao_ray.models.head import HeadSettings
-from visao_ray.storage import locate
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome, Outcomes
 from visao_ray.tuning.progress import Progress
+from visao_ray.tuning.trial_results import Outcome, Outcomes
 
 HEAD = HeadSettings().model_dump(mode="json")
 OK = Outcome(0, "a", HEAD, "ok", "epochs", epoch=2, epochs=3, seconds=1.5, objective=0.75)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome
 from visao_ray.tuning.samplers import Tpe
 from visao_ray.tuning.space import Random, propose, read_space
+from visao_ray.tuning.trial_results import Outcome
 
 CHEST = ("NORMAL", "PNEUMONIA")
 AUC = Criterion("roc_auc", 1)

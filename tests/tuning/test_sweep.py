@@ -18,21 +18,21 @@ import ray
 from sklearn.metrics import f1_score, roc_auc_score
 from stores import make_store
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
+from visao_ray.core.settings import parse
+from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import DATASETS
-from visao_ray.errors import InputError
 from visao_ray.features.labelled import load_vectors
-from visao_ray.models import saved
+from visao_ray.models import artifact
 from visao_ray.models.head import HeadSettings
 from visao_ray.models.settings import TrainSettings
-from visao_ray.runs import execute
-from visao_ray.settings import parse
-from visao_ray.storage import locate
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.store.store import Store
 from visao_ray.tuning.folds import Folds
-from visao_ray.tuning.outcomes import Outcomes
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import make_sweep, search
+from visao_ray.tuning.trial_results import Outcomes
 
 WIDTH = 12
 JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
@@ -135,7 +135,7 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert result["details"]["default"]["objective"] == rows[0]["metric.roc_auc"]
     assert best["metric.roc_auc"] > 0.8
 
-    model, about = saved.load(locate(f"{out}/head.keras"))
+    model, about = artifact.load(locate(f"{out}/head.keras"))
     assert about.classes == ("NORMAL", "PNEUMONIA")
     assert (about.features, about.extractor) == (MADE_BY, EXTRACTOR)
     assert about.settings == winner["settings"]
@@ -231,7 +231,7 @@ def test_many_classes_with_gaps(tmp_path):
     result = run_of(out, epochs=2)(table, heads)
     assert result["details"]["objective"]["name"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
-    model, about = saved.load(locate(f"{out}/head.keras"))
+    model, about = artifact.load(locate(f"{out}/head.keras"))
     assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
     labels, vectors = val_of(table)
     predicted = model.predict(vectors, verbose=0).argmax(axis=1)
@@ -362,7 +362,7 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     assert [row["ended"] for row in rows[2:]] == ["fitted"] * 2
     labels, vectors = val_of(chest)
     for row in rows:
-        model, _ = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
+        model, _ = artifact.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
         probability = model.predict(vectors, verbose=0)
         np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
         area = roc_auc_score(labels, probability[:, 1])
@@ -426,7 +426,7 @@ def test_grouped_folds(chest, tmp_path):
         assert np.mean(row["folds"]) == pytest.approx(row["objective"])
     best = result["details"]["finalists"][0]["objective"]
     assert best["low"] < best["value"] < best["high"]
-    model, about = saved.load(locate(f"{out}/head.keras"))
+    model, about = artifact.load(locate(f"{out}/head.keras"))
     assert about.trial == 2  # the first trial after the two of the search
     labels, vectors = val_of(chest)
     probability = model.predict(vectors, verbose=0)
@@ -442,7 +442,7 @@ from stores import make_store
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models.head import HeadSettings
 from visao_ray.models.settings import TrainSettings
-from visao_ray.runs import execute
+from visao_ray.core.run import execute
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import search
 
@@ -567,7 +567,7 @@ def test_a_search_on_a_sample(tmp_path):
     vectors = {pool: np.array(values[rows]) for pool, values in val.items()}
     for row in refits:
         assert row["status"] == "ok"
-        model, about = saved.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
+        model, about = artifact.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
         probability = model.predict(vectors, verbose=0)
         area = roc_auc_score(data.labels[rows], probability[:, 1])
         assert row["metric.roc_auc"] == row["objective"] == pytest.approx(area, abs=1e-9)
@@ -586,7 +586,7 @@ def test_a_search_on_a_sample(tmp_path):
         assert one["objective"]["n"] == 160
         assert one["objective"]["low"] < one["objective"]["value"] < one["objective"]["high"]
     assert result["metrics"]["val"]["accuracy"]["n"] == 160
-    _, about = saved.load(locate(f"{out}/head.keras"))
+    _, about = artifact.load(locate(f"{out}/head.keras"))
     assert about.trial == first["number"]
     page = (out / "report.html").read_text()
     assert "960 train rows" in page

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, TextIO
 
-from visao_ray.storage import Location
+from visao_ray.core.storage import Location
 
 #: Loggers with handlers of their own, and the level from which the terminal shows their records.
 _LOGGERS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}

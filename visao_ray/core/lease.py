@@ -35,9 +35,9 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.object_store import open_bucket
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, reason
+from visao_ray.core.storage import Location, reason
 
 _REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
 _PROBES = 5  # of a server that fails in between

@@ -1,7 +1,7 @@
 """The object store as pyarrow does not show it: ETags and conditional puts, and facts for Lance.
 
-Addresses come from the same environment variables as in `visao_ray.storage`, and so do credentials;
-none is in a setting or a message.
+Addresses come from the same environment variables as in `visao_ray.core.storage`, and so do
+credentials; none is in a setting or a message.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, passed_over, reason
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location, passed_over, reason
 
 if TYPE_CHECKING:  # they are there for type checkers alone
     from obstore.store import S3Config, S3Credential

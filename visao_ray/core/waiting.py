@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from visao_ray.resources import Cluster, present
+from visao_ray.core.resources import Cluster, present
 
 _LISTED = 1000  # of each kind, at most
 _TIMEOUT_S = 10

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from visao_ray.core.storage import Location
 from visao_ray.datasets.labels import check_labels, read_labels
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.splits import decide_splits
-from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.proof import as_bytes
 from visao_ray.store.store import Description

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 
 
 def find_classes(

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location, is_outage, locate, reason
 from visao_ray.datasets.spec import SPLITS, Dataset
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, is_outage, locate, reason
 
 #: What a labels file may hold of each image, all as text; null: not said.
 SCHEMA = pa.schema(

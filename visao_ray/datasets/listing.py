@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.object_store import Listed, list_files
+from visao_ray.core.resources import look
+from visao_ray.core.storage import Location, locate, passed_over, require_folder
 from visao_ray.datasets.spec import SPLITS, Dataset
-from visao_ray.errors import InputError
-from visao_ray.resources import look
-from visao_ray.storage import Location, locate, passed_over, require_folder
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.table import Table, TableVersion, append, quoted, write_fragments

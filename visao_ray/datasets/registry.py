@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tomllib
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.registry import Registry
+from visao_ray.core.storage import locate, reason
 from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.vazios import VAZIOS
-from visao_ray.errors import InputError
-from visao_ray.registry import Registry
-from visao_ray.storage import locate, reason
 
 #: Built in are the datasets of the 2019 study. Folder names and class order are the study's.
 DATASETS: Registry[Dataset] = Registry("dataset", (CHEST_XRAY, VAZIOS, NCM))

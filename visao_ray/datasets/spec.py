@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 
 SPLITS = ("train", "val", "test")
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.bootstrap import (
     UNDEFINED,
     Estimate,

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import ActorPool, remotely
+from visao_ray.core.run import Run
+from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.features.extract import Source, new_listing, open_source
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
 from visao_ray.inference.vectors import VectorWork, list_rows, run_vectors
-from visao_ray.models import saved
-from visao_ray.models.saved import ModelAbout
-from visao_ray.resources import ActorPool, remotely
-from visao_ray.runs import Run
-from visao_ray.storage import locate
+from visao_ray.models import artifact
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.store import proof, schemas
 from visao_ray.store.proof import Contents
 from visao_ray.store.store import Store, Writer
@@ -42,8 +42,8 @@ def open_model(uri: str, batch_size: int) -> KerasModel:
         InputError: missing, unreadable, or not a file that visao_ray trained.
     """
     location = locate(uri)
-    data = saved.read(location)
-    about = saved.read_about(data, f"--model {uri}")
+    data = artifact.read(location)
+    about = artifact.read_about(data, f"--model {uri}")
     return KerasModel(location, about, hashlib.sha256(data).hexdigest(), batch_size)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.bootstrap import group_sums
 from visao_ray.evaluation.probabilities import Matrix, Probabilities
 

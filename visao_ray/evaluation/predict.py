@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import fit_actors, look, remotely
+from visao_ray.core.run import Run, start_ray
+from visao_ray.core.settings import PredictSettings
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
     find_source,
@@ -26,9 +29,6 @@ from visao_ray.evaluation.worklist import (
 )
 from visao_ray.features.extract import Source, keep_in_order, read_new
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.resources import fit_actors, look, remotely
-from visao_ray.runs import Run, start_ray
-from visao_ray.settings import PredictSettings
 from visao_ray.store import schemas
 from visao_ray.store.store import Store, Writer
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.classification import metrics_at
 from visao_ray.evaluation.curves import (

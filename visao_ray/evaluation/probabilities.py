@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 
 Matrix = npt.NDArray[np.floating]
 

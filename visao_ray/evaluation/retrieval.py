@@ -14,8 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray import tables
-from visao_ray.errors import InputError
+from visao_ray.core import tables
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location
+from visao_ray.core.tables import Vectors
 from visao_ray.evaluation.bootstrap import (
     UNDEFINED,
     estimates,
@@ -23,8 +25,6 @@ from visao_ray.evaluation.bootstrap import (
     weighted_sums,
 )
 from visao_ray.evaluation.labelled_scores import Values, sorted_codes
-from visao_ray.storage import Location
-from visao_ray.tables import Vectors
 
 Positions = npt.NDArray[np.intp]
 

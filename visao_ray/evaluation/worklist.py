@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location, locate, reason
 from visao_ray.evaluation.curves import histograms
 from visao_ray.evaluation.metrics.accuracy import ACCURACY
 from visao_ray.evaluation.metrics.roc_auc import ROC_AUC
 from visao_ray.evaluation.metrics.top5 import TOP5
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.normalization import Vectors
-from visao_ray.storage import Location, locate, reason
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes, ids
 from visao_ray.store.rows import find_rows, places_of, read_rows

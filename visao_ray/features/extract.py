@@ -13,22 +13,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
+from visao_ray.core.run import Run, start_ray
+from visao_ray.core.settings import ExtractSettings, SourceOptions
+from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.labels import check_labels
 from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import SPLITS, Dataset
-from visao_ray.errors import InputError
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
-from visao_ray.resources import ActorPool, fit_actors, look, remotely
-from visao_ray.runs import Run, start_ray
-from visao_ray.settings import ExtractSettings, SourceOptions
-from visao_ray.storage import Location, locate
 from visao_ray.store import proof, schemas
 from visao_ray.store.store import Description, Store, Writer, create_or_open
 from visao_ray.store.table import Table, TableVersion

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.classes import find_classes
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.features.sample import sample_groups
 from visao_ray.store import schemas
 from visao_ray.store.join import Examples, Snapshot, read_examples

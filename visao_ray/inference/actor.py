@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from visao_ray import stages
+from visao_ray.core import profiling
+from visao_ray.core.profiling import SPENT
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.loading import LOADED
-from visao_ray.stages import SPENT
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def computed_schema(outputs: Mapping[str, int]) -> pa.Schema:
     """Rows behind the engine: those of `LOADED` with outputs in place of pixels."""
     plain = [field for field in LOADED if field.name not in ("pixels", SPENT)]
     vectors = [pa.field(name, pa.list_(pa.float32(), width)) for name, width in outputs.items()]
-    return pa.schema([*plain, *vectors, stages.FIELD])
+    return pa.schema([*plain, *vectors, profiling.FIELD])
 
 
 class ModelActor:
@@ -56,7 +56,7 @@ class ModelActor:
         for name in self._engine.outputs:
             kind = self._schema.field(name).type
             columns[name] = _spread(found.get(name), readable, kind.list_size)
-        columns[SPENT] = stages.extracted(block[SPENT], wait, seconds)
+        columns[SPENT] = profiling.extracted(block[SPENT], wait, seconds)
         rows = pa.table(columns).select(self._schema.names).cast(self._schema)
         self._idle_since = time.perf_counter()
         return rows

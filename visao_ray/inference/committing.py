@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from visao_ray import stages
+from visao_ray.core import profiling
+from visao_ray.core.profiling import Stages
+from visao_ray.core.run import Run, duration
+from visao_ray.core.storage import locate
 from visao_ray.inference.writing import UPDATES, Written
-from visao_ray.runs import Run, duration
-from visao_ray.stages import Stages
-from visao_ray.storage import locate
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table
 
@@ -85,7 +85,7 @@ class Committer:
         self._commit()
         self._writer.append(self._writer.store.images, self._late)
         self._merge()
-        self._done.costs = stages.total(self._costs)
+        self._done.costs = profiling.total(self._costs)
         return self._done
 
     def _commit(self) -> None:

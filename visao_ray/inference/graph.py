@@ -17,18 +17,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from visao_ray import stages
+from visao_ray.core import profiling
+from visao_ray.core.capacity import Nodes
+from visao_ray.core.profiling import Stages
+from visao_ray.core.resources import ActorPool, look
+from visao_ray.core.run import Run
 from visao_ray.core.waiting import Waiting
-from visao_ray.forecast import Nodes
 from visao_ray.inference.actor import ModelActor
 from visao_ray.inference.committing import Committer, Done
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import ContentLookup
 from visao_ray.inference.writing import Target, Written, write_rows
-from visao_ray.resources import ActorPool, look
-from visao_ray.runs import Run
-from visao_ray.stages import Stages
 from visao_ray.store import schemas
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table, TableVersion
@@ -144,8 +144,8 @@ def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, starte
     free = look().total("CPU") - size * pool.actor["num_cpus"]
     loaders = max(1, math.floor(free / pool.loader["num_cpus"] + 1e-9))
     nodes = Nodes(1, loaders, size, pool.writers)
-    run.details.setdefault("stages", {})[work.step] = stages.about(costs, nodes, started)
-    run.say(stages.summary(costs, nodes))
+    run.details.setdefault("stages", {})[work.step] = profiling.about(costs, nodes, started)
+    run.say(profiling.summary(costs, nodes))
 
 
 def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from visao_ray import stages
+from visao_ray.core import profiling
+from visao_ray.core.profiling import SPENT
+from visao_ray.core.storage import is_outage, locate, reason
 from visao_ray.datasets.listing import APPEND, LATE, STAY
 from visao_ray.images.augment import RECIPES, augment_view
 from visao_ray.images.decode import DecodeError, decode, read_header
 from visao_ray.inference.lookup import FIRST, KNOWN, REPEATED, Answer
-from visao_ray.stages import SPENT
-from visao_ray.storage import is_outage, locate, reason
 from visao_ray.store import schemas
 from visao_ray.store.table import TableVersion
 
@@ -41,7 +41,7 @@ LOADED = pa.schema(
         *_RESULT,
         pa.field("result", pa.bool_()),
         pa.field("pixels", pa.binary()),
-        stages.FIELD,
+        profiling.FIELD,
     ]
 )
 
@@ -117,12 +117,12 @@ def load_unit(block: pa.Table, unit: Unit) -> pa.Table:
         parts = list(pool.map(lambda file: _rows(file, answers[file.number], unit), files))
     rows = [row for part, _ in parts for row in part]
     made = pa.Table.from_pylist(rows, schema=LOADED)
-    spent = stages.loaded(
+    spent = profiling.loaded(
         [len(part) for part, _ in parts],
         [cost for _, cost in parts],
         time.perf_counter() - start,
     )
-    return made.set_column(LOADED.get_field_index(SPENT), stages.FIELD, spent)
+    return made.set_column(LOADED.get_field_index(SPENT), profiling.FIELD, spent)
 
 
 @cache
@@ -165,7 +165,7 @@ def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
 def _rows(
     file: _File, answer: Answer, unit: Unit
 ) -> tuple[list[dict[str, Any]], tuple[float, float, float, float]]:
-    """The rows of a file, and its costs as `stages.loaded` takes them."""
+    """The rows of a file, and its costs as `profiling.loaded` takes them."""
     start = time.perf_counter()
     image = {f"image_{name}": value for name, value in file.listed.items() if name != "row"}
     image |= {"image_first_seen": unit.now, "image_batch": unit.batch}

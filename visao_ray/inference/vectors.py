@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from visao_ray import meters, tables
+from visao_ray.core import counters, tables
+from visao_ray.core.profiling import Stages
+from visao_ray.core.resources import ActorPool
+from visao_ray.core.run import Run
+from visao_ray.core.storage import locate
 from visao_ray.core.waiting import Waiting
 from visao_ray.inference.committing import Committer, Done
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.inference.writing import Written
-from visao_ray.models import saved
+from visao_ray.models import artifact
 from visao_ray.models.normalization import Vectors
-from visao_ray.resources import ActorPool
-from visao_ray.runs import Run
-from visao_ray.stages import Stages
-from visao_ray.storage import locate
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents
 from visao_ray.store.rows import find_rows, read_rows
@@ -138,7 +138,7 @@ class VectorActor:
         self._work = work
         self._labels = dict(labels)
         self._listing, self._vectors = work.listing.open(), work.vectors
-        self._model, about = saved.load(work.model.at)
+        self._model, about = artifact.load(work.model.at)
         self._schema = schemas.results(work.model.outputs, work.model.metadata)
         self._shape = (_VECTORS_AN_IMAGE * work.model.batch_size, about.width)
         self._idle_since: float | None = None
@@ -173,7 +173,7 @@ class VectorActor:
             first=time.time(),
             last=time.time(),
         )
-        meters.count(costs, self._labels)
+        counters.count(costs, self._labels)
         self._idle_since = time.perf_counter()
         return Written(
             results=written,
@@ -221,4 +221,4 @@ class VectorActor:
             filled[name] = np.zeros(self._shape, np.float32)
             filled[name][: len(values)] = values
             count = len(values)
-        return {name: part[:count] for name, part in saved.outputs(self._model, filled).items()}
+        return {name: part[:count] for name, part in artifact.outputs(self._model, filled).items()}

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from visao_ray import meters, stages
+from visao_ray.core import counters, profiling
+from visao_ray.core.storage import Location
 from visao_ray.datasets.listing import APPEND, LATE, UPDATE
-from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.table import write_fragments
 
@@ -104,10 +104,14 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         pq.write_table(changed, sink)
         place.write_bytes(sink.getvalue().to_pybytes())
         updates.append(place.uri)
-    costs = stages.summed(
-        block[stages.SPENT], _failed(block), block.nbytes, time.perf_counter() - start, time.time()
+    costs = profiling.summed(
+        block[profiling.SPENT],
+        _failed(block),
+        block.nbytes,
+        time.perf_counter() - start,
+        time.time(),
     )
-    meters.count(costs, labels)
+    counters.count(costs, labels)
     return Written(
         results=results,
         images=parts[APPEND],
@@ -138,6 +142,6 @@ def _failed(block: pa.Table) -> pa.ChunkedArray:
 
 
 def _reasons(block: pa.Table) -> dict[str, int]:
-    rows = block.filter(pa.array(stages.counted(block[stages.SPENT])))
+    rows = block.filter(pa.array(profiling.counted(block[profiling.SPENT])))
     failed = rows.filter(_failed(rows))["image_error"].to_pylist()
     return dict(Counter(str(error).split(":", 1)[0] for error in failed))

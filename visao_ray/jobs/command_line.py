@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from visao_ray import __version__, submission
-from visao_ray.errors import InputError
+from visao_ray import __version__
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import main, run_command
+from visao_ray.core.settings import JobSettings
+from visao_ray.jobs import submission
 from visao_ray.jobs.registry import JOBS, find_job
-from visao_ray.runs import main, run_command
-from visao_ray.settings import JobSettings
 
 
 def console() -> NoReturn:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import cause_of, execute
+from visao_ray.core.settings import JobSettings, from_values
 from visao_ray.jobs.registry import JOBS
-from visao_ray.runs import cause_of, execute
-from visao_ray.settings import JobSettings, from_values
 
 #: What `result.json` holds.
 Result = dict[str, Any]

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from visao_ray.bases.scanner.job import render_scans
-from visao_ray.datasets.registry import find_dataset
-from visao_ray.evaluation.judge import evaluate_model
-from visao_ray.features.extract import extract_images, open_source
-from visao_ray.inference.engines.registry import find_engine
-from visao_ray.jobs.settings import PipelineSettings
-from visao_ray.reports.pipeline import pipeline_report
-from visao_ray.runs import Run, execute
-from visao_ray.settings import (
+from visao_ray.core.run import Run, execute
+from visao_ray.core.settings import (
     EvaluateSettings,
     ExtractSettings,
     ScannerSettings,
     SourceOptions,
 )
+from visao_ray.datasets.registry import find_dataset
+from visao_ray.evaluation.evaluate import evaluate_model
+from visao_ray.features.extract import extract_images, open_source
+from visao_ray.inference.engines.registry import find_engine
+from visao_ray.jobs.settings import PipelineSettings
+from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.store import Store
+from visao_ray.synthetic.job import render_scans
+from visao_ray.tuning.multi_dataset import sweep_all
 from visao_ray.tuning.settings import SweepSettings
-from visao_ray.tuning.several import sweep_all
 
 
 def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from visao_ray.core.run import Run
+from visao_ray.core.settings import PredictSettings
 from visao_ray.evaluation.predict import predict_new
 from visao_ray.reports.day import write_day
-from visao_ray.runs import Run
-from visao_ray.settings import PredictSettings
 
 
 def predict_images(settings: PredictSettings, run: Run[Any]) -> None:

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from visao_ray.errors import InputError
-from visao_ray.jobs.settings import PipelineSettings
-from visao_ray.models.settings import TrainSettings
-from visao_ray.settings import (
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import (
     CommandSettings,
     EvaluateSettings,
     ExportSettings,
@@ -24,6 +22,8 @@ from visao_ray.settings import (
     ScannerSettings,
     StoreToolSettings,
 )
+from visao_ray.jobs.settings import PipelineSettings
+from visao_ray.models.settings import TrainSettings
 from visao_ray.tuning.settings import SweepSettings
 
 
@@ -62,12 +62,12 @@ JOBS = {
     job.verb: job
     for job in (
         Job(PipelineSettings, "visao_ray.jobs.pipeline:run_pipeline"),
-        Job(ScannerSettings, "visao_ray.bases.scanner.job:render_scans"),
+        Job(ScannerSettings, "visao_ray.synthetic.job:render_scans"),
         Job(ExtractSettings, "visao_ray.features.extract:extract_images"),
         Job(ManifestSettings, "visao_ray.features.manifest:make_manifest"),
-        Job(SweepSettings, "visao_ray.tuning.several:sweep_all"),
+        Job(SweepSettings, "visao_ray.tuning.multi_dataset:sweep_all"),
         Job(TrainSettings, "visao_ray.training.train:train_model"),
-        Job(EvaluateSettings, "visao_ray.evaluation.judge:evaluate_model"),
+        Job(EvaluateSettings, "visao_ray.evaluation.evaluate:evaluate_model"),
         Job(PredictSettings, "visao_ray.jobs.predict:predict_images"),
         Job(StoreToolSettings, "visao_ray.store.operate:operate_store"),
         Job(ExportSettings, "visao_ray.store.export:export_table"),

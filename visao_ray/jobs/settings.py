@@ -6,7 +6,7 @@ from typing import ClassVar, get_args
 
 from pydantic import model_validator
 
-from visao_ray.settings import (
+from visao_ray.core.settings import (
     EvaluateOptions,
     ExtractOptions,
     JobSettings,

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.models.family import GradientFamily
 from visao_ray.models.settings import GradientSettings, PixelSettings
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
-from visao_ray.settings import BackboneOptions
-from visao_ray.storage import Location, locate, reason
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import BackboneOptions
+from visao_ray.core.storage import Location, locate, reason
 
 _PLAIN = ("name", "weights", "digest", "image_size", "width", "preprocessing")
 DEFAULT = "densenet121"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.models.family import GradientFamily, StoredVectors
 from visao_ray.models.settings import ClassifierSettings
 

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from visao_ray.core.storage import Location
 from visao_ray.datasets.spec import Dataset
 from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.settings import GradientSettings, PixelSettings, TrainSettings
-from visao_ray.storage import Location
 
 S = TypeVar("S", bound=TrainSettings)
 G = TypeVar("G", bound=GradientSettings)

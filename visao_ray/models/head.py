@@ -14,19 +14,19 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import Activation, ClassWeight
+from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
-from visao_ray.models import saved
+from visao_ray.models import artifact
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.models.classifier import Classifier
 from visao_ray.models.family import Phase, StoredVectors
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
-from visao_ray.models.saved import ModelAbout
 from visao_ray.models.settings import ClassifierSettings, Pool, VectorSettings
-from visao_ray.settings import Activation, ClassWeight
-from visao_ray.storage import locate
 
 _BETA = 0.999
 _PREDICT_ROWS = 4096  # at once
@@ -150,7 +150,7 @@ class Head(HeadClassifier[TrainHeadSettings]):
     def build(self) -> Any:
         """The head to start from, or a new one."""
         if self.settings.head is not None:
-            return saved.load(locate(self.settings.head))[0]
+            return artifact.load(locate(self.settings.head))[0]
         shape = self.shape
         return build_head(self.settings.to_head(), shape.width, len(shape.classes), shape.stats)
 
@@ -162,7 +162,7 @@ def read_head(uri: str) -> ModelAbout:
         InputError: missing, unreadable, or no head.
     """
     where = f"--head {uri}"
-    about = saved.read_about(saved.read(locate(uri)), where)
+    about = artifact.read_about(artifact.read(locate(uri)), where)
     if about.takes != "features" or not about.classes:
         raise InputError(f"{where}: is a model of family {about.family}, not a head")
     return about

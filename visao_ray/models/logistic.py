@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.models.normalization import Vectors
 
 _NEVER = -30.0  # logit of a class without train rows: p ≈ 1e-13

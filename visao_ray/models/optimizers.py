@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
 
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
 from visao_ray.models.normalization import FeatureStats
 
 

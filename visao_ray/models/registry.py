@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visao_ray.core.registry import Registry
 from visao_ray.models.autoencoder import Autoencoder
 from visao_ray.models.family import Family
 from visao_ray.models.head import Head
@@ -11,7 +12,6 @@ from visao_ray.models.siamese import Siamese
 from visao_ray.models.simple_cnn import SimpleCnn
 from visao_ray.models.svm import Svm
 from visao_ray.models.transfer import Transfer
-from visao_ray.registry import Registry
 
 #: What `--family` offers.
 FAMILIES: Registry[type[Family[Any]]] = Registry(

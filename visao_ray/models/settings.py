@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, create_model, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from visao_ray.models.optimizers import OptimizerName
-from visao_ray.settings import (
+from visao_ray.core.settings import (
     OPERATIONAL,
     ClassWeight,
     CommandSettings,
@@ -29,6 +28,7 @@ from visao_ray.settings import (
     WorkerOptions,
     require_one_source,
 )
+from visao_ray.models.optimizers import OptimizerName
 
 Pool = Literal["avg", "max", "both"]
 

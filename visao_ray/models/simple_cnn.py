@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.models.classifier import Classifier
 from visao_ray.models.settings import ClassifierSettings, PixelSettings
-from visao_ray.storage import Location
 
 Architecture = Literal["cnn_a2", "cnn_b"]
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.models.family import BatchSource, GridFamily
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.pools import standardised, standardised_pools

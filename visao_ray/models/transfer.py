@@ -12,16 +12,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.settings import BackboneOptions
+from visao_ray.core.storage import Location, locate
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
-from visao_ray.models import saved
+from visao_ray.models import artifact
 from visao_ray.models.backbones import Backbone, build, resolve
 from visao_ray.models.family import Phase
 from visao_ray.models.head import HeadClassifier, HeadOptions, build_head, read_head
 from visao_ray.models.settings import PixelSettings, Pool
-from visao_ray.settings import BackboneOptions
-from visao_ray.storage import Location, locate
 
 _FINE_TUNE = "fine-tune"
 _BACKBONE = "backbone.npz"
@@ -103,7 +103,7 @@ class Transfer(HeadClassifier[TransferSettings]):
     @cached_property
     def _head(self) -> Any:
         if self.settings.head is not None:
-            return saved.load(locate(self.settings.head))[0]
+            return artifact.load(locate(self.settings.head))[0]
         # Standardising needs a look at all features first; a sweep's head brings its own.
         plain = self.settings.to_head().model_copy(update={"standardise": False})
         return build_head(plain, self._backbone.width, len(self.shape.classes), {})

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from visao_ray.core.resources import remotely
+from visao_ray.core.run import Run
+from visao_ray.core.storage import Location, locate
 from visao_ray.evaluation.predict import CSV, Predicted
 from visao_ray.evaluation.worklist import (
     ERROR,
@@ -24,9 +27,6 @@ from visao_ray.reports import figures
 from visao_ray.reports.figures import Figure
 from visao_ray.reports.formats import estimate
 from visao_ray.reports.report import render
-from visao_ray.resources import remotely
-from visao_ray.runs import Run
-from visao_ray.storage import Location, locate
 
 PAGE = "day.html"
 _THUMBNAIL = 224  # longer side in pixels

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from visao_ray import tables
+from visao_ray.core import tables
+from visao_ray.core.run import Run
+from visao_ray.core.storage import locate
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.images.decode import DecodeError, thumbnail
 from visao_ray.reports.report import (
@@ -20,8 +22,6 @@ from visao_ray.reports.report import (
     ReportInputs,
     write_report,
 )
-from visao_ray.runs import Run
-from visao_ray.storage import locate
 from visao_ray.store import schemas
 from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion, quoted

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from visao_ray.core.run import duration
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import figures
 from visao_ray.reports.figures import Figure
 from visao_ray.reports.formats import SPACE, estimate, number, plain, with_interval
 from visao_ray.reports.titles import heading, kind, overall
-from visao_ray.runs import duration
 
 SPLITS = ("val", "test")
 TABLE_CLASSES = 12

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visao_ray.errors import InputError
-from visao_ray.resources import look, remotely
-from visao_ray.runs import Run, start_ray
-from visao_ray.settings import ExportSettings
-from visao_ray.storage import Location
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import look, remotely
+from visao_ray.core.run import Run, start_ray
+from visao_ray.core.settings import ExportSettings
+from visao_ray.core.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import pin_table
 from visao_ray.store.store import PLAIN, Store

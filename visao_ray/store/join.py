@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.store import PLAIN, Store, name_of

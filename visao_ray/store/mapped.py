@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.store import schemas
 from visao_ray.store.join import scan_vectors
 from visao_ray.store.proof import Contents

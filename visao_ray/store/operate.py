@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
-from visao_ray.errors import InputError
-from visao_ray.resources import remotely
-from visao_ray.runs import start_ray, to_json
-from visao_ray.settings import StoreToolSettings
+from visao_ray.core.resources import remotely
+from visao_ray.core.run import start_ray, to_json
+from visao_ray.core.settings import StoreToolSettings
 from visao_ray.store.join import RUN_TAG
 from visao_ray.store.maintenance import KEEP, Cleaned
 from visao_ray.store.status import read_status, render_status, size

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 
 #: Raised whenever a column changes its meaning; a store of another format is refused.
 FORMAT = "1"

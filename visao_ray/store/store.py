@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Lease, Owner, require_conditional_puts
-from visao_ray.errors import InputError
-from visao_ray.storage import Location, locate, reason
+from visao_ray.core.storage import Location, locate, reason
 from visao_ray.store import maintenance, schemas, table
 from visao_ray.store.maintenance import KEEP, Cleaned
 from visao_ray.store.table import Table, TableVersion
@@ -332,7 +332,7 @@ class Writer:
         """
         import ray
 
-        from visao_ray.resources import look
+        from visao_ray.core.resources import look
 
         def work(at: TableVersion, columns: Sequence[str]) -> tuple[TableVersion, Cleaned]:
             after = maintenance.index(maintenance.compact(at, at_least), columns)

@@ -23,7 +23,7 @@ from lance.fragment import FragmentMetadata
 
 from visao_ray.core.lease import LeaseLost
 from visao_ray.core.object_store import storage_options
-from visao_ray.storage import Location, is_outage, reason
+from visao_ray.core.storage import Location, is_outage, reason
 from visao_ray.store import schemas
 
 #: Lance's own default is 6 GiB a process. Look-up actors take the larger one.

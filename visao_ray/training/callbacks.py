@@ -18,13 +18,13 @@ import keras
 import numpy as np
 import ray.train
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import to_json
+from visao_ray.core.storage import Location
+from visao_ray.models.artifact import ModelAbout, pack
 from visao_ray.models.family import Phase
 from visao_ray.models.optimizers import cosine
-from visao_ray.models.saved import ModelAbout, pack
-from visao_ray.runs import to_json
-from visao_ray.storage import Location
-from visao_ray.training.outcome import Arrays, to_npz
+from visao_ray.training.artifacts import Arrays, to_npz
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.models import saved
-from visao_ray.storage import Location
+from visao_ray.core.storage import Location
+from visao_ray.models import artifact
 
 #: Largest difference of a probability or of a number of an embedding that counts as none.
 TOLERANCE = 1e-5
@@ -35,11 +35,11 @@ def export(trained: Location, model: Location, savedmodel: Location) -> dict[str
         RuntimeError: a difference beyond TOLERANCE.
     """
     data = trained.join("model.keras").read_bytes()
-    loaded, about = saved.load(trained.join("model.keras"))
+    loaded, about = artifact.load(trained.join("model.keras"))
     inputs = _read(trained.join("inputs.npz"))
     expected = _read(trained.join("outputs.npz"))
     given = inputs["pixels"] if about.takes == "images" else inputs
-    found = {"keras": saved.outputs(loaded, given)}
+    found = {"keras": artifact.outputs(loaded, given)}
     with tempfile.TemporaryDirectory() as folder:
         loaded.export(folder, format="tf_saved_model", verbose=False)
         found["savedmodel"] = _serve(folder, inputs, about.takes == "images")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from visao_ray.core.storage import Location
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.labelled import load_vectors
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.models.family import BatchSource, Shape
 from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.registry import FAMILIES
-from visao_ray.models.saved import ModelAbout
 from visao_ray.models.settings import PixelSettings, TrainSettings, VectorSettings
-from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, read_examples
 from visao_ray.store.table import TableVersion

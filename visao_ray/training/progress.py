@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from visao_ray.runs import Run, duration
-from visao_ray.storage import Location
+from visao_ray.core.run import Run, duration
+from visao_ray.core.storage import Location
 
 _LOOK_S = 2.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from visao_ray.core.storage import Location
+from visao_ray.models.artifact import ModelAbout
 from visao_ray.models.family import Shape
 from visao_ray.models.registry import FAMILIES
-from visao_ray.models.saved import ModelAbout
 from visao_ray.models.settings import TrainSettings
-from visao_ray.storage import Location
 
 
 @dataclass(frozen=True)

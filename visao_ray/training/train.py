@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import Worker, fit_actors, fit_workers, look
+from visao_ray.core.run import Run, muted_stderr, start_ray, to_json
+from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
+from visao_ray.evaluation.evaluate import evaluate_in
 from visao_ray.evaluation.inference import UNIT_IMAGES, open_model
-from visao_ray.evaluation.judge import evaluate_in
 from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
 from visao_ray.models.family import GridFamily, StoredVectors
 from visao_ray.models.registry import FAMILIES
 from visao_ray.models.settings import GradientSettings, TrainSettings, VectorSettings
-from visao_ray.resources import Worker, fit_actors, fit_workers, look
-from visao_ray.runs import Run, muted_stderr, start_ray, to_json
-from visao_ray.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
@@ -230,7 +230,7 @@ def _prepare(
 
 def _fit_at_once(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
     """Fit the candidates of a family in tasks."""
-    from visao_ray.training.grid import search_grid
+    from visao_ray.training.svm_search import search_grid
 
     search_grid(run, spec, rows, share.task)
 
@@ -243,7 +243,7 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
     with muted_stderr():  # Ray Train imports TensorFlow here too, which tells of its CPU
         from ray.train.tensorflow import TensorflowTrainer
 
-    from visao_ray.training.lost import LostWorkers
+    from visao_ray.training.worker_failures import LostWorkers
 
     settings: GradientSettings = spec.settings
     checkpoints = run.out.join("checkpoints")

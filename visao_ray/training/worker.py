@@ -17,11 +17,12 @@ import ray
 import ray.train
 import tensorflow as tf
 
+from visao_ray.core.run import start_ray, to_json
 from visao_ray.models.family import BatchSource, GradientFamily, Phase
 from visao_ray.models.head import class_factors
 from visao_ray.models.optimizers import make_optimizer
 from visao_ray.models.settings import GradientSettings
-from visao_ray.runs import start_ray, to_json
+from visao_ray.training.artifacts import keep
 from visao_ray.training.batches import Batches
 from visao_ray.training.callbacks import (
     Board,
@@ -33,7 +34,6 @@ from visao_ray.training.callbacks import (
     State,
     TakeUp,
 )
-from visao_ray.training.outcome import keep
 from visao_ray.training.schedule import Schedule
 from visao_ray.training.spec import TrainSpec
 from visao_ray.training.synchronous import DataParallel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from visao_ray.storage import Location
-from visao_ray.tuning.outcomes import Outcome, flat
+from visao_ray.core.storage import Location
+from visao_ray.tuning.trial_results import Outcome, flat
 
 
 def write_board(place: Location, outcome: Outcome) -> None:

@@ -13,10 +13,10 @@ from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.comparison import Measure, compare
 from visao_ray.features.labelled import LabelledVectors
-from visao_ray.models import saved
+from visao_ray.models import artifact
 from visao_ray.models.head import predict_head
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome, Outcomes
+from visao_ray.tuning.trial_results import Outcome, Outcomes
 
 _LEVEL = 0.95
 
@@ -56,7 +56,7 @@ def judge_on_val(
     labels, groups = rows.labels[val], rows.groups[val]
     numbers = list(dict.fromkeys([*finalists, *references.values()]))
     probabilities = [
-        predict_head(saved.load(outcomes.head(number))[0], mapped.vectors, val)
+        predict_head(artifact.load(outcomes.head(number))[0], mapped.vectors, val)
         for number in numbers
     ]
     standings = compare(

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.features.labelled import LabelledVectors
 from visao_ray.models.normalization import FeatureStats
 

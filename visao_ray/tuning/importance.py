@@ -7,7 +7,7 @@ from typing import Any
 
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome
+from visao_ray.tuning.trial_results import Outcome
 
 _FEWEST = 8  # trials from which an importance can be told
 

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from visao_ray.backend import import_keras
-from visao_ray.errors import InputError
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
 from visao_ray.features.labelled import POOLS
 from visao_ray.models.normalization import Vectors
 

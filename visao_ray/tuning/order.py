@@ -18,8 +18,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome, Outcomes
 from visao_ray.tuning.samplers import Sampler
+from visao_ray.tuning.trial_results import Outcome, Outcomes
 
 LOSSES = 3  # of its process, after which a trial is given up
 

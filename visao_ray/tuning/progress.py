@@ -16,7 +16,7 @@ from ray import tune
 
 from visao_ray.reports.sweep import in_words
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome, Outcomes
+from visao_ray.tuning.trial_results import Outcome, Outcomes
 
 _SHOWN = 10
 

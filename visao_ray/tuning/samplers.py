@@ -7,8 +7,8 @@ from typing import Any
 
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.outcomes import Outcome
 from visao_ray.tuning.space import SearchSpace, Suggested, fixed_heads
+from visao_ray.tuning.trial_results import Outcome
 
 #: Asked for the head of a trial; it is told the outcomes that the trial may learn from.
 Sampler = Callable[[int, Sequence[Outcome]], HeadSettings]

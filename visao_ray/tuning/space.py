@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
 from visao_ray.models.head import HeadSettings
 
 _STREAM = 2_203  # keeps these draws apart from others under the same seed

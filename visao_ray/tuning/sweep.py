@@ -11,24 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from visao_ray import tables
+from visao_ray.core import tables
+from visao_ray.core.errors import InputError
 from visao_ray.core.ray_internals import keep_aws_keys_from_trials
+from visao_ray.core.resources import Worker, fit_workers, look
+from visao_ray.core.run import Run, start_ray
+from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.features.labelled import LabelledVectors, Summary, load_vectors
 from visao_ray.models.head import HeadSettings
 from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
-from visao_ray.resources import Worker, fit_workers, look
-from visao_ray.runs import Run, start_ray
-from visao_ray.storage import Location
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
 from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import Criterion, default_objective
-from visao_ray.tuning.outcomes import (
+from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
+from visao_ray.tuning.settings import SweepSettings
+from visao_ray.tuning.space import propose, read_space
+from visao_ray.tuning.trial_results import (
     HISTORY,
     LEVERS,
     Outcome,
@@ -40,9 +43,6 @@ from visao_ray.tuning.outcomes import (
     trials_schema,
     trials_table,
 )
-from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
-from visao_ray.tuning.settings import SweepSettings
-from visao_ray.tuning.space import propose, read_space
 
 _TRIALS_A_GPU = 8
 _TOP = 5

@@ -17,13 +17,15 @@ import numpy.typing as npt
 import ray
 from ray import tune
 
-from visao_ray.backend import import_keras
+from visao_ray.core.backend import import_keras
+from visao_ray.core.errors import InputError
+from visao_ray.core.storage import Location, reason
 from visao_ray.datasets.spec import Dataset
-from visao_ray.errors import InputError
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.metrics.log_loss import LOG_LOSS
 from visao_ray.features.labelled import LabelledVectors, Summary
 from visao_ray.models import svm
+from visao_ray.models.artifact import ModelAbout, pack
 from visao_ray.models.head import (
     HeadSettings,
     build_head,
@@ -33,13 +35,11 @@ from visao_ray.models.head import (
 )
 from visao_ray.models.logistic import fit_logistic
 from visao_ray.models.normalization import Vectors
-from visao_ray.models.saved import ModelAbout, pack
-from visao_ray.storage import Location, reason
 from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
 from visao_ray.tuning.objective import Criterion, scores
-from visao_ray.tuning.outcomes import Epoch, Outcome, Outcomes
 from visao_ray.tuning.space import svm_is_feasible
+from visao_ray.tuning.trial_results import Epoch, Outcome, Outcomes
 
 _CURVE_POINTS = 60
 _BLOCK_ROWS = 4096

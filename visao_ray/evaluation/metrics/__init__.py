@@ -1,5 +1,6 @@
 """The metrics that have a name; one file each."""
 
+from visao_ray.core.registry import Registry
 from visao_ray.evaluation.metric import Metric
 from visao_ray.evaluation.metrics.accuracy import ACCURACY
 from visao_ray.evaluation.metrics.average_precision import AVERAGE_PRECISION
@@ -10,7 +11,6 @@ from visao_ray.evaluation.metrics.macro_f1 import MACRO_F1
 from visao_ray.evaluation.metrics.recall_at_precision import RECALL_AT_PRECISION
 from visao_ray.evaluation.metrics.roc_auc import ROC_AUC
 from visao_ray.evaluation.metrics.top5 import TOP5
-from visao_ray.registry import Registry
 
 #: In the order of columns and lines.
 METRICS: Registry[Metric] = Registry(

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.settings import ExtractSettings
-from visao_ray.storage import Location
+from visao_ray.core.settings import ExtractSettings
+from visao_ray.core.storage import Location
 
 
 class Engine(Protocol):

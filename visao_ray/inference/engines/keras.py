@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from visao_ray.core.settings import BackboneOptions, ExtractSettings
+from visao_ray.core.storage import Location
 from visao_ray.inference.engines.base import EngineFactory
-from visao_ray.models import saved
+from visao_ray.models import artifact
 from visao_ray.models.backbones import Backbone, build, resolve
-from visao_ray.settings import BackboneOptions, ExtractSettings
-from visao_ray.storage import Location
 
 Pixels = npt.NDArray[np.uint8]
 Outputs = dict[str, npt.NDArray[np.float32]]
@@ -147,7 +147,7 @@ class KerasModel:
     """
 
     at: Location
-    about: saved.ModelAbout
+    about: artifact.ModelAbout
     digest: str
     batch_size: int
 
@@ -179,9 +179,9 @@ class KerasModel:
 
     def build(self) -> KerasEngine:
         """Load the model."""
-        model, _ = saved.load(self.at)
+        model, _ = artifact.load(self.at)
         return KerasEngine(
-            lambda batch: saved.outputs(model, batch),
+            lambda batch: artifact.outputs(model, batch),
             self.image_size,
             self.batch_size,
             self.outputs,

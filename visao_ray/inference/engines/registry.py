@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from visao_ray.errors import InputError
+from visao_ray.core.errors import InputError
+from visao_ray.core.registry import Registry
+from visao_ray.core.settings import BackboneOptions, ExtractOptions
 from visao_ray.inference.engines.base import EngineKind
 from visao_ray.inference.engines.keras import KerasBackbones
-from visao_ray.registry import Registry
-from visao_ray.settings import BackboneOptions, ExtractOptions
 
 #: What `--engine` offers.
 ENGINES: Registry[EngineKind] = Registry("engine", (KerasBackbones(),))

@@ -1,1 +1,0 @@
-"""How datasets are listed, and datasets that are rendered."""

@@ -1,0 +1,528 @@
+"""What every job shares: its output folder, resume, progress, counts, result.json and exit status.
+
+`OUT/run.json` is written first and names the settings of the run; `OUT/result.json` is written last
+and at once: without it, a run is not finished. The same command again goes on where it was; other
+settings in the same place are an error unless `--fresh`, and nothing is ever deleted then but moved
+to `OUT/previous/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from visao_ray.core import counters, plugins
+from visao_ray.core.driver_log import DriverLog, quiet_terminal
+from visao_ray.core.errors import InputError
+from visao_ray.core.lease import Lease, LeaseLost, Owner
+from visao_ray.core.ray_internals import own_ray_variables
+from visao_ray.core.settings import CommandSettings, JobSettings, StoreJobSettings, parse
+from visao_ray.core.storage import OUTAGES, Location, is_outage, locate, reason
+
+C = TypeVar("C", bound=CommandSettings)
+S = TypeVar("S", bound=JobSettings)
+Work = Callable[[S, "Run[S]"], None]
+
+_PACKAGES = (
+    "visao-ray",
+    "ray",
+    "tensorflow",
+    "keras",
+    "numpy",
+    "pyarrow",
+    "pillow",
+    "scikit-learn",
+)
+
+
+@dataclass
+class Run(Generic[S]):
+    """One run of a job: what it was told, where it writes, and what it will say of itself."""
+
+    settings: S
+    out: Location
+    id: str = ""  # the same in logs and results, however often the run is started
+    command: str = ""  # that started it
+    step: str = ""  # the latest, and its dataset
+    dataset: str = ""
+    predecessor: Owner | None = None  # the process that died holding the folder, if one did
+    counts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    throughput: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def owner(self) -> Owner:
+        """This process, as leases and others name it."""
+        return Owner.here(job=self.settings.job, run=self.id)
+
+    @property
+    def work(self) -> Location:
+        """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
+        return self.out.join("work")
+
+    def labels(self, step: str, dataset: str) -> dict[str, str]:
+        """What logs and metrics tell a step of this run by, which begins now."""
+        self.step, self.dataset = step, dataset
+        return {"run": self.id, "verb": self.settings.job, "step": step, "dataset": dataset}
+
+    def name(self, step: str, dataset: str) -> str:
+        """What Ray's dashboard calls a step of this run."""
+        return f"{step}-{dataset}-{self.id}"
+
+    def say(self, message: str) -> None:
+        """One line of progress on the terminal."""
+        print(f"[{self.settings.job}] {message}", flush=True)
+
+    def warn(self, message: str) -> None:
+        """A line that people must see: on the terminal, in result.json and in the report."""
+        self.warnings.append(message)
+        print(f"[{self.settings.job}] WARNING: {message}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the wall seconds of a block to `timings`."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+
+    def once(self, step: str, work: Callable[[], None], *rebuilds: Location) -> None:
+        """Do a step of a job unless an earlier run finished it; `rebuilds` is cleared before."""
+        mark = self.work.join(f"{step}.done")
+        if mark.exists():
+            return
+        for location in rebuilds:
+            location.delete()
+        with self.timed(step):
+            work()
+        mark.write_bytes(b"")
+
+
+def main(kind: type[S], work: Work[S], arguments: Sequence[str], program: str | None = None) -> int:
+    """Run a job from its command line; see `run_command`."""
+    command = f"{program or kind.job} {shlex.join(arguments)}".strip()
+
+    def job(settings: S) -> int:
+        execute(settings, work, command)
+        return 0
+
+    return run_command(kind, job, arguments, program)
+
+
+def run_command(
+    kind: type[C],
+    command: Callable[[C], int],
+    arguments: Sequence[str],
+    program: str | None = None,
+) -> int:
+    """Run a command with the settings of its command line, and say in one line what stopped it.
+
+    Args:
+        kind: of the settings.
+        command: takes them and returns an exit status.
+        arguments: of the command line.
+        program: how the command line begins, for `--help`.
+
+    Returns:
+        The command's exit status; 2 for bad input, 1 for a failure of ours.
+    """
+    try:
+        return command(parse(kind, arguments, program))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # Ray's handler exits with the number of the signal
+            raise
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, InputError):
+            print(f"error: {cause}", file=sys.stderr)
+            return 2
+        if isinstance(cause, OSError) and is_outage(cause):
+            print(
+                f"error: the object store keeps failing: {reason(cause)}; the same command "
+                "goes on from here",
+                file=sys.stderr,
+            )
+            return 1
+        if isinstance(cause, LeaseLost):
+            print(
+                f"error: {cause}; another process goes on with this, or the same command does",
+                file=sys.stderr,
+            )
+            return 1
+        traceback.print_exc()
+        print(
+            f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
+            "cluster, not of the input; the same command goes on from here)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def execute(settings: S, work: Work[S], command: str = "") -> dict[str, Any]:
+    """Run a job unless it is finished already; returns the content of its result.json.
+
+    Args:
+        settings: of the job.
+        work: does it.
+        command: that started it, for reports.
+
+    Raises:
+        InputError: another run, or somebody else's files, stand in `--out`.
+    """
+    if isinstance(settings, StoreJobSettings):
+        return _grow(settings, work, command)
+    out = locate(settings.out)
+    run = Run(settings=settings, out=out, id=_identify(out, _now()), command=command)
+    with _writable(out):
+        finished = _finished(run)
+        if finished is not None:
+            return finished
+    with _leased(run):
+        with _writable(out):
+            previous = _previous(out, settings)
+            if settings.fresh and previous is not None:
+                _put_aside(out, settings)
+                previous = None
+            if previous is None:
+                run.id = _claim(out, settings)
+            else:
+                run.id = _identify(out, previous["started"])
+                run.say(f"going on with the run of {previous['started']} in {out.uri}")
+        return _perform(settings, run, work)
+
+
+def _finished(run: Run[S]) -> dict[str, Any] | None:
+    """The content of result.json where the run is finished and shall not be done again.
+
+    Raises:
+        InputError: another run, or somebody else's files, stand in `--out`.
+    """
+    out, settings = run.out, run.settings
+    previous = _previous(out, settings)
+    if previous is None:
+        _check_free(out, settings)
+        return None
+    if settings.fresh:
+        return None
+    if previous["settings"] != settings.identity():
+        raise InputError(_difference(out, previous, settings))
+    result = out.join("result.json")
+    if not result.exists():
+        return None
+    run.work.delete()  # a kill right after the result was written leaves it behind
+    run.say(f"already finished: {result.uri} (--fresh to do it again)")
+    return dict(_read_json(result) or {})
+
+
+def _previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
+    """What an earlier start in this folder wrote first; None where there was none.
+
+    Raises:
+        InputError: the folder belongs to another job.
+    """
+    previous = _read_json(out.join("run.json"))
+    if previous is not None:
+        _check_ours(out, previous, settings)
+    return previous
+
+
+def _grow(settings: Any, work: Work[Any], command: str) -> dict[str, Any]:
+    """Run a job that finds out what is new and does that; it never goes on with an earlier run."""
+    started = _now()
+    out = locate(settings.out_uri(started))
+    identity = _identify(out, f"{started} {os.getpid()}")
+    run = Run(settings=settings, out=out, id=identity, command=command)
+    with _writable(out):
+        previous = _read_json(out.join("result.json"))
+        if previous is not None:
+            _check_ours(out, previous, settings)
+    with _leased(run):
+        run.work.delete()  # of a start that was killed: the store knows what is done
+        return _perform(settings, run, work)
+
+
+@contextlib.contextmanager
+def _leased(run: Run[Any]) -> Iterator[None]:
+    """Hold the run's folder, so that no second process works in it at the same time.
+
+    Raises:
+        InputError: another process holds it; the message names it.
+    """
+    out = run.out
+    with _writable(out):
+        if out.is_local:
+            os.makedirs(out.path, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            lease = stack.enter_context(Lease(out.join("lease"), run.owner, say=run.say))
+        except InputError as error:
+            raise InputError(f"--out {out.uri}: {error}") from error
+        run.predecessor = lease.predecessor
+        yield
+
+
+@contextlib.contextmanager
+def _writable(out: Location) -> Iterator[None]:
+    """Say plainly where --out cannot be written; an outage of the object store says nothing."""
+    try:
+        yield
+    except OSError as error:
+        if is_outage(error):
+            raise
+        raise InputError(f"--out {out.uri}: cannot be written: {reason(error)}") from error
+
+
+def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
+    """Do the work and write `result.json`, whose content is returned."""
+    result = run.out.join("result.json")
+    started, clock = _now(), time.perf_counter()
+    with _logged(run):
+        try:
+            work(settings, run)
+        except LeaseLost:
+            counters.count_lease_lost(run.labels(run.step, run.dataset))
+            raise
+    run.timings["total"] = time.perf_counter() - clock
+    content: dict[str, Any] = {
+        "job": settings.job,
+        "run": run.id,
+        "status": "finished",
+        "settings": settings.model_dump(mode="json"),
+        "counts": run.counts,
+        "metrics": run.metrics,
+        "timings": {name: round(seconds, 3) for name, seconds in run.timings.items()},
+        "throughput": {name: round(value, 3) for name, value in run.throughput.items()},
+        "versions": _versions(),
+        "inputs": run.inputs,
+        "details": run.details,
+        "warnings": run.warnings,
+        "started": started,
+        "finished": _now(),
+    }
+    content = _plain(content)  # as the file holds it, so without infinities
+    result.write_bytes(to_json(content))
+    run.work.delete()
+    run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
+    return content
+
+
+@contextlib.contextmanager
+def _logged(run: Run[Any]) -> Iterator[None]:
+    """Keep what Ray and Python warn of in the block, and say at its end how much there is."""
+    log = DriverLog(run.out.join("log"))
+    try:
+        with log:
+            yield
+    finally:
+        if log.count:
+            plural = "" if log.count == 1 else "s"
+            run.say(f"{log.count} warning{plural} of Ray and Python in {log.file.uri}")
+
+
+def start_ray() -> None:
+    """Connect to the cluster this job was submitted to, or start Ray on this machine."""
+    import ray
+
+    # An error that the driver catches is told once, not again for a second result of the same task.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if not ray.is_initialized():
+        # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            _tune_own_ray()
+        with muted_stderr():  # where it would tell that it read this variable
+            # A worker's own lines stay in Ray's log folder; exceptions still reach the driver. The
+            # dashboard, whose address nobody is told, takes 5 % of the speed of two cores.
+            ray.init(
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+                runtime_env=plugins.runtime_env() or None,
+            )
+        with contextlib.suppress(ValueError):  # not in the main thread
+            # Set anew: Ray's C++ core has put itself in front of it, with a dump of its stack.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Ray Data prints every plan and ten lines of progress an operator; jobs print one line.
+    context.enable_progress_bars = False
+    # The second reader starts 32 actors to read the footers of one small file, and lists files in a
+    # task that waits for ever where the resume filter has taken the last CPU (two cores).
+    context.use_datasource_v2 = False
+    # Object storage hiccups; a file that fails for good is caught and becomes an error row.
+    context.retried_map_errors = [*OUTAGES]
+    context.max_map_retries = 3
+    quiet_terminal()
+
+
+def _tune_own_ray() -> None:
+    """Settings of a Ray that is started for one job, on this machine; a cluster has its own."""
+    for name, value in own_ray_variables().items():
+        os.environ.setdefault(name, value)
+    # A task that asks for no GPU must not find one, beside an actor that has it all to itself. Ray
+    # itself names this variable in a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+
+
+@contextlib.contextmanager
+def muted_stderr() -> Iterator[None]:
+    """Swallow what libraries in C++ print while the block runs."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `8.3 s`, `4 min 10 s`, `2 h 05 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def to_json(content: Any) -> bytes:
+    """JSON as files hold it: readable, and NaN or infinity as null."""
+    return (json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    elif hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error itself, where Ray has wrapped it on its way from a worker."""
+    if type(error) is InputError:
+        return error
+    inner = getattr(error, "cause", None)
+    if isinstance(inner, InputError):
+        return inner
+    # Of an error in a block or in an actor's constructor, Ray keeps the trace's text alone.
+    told = re.search(rf"^{InputError.__module__}\.InputError: (.+)", str(error), re.MULTILINE)
+    if told:
+        return InputError(told.group(1))
+    return cause_of(inner) if isinstance(inner, BaseException) else error
+
+
+def _check_free(out: Location, settings: JobSettings) -> None:
+    """Refuse a folder with tables that no run of ours made.
+
+    Raises:
+        InputError: it holds such.
+    """
+    for name in ("result.json", "work", *settings.writes):
+        if out.join(name).exists():
+            raise InputError(
+                f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
+                "choose another --out"
+            )
+
+
+def _claim(out: Location, settings: JobSettings) -> str:
+    """Take an output folder for this run; returns the run's id."""
+    _check_free(out, settings)
+    started = _now()
+    run = _identify(out, started)
+    content = {
+        "job": settings.job,
+        "run": run,
+        "settings": settings.identity(),
+        "started": started,
+    }
+    out.join("run.json").write_bytes(to_json(content))
+    return run
+
+
+def _identify(out: Location, started: str) -> str:
+    """Eight digits by which logs, metrics and results of one run are found."""
+    return hashlib.sha256(f"{out.uri} {started}".encode()).hexdigest()[:8]
+
+
+def _put_aside(out: Location, settings: JobSettings) -> None:
+    stamp = _now().replace(":", "-")
+    names = (f"{stamp}.{number}" if number else stamp for number in itertools.count())
+    place = next(place for name in names if not (place := out.join("previous", name)).exists())
+    for name in ("result.json", *settings.writes, "log", "work", "run.json"):
+        if out.join(name).exists():
+            out.join(name).move(place.join(name))
+
+
+def _check_ours(out: Location, previous: dict[str, Any], settings: JobSettings) -> None:
+    """Refuse the folder of another job, also with --fresh: its tables are not ours to move."""
+    if previous["job"] != settings.job:
+        raise InputError(
+            f"--out {out.uri} belongs to a run of {previous['job']}; choose another --out"
+        )
+
+
+def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) -> str:
+    old, new = previous["settings"], settings.identity()
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    told = ", ".join(
+        f"--{name.replace('_', '-')} was {old.get(name)}, now {new.get(name)}" for name in changed
+    )
+    return f"--out {out.uri} belongs to a run with other settings ({told}); --fresh starts anew"
+
+
+def _read_json(location: Location) -> dict[str, Any] | None:
+    if not location.exists():
+        return None
+    try:
+        content = json.loads(location.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not {"job", "settings", "started"} <= content.keys():
+        raise InputError(f"{location.uri} is not one of visao_ray's; choose another --out")
+    return content
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -1,0 +1,282 @@
+"""Where things are: one URI in, one place out, on a local disk or in an S3 bucket.
+
+Credentials come from the environment alone (the standard AWS variables, profile or instance role),
+never from a URI or a setting, so none can end in a log or a result file. `AWS_ENDPOINT_URL` points
+at S3-compatible servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+import tenacity
+
+from visao_ray.core.errors import InputError
+
+#: Words in the errors of an object store that is down, busy or cut off: the file is not at fault.
+OUTAGES = (
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error THROTTLING",
+    "AWS Error SERVICE_UNAVAILABLE",
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error REQUEST_TIMEOUT",
+    r"HTTP status 5\d\d",
+    r"Generic S3 error: .* after \d+ retries",  # of Lance and obstore
+)
+_ATTEMPTS = 11  # of one S3 request before it counts as failed: 26 s, each wait twice the one before
+_CONNECT_S = 5.0
+_SILENCE_S = 20.0  # of a server in the middle of an answer
+#: A store's refusal that was longer than the bytes asked for: pyarrow loses it, and does not retry.
+_LOST_REFUSAL = "Failed to flush response stream"
+
+T = TypeVar("T")
+
+
+class Entry(NamedTuple):
+    """A name directly below a location."""
+
+    name: str
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: `path` on `filesystem`, called `uri` by people."""
+
+    uri: str
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def join(self, *parts: str) -> Location:
+        """The location below this one."""
+        tail = "/".join(parts)
+        return Location(
+            f"{self.uri.rstrip('/')}/{tail}", self.filesystem, f"{self.path.rstrip('/')}/{tail}"
+        )
+
+    def exists(self) -> bool:
+        return bool(self._info().type != pafs.FileType.NotFound)
+
+    def is_folder(self) -> bool:
+        return bool(self._info().type == pafs.FileType.Directory)
+
+    def children(self) -> list[Entry]:
+        """Files and folders directly below, sorted by name; none when there is no such folder.
+
+        A local link that leads nowhere is listed as a file (pyarrow would pass over it silently).
+        """
+        if self.is_local:
+            try:
+                with os.scandir(self.path) as found:
+                    entries = [Entry(entry.name, entry.is_dir()) for entry in found]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        else:
+            selector = pafs.FileSelector(self.path, recursive=False, allow_not_found=True)
+            entries = [
+                Entry(info.base_name, info.type == pafs.FileType.Directory)
+                for info in self.filesystem.get_file_info(selector)
+            ]
+        return sorted(entries)
+
+    def walk(self, ignore: Collection[str] = ()) -> Iterator[str]:
+        """Paths of all files below, relative to here, in no order; links are followed once.
+
+        Some folders are left out: see `passed_over`.
+        """
+        if self.is_local:
+            seen = set()
+            for folder, names, files in os.walk(self.path, followlinks=True):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
+                    names.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                names[:] = [name for name in names if not passed_over(name, ignore)]
+                inner = os.path.relpath(folder, self.path)
+                yield from (name if inner == "." else f"{inner}/{name}" for name in files)
+            return
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            path = info.path[len(self.path.rstrip("/")) + 1 :]
+            folders = path.split("/")[:-1]
+            if info.type != pafs.FileType.Directory and not any(
+                passed_over(name, ignore) for name in folders
+            ):
+                yield path
+
+    def files(self) -> Iterator[Location]:
+        """Every file below, at any depth, also in hidden folders."""
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File:
+                yield self.join(info.path[len(self.path.rstrip("/")) + 1 :])
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises OSError with the file system's reason."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self.path) as stream:
+                return bytes(stream.read())
+
+        return insisted(read)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file at once: a reader sees the old content or the new, never half."""
+        if self.is_local:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            partial = f"{self.path}.{uuid.uuid4().hex}.partial"
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self.path)
+        else:
+            with self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(data)
+
+    def delete(self) -> None:
+        """Remove the file or the folder with all that is in it; nothing happens if it is absent."""
+        kind = self._info().type
+        # An object store may tell of a folder for a while after its last object went.
+        with contextlib.suppress(FileNotFoundError):
+            if kind == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind != pafs.FileType.NotFound:
+                self.filesystem.delete_file(self.path)
+
+    def move(self, to: Location) -> None:
+        """Move a file or folder to another place on the same file system."""
+        sources = list(self.files()) if self.is_folder() else [self]
+        for source in sources:
+            target = to.join(source.path[len(self.path) + 1 :]) if source is not self else to
+            self.filesystem.create_dir(target.path.rsplit("/", 1)[0], recursive=True)
+            self.filesystem.move(source.path, target.path)
+        if sources != [self]:
+            self.delete()
+
+    def _info(self) -> pafs.FileInfo:
+        return self.filesystem.get_file_info(self.path)
+
+
+def locate(uri: str) -> Location:
+    """Find the file system of a local path, `file://…` or `s3://bucket/prefix`; asks nothing of it.
+
+    Raises:
+        InputError: another scheme, no bucket, or credentials inside the URI.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not uri:
+        raise InputError("an empty path was given; pass a folder or s3://bucket/prefix")
+    if not separator:
+        path = os.path.abspath(os.path.expanduser(uri))
+        return Location(path, pafs.LocalFileSystem(), path)
+    if scheme == "file":
+        path = os.path.abspath(unquote(urlsplit(uri).path))
+        return Location(path, pafs.LocalFileSystem(), path)
+    if scheme != "s3":
+        raise InputError(
+            f"{uri}: unknown scheme {scheme}://; use a local path or s3://bucket/prefix"
+        )
+    path = uri[len("s3://") :].rstrip("/")
+    bucket = path.split("/", 1)[0]
+    if "@" in bucket:
+        raise InputError(
+            "credentials in an s3:// URI would end up in logs; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment and pass s3://bucket/prefix"
+        )
+    if not bucket:
+        raise InputError(f"{uri}: no bucket; write s3://bucket/prefix")
+    return Location(f"s3://{path}", _s3(), path)
+
+
+def passed_over(name: str, ignore: Collection[str]) -> bool:
+    """Whether a folder is none of the user's: hidden, left by macOS in archives, or ignored."""
+    return name.startswith(".") or name == "__MACOSX" or name in ignore
+
+
+def _s3() -> pafs.S3FileSystem:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3_at(endpoint, region)
+
+
+@functools.cache  # one keeps its connections open: a new one for each image would connect anew
+def _s3_at(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
+    options: dict[str, object] = {
+        # The standard strategy gives up early when many requests fail at once, as in an outage.
+        "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
+        "connect_timeout": _CONNECT_S,
+        "request_timeout": _SILENCE_S,
+        # A small file is one request instead of three.
+        "allow_delayed_open": True,
+    }
+    if endpoint:
+        parts = urlsplit(endpoint)
+        options |= {
+            "endpoint_override": parts.netloc or endpoint,
+            "scheme": parts.scheme or "https",
+            "region": region or "us-east-1",
+        }
+    elif region:
+        options["region"] = region
+    return pafs.S3FileSystem(**options)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the object store failed, so that the same file may be readable a minute later."""
+    return any(re.search(words, str(error)) for words in OUTAGES)
+
+
+def insisted(read: Callable[[], T]) -> T:
+    """What a read returns, tried again as other S3 requests are when a busy store refuses it.
+
+    pyarrow itself retries a 503, unless fewer bytes were asked for than the refusal has: its text
+    then overflows the buffer (a column of a few short words is read so).
+    """
+
+    def lost(error: BaseException) -> bool:
+        return isinstance(error, OSError) and _LOST_REFUSAL in str(error)
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lost),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=0.025),  # as the other retries: 26 s in all
+        reraise=True,
+    )
+    return retrying(read)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, short enough for one line of output."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def require_folder(location: Location, flag: str) -> None:
+    """Check that a folder (or prefix) can be listed, before any work.
+
+    Raises:
+        InputError: it is missing or cannot be read; the message names `flag`.
+    """
+    try:
+        if location.is_folder() or location.children():
+            return
+    except OSError as error:
+        raise InputError(f"{flag} {location.uri}: cannot be listed: {reason(error)}") from error
+    what = "is a file, not a folder" if location.exists() else "does not exist"
+    raise InputError(f"{flag} {location.uri}: {what}")

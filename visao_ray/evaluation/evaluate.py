@@ -1,0 +1,451 @@
+"""The evaluate job: a trained model meets val and, once, test."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from visao_ray.core import tables
+from visao_ray.core.errors import InputError
+from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
+from visao_ray.core.run import Run, start_ray, to_json
+from visao_ray.core.settings import EvaluateOptions, EvaluateSettings
+from visao_ray.core.storage import Location
+from visao_ray.evaluation.inference import (
+    UNIT_IMAGES,
+    find_source,
+    missing_contents,
+    open_model,
+    predict_contents,
+    table_name,
+)
+from visao_ray.evaluation.metrics import METRICS
+from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
+from visao_ray.evaluation.retrieval import retrieval_metrics
+from visao_ray.features.extract import Source, keep_in_order, read_new
+from visao_ray.inference.engines.keras import KerasModel
+from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.normalization import Vectors
+from visao_ray.store import schemas
+from visao_ray.store.join import RUN_TAG, Examples, Snapshot, pin, pin_table, read_examples
+from visao_ray.store.mapped import MappedVectors, TableRows, VectorFile
+from visao_ray.store.proof import Contents
+from visao_ray.store.rows import find_rows, read_rows
+from visao_ray.store.store import Store
+from visao_ray.store.table import TableVersion
+
+_MISTAKES_KEPT = 200
+_NEIGHBOURS = 20
+_FILE_ROWS = 32_768  # of a table that is written: 114 MB with 868 classes
+_PIECE_ROWS = 4096  # of probabilities, at once
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What `evaluate_in` found.
+
+    Attributes:
+        evaluation: the content of evaluation.json.
+        ok: images with a label that were predicted.
+        errors: those that could not be, by reason.
+    """
+
+    evaluation: dict[str, Any]
+    ok: int
+    errors: Counter[str]
+
+    def check_errors(self, most: float) -> None:
+        """Fail where too many images could not be predicted; what was found is written by now.
+
+        Raises:
+            InputError: a larger share of them than `most`.
+        """
+        errors = self.errors.total()
+        if errors and errors > most * (self.ok + errors):
+            reasons = ", ".join(f"{count:,} {name}" for name, count in self.errors.most_common())
+            raise InputError(
+                f"{errors:,} of {self.ok + errors:,} images could not be predicted ({reasons}), "
+                f"more than --max-errors {most:g} allows"
+            )
+
+    def to_counts(self) -> dict[str, Any]:
+        """As result.json has them."""
+        errors = self.errors.total()
+        return {
+            "images": self.ok + errors,
+            "ok": self.ok,
+            "errors": errors,
+            "errors_by_reason": dict(self.errors.most_common()),
+            "by_split": self.evaluation["counts"],
+        }
+
+
+def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
+    """The evaluate job: writes `predictions`, `embeddings`, `evaluation.json`, and the metrics.
+
+    The threshold comes from val alone.
+
+    Raises:
+        InputError: no such store, data or model, or they do not fit; too many unreadable images.
+    """
+    model = open_model(settings.model, settings.batch_size)
+    source = find_source(settings, model)
+    start_ray()
+    pool = fit_actors(settings.workers, settings.worker(), look())
+    if source is not None:
+        run.once("read", lambda: _read_images(run, source, model, pool))
+        run.counts = json.loads(run.work.join("read.json").read_bytes())
+        source.check_errors(run, run.counts["errors"], settings.max_errors)
+        run.counts = {"read": run.counts}
+    store = Store.open(settings.store_uri())
+    snapshot = pin(store, run.id, results=None, as_of=settings.as_of)
+    found = evaluate_in(run, snapshot, model, pool, settings)
+    run.counts |= found.to_counts()
+    run.inputs |= {"dataset": model.about.dataset.to_json()}
+    run.details |= {
+        "threshold": found.evaluation["threshold"],
+        "classes": list(model.about.classes),
+        "model": model.about.name,
+    }
+    found.check_errors(settings.max_errors)
+
+
+def evaluate_in(
+    run: Run[Any], snapshot: Snapshot, model: KerasModel, pool: ActorPool, options: EvaluateOptions
+) -> Evaluated:
+    """Evaluate a model on the labelled val and test images of a snapshot.
+
+    Images that the store has no predictions of by this model are predicted first; those of train
+    too where the model embeds, for they are what is searched. The store's lease is taken for that,
+    so the caller must not hold it. Writes `predictions`, `embeddings` and `evaluation.json` below
+    `run.out`, and the run's metrics, warnings and inputs. A run that goes on does what is missing.
+
+    Args:
+        run: of any job; its `seed` is that of the bootstrap, its id tags the predictions it reads.
+        snapshot: as `pin` returned it for this run; its images and verdicts count, its results need
+            not be predictions.
+        model: see `inference.open_model`.
+        pool: actors that hold the model.
+        options: target recall of the threshold, and replicates of the bootstrap.
+
+    Raises:
+        InputError: no labelled val or test image was predicted, the store has no vectors that the
+            model takes, or somebody else writes to the store.
+    """
+    store = Store.open(snapshot.store)
+    name = f"predictions/{table_name(model)}"
+    images = replace(snapshot, results=None, augmented=None)
+    splits = (*SPLITS, "train") if "embedding" in model.outputs else SPLITS
+    wanted = remotely(_labelled_contents, images, splits, keep=True)
+    table = store.predictions(table_name(model))
+    before = table.latest() if table.exists() else None
+    missing = remotely(_missing, images.images, before, wanted, keep=True)
+    seen: Counter[str] = Counter()
+    if before is None or remotely(_length, missing):
+        with store.writing(run.owner, run.say, run.predecessor) as writer:
+            done = predict_contents(run, writer, model, missing, pool)
+            keep_in_order(run, writer)
+        table.untag(RUN_TAG + run.id)  # of a start before this one, which lacked some
+        seen = done.errors
+        if done.computed and run.timings.get("predict"):
+            run.throughput["images_per_second"] = done.computed / run.timings["predict"]
+    predicted = replace(images, results=pin_table(store, name, run.id))
+    run.inputs |= {
+        **predicted.to_json(),
+        "model": model.at.uri,
+        "model_digest": model.digest,
+        "predictions": name,
+    }
+    with run.timed("judge"):
+        other = "gone" if model.about.takes == "images" else "no_vectors"
+        ok, errors = remotely(_count, predicted, wanted, seen, other)
+        task = _Task(predicted, model.about, splits, options, run.settings.seed)
+        evaluation = remotely(judge, task, run.out)
+    evaluation["model"] = {"name": model.name, "digest": model.digest}
+    run.out.join("evaluation.json").write_bytes(to_json(evaluation))
+    run.metrics |= evaluation["metrics"]
+    for warning in evaluation["warnings"]:
+        run.warn(warning)
+    for line in summary(evaluation):
+        run.say(line)
+    return Evaluated(evaluation, ok, errors)
+
+
+def _read_images(run: Run[Any], source: Source, model: KerasModel, pool: ActorPool) -> None:
+    """Bring the images of --data into the store; a model that embeds sees them all on the way."""
+    engine = model if "embedding" in model.outputs else None
+    with source.writing(run) as writer:
+        writer.ensure(writer.store.images, schemas.IMAGES)
+        results = writer.store.predictions(table_name(model)) if engine else None
+        read_new(run, writer, source, engine, results, pool, UNIT_IMAGES)
+        keep_in_order(run, writer)
+    run.work.join("read.json").write_bytes(to_json(run.counts))
+
+
+def _labelled_contents(snapshot: Snapshot, splits: Sequence[str]) -> Contents:
+    return read_examples(snapshot, splits).contents
+
+
+def _missing(images: TableVersion, results: TableVersion | None, wanted: Sequence[Any]) -> Contents:
+    import ray
+
+    return missing_contents(images, results, ray.get(wanted[0]))
+
+
+def _length(array: Sequence[Any]) -> int:
+    import ray
+
+    return len(ray.get(array[0]))
+
+
+def _count(
+    snapshot: Snapshot, wanted: Sequence[Any], seen: Counter[str], other: str
+) -> tuple[int, Counter[str]]:
+    """How many contents were predicted, and the others by reason. For a task.
+
+    Args:
+        snapshot: with predictions.
+        wanted: a reference to the contents that should have them.
+        seen: reasons that the graph met, by which contents without any row are named.
+        other: reason of those that the graph never met.
+    """
+    import ray
+
+    contents, results = ray.get(wanted[0]), snapshot.results
+    assert results is not None
+    ok = len(find_rows(results, contents, schemas.OK))
+    failed = find_rows(results, contents, schemas.ERROR)
+    errors: Counter[str] = Counter()
+    for batch in read_rows(results, failed, ["error_type"]):
+        errors.update(batch["error_type"].to_pylist())
+    without = len(contents) - ok - len(failed)
+    for reason, count in (seen - errors).items():
+        errors[reason] += min(count, without)
+        without -= min(count, without)
+    errors[other] += without
+    return ok, +errors
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is evaluated, and how.
+
+    Attributes:
+        snapshot: with predictions.
+        about: the model.
+        splits: of the images that were predicted.
+        options: target recall and replicates.
+        seed: of the bootstrap.
+    """
+
+    snapshot: Snapshot
+    about: ModelAbout
+    splits: Sequence[str]
+    options: EvaluateOptions
+    seed: int
+
+
+def judge(task: _Task, out: Location) -> dict[str, Any]:
+    """The content of evaluation.json; writes `predictions` and `embeddings` below `out`.
+
+    For a task. Models without classes have retrieval metrics alone; models that do not embed have
+    none. Probabilities and embeddings are mapped from a file, in the order of contents.
+
+    Raises:
+        InputError: there is nothing to evaluate, or a number is not finite.
+    """
+    about, options = task.about, task.options
+    examples = read_examples(task.snapshot, task.splits)
+    evaluated = np.flatnonzero(np.isin(_texts(examples.splits), SPLITS))
+    if not len(evaluated):
+        raise InputError(f"{task.snapshot.store}: no val or test images were predicted")
+    if about.classes:
+        evaluation = _of_predictions(task, examples.take(evaluated), out.join("predictions"))
+    else:
+        evaluation = _without_classes(examples)
+    if "embedding" in about.outputs:
+        place = out.join("embeddings")
+        _write_embeddings(task, examples, place)
+        found = retrieval_metrics(place, _NEIGHBOURS, options.replicates, task.seed)
+        evaluation["retrieval"] = found
+        for split, metrics in found.items():
+            evaluation["metrics"][split] |= metrics
+    if examples.conflicts:
+        told = f"{examples.conflicts:,} images have files with different labels and are left out."
+        evaluation["warnings"] = [*evaluation["warnings"], told]
+    return evaluation
+
+
+def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[str, Any]:
+    """Everything that `evaluate_predictions` finds, and the most confident mistakes."""
+    about, options = task.about, task.options
+    mapped = _mapped(task, examples, "probability")
+    probability = mapped.vectors["probability"]
+    predicted, highest = _most_probable(probability)
+    columns = {
+        **_columns(examples, about),
+        "predicted": pa.array(about.classes).take(pa.array(predicted)),
+        "probability": tables.vectors(probability),
+    }
+    _write_files(place, columns, tables.predictions(about.classes))
+    known = {*about.classes}
+    unknown = sorted({*examples.labels.unique().dictionary_decode().to_pylist()} - known)
+    if unknown:
+        columns["probability"] = tables.vectors(np.pad(probability, ((0, 0), (0, len(unknown)))))
+    evaluation = evaluate_predictions(
+        pa.table(columns),
+        (*about.classes, *unknown),
+        about.dataset.positive_among(about.classes),
+        target_recall=options.target_recall,
+        seed=task.seed,
+        replicates=options.replicates,
+        chapter_digits=about.dataset.chapter_digits,
+    ).to_json()
+    if unknown:
+        named = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
+        evaluation["warnings"] = [
+            *evaluation["warnings"],
+            f"{named} stand in no train or val image: their test images count as wrong",
+        ]
+    evaluation["mistakes"] = _mistakes(
+        examples, np.array(about.classes, object)[predicted], highest
+    )
+    return evaluation
+
+
+def _mistakes(
+    examples: Examples, predicted: npt.NDArray[np.object_], highest: Vectors
+) -> list[dict[str, Any]]:
+    """Test images whose most probable class is not theirs, the most confident first."""
+    labels = _texts(examples.labels)
+    wrong = np.flatnonzero((_texts(examples.splits) == "test") & (predicted != labels))
+    order = np.argsort(-highest[wrong], kind="stable")[:_MISTAKES_KEPT]
+    return [
+        {
+            "key": examples.keys[row].as_py(),
+            "label": labels[row],
+            "predicted": predicted[row],
+            "probability": float(highest[row]),
+        }
+        for row in wrong[order].tolist()
+    ]
+
+
+def _without_classes(examples: Examples) -> dict[str, Any]:
+    """What there is to say of a model that only embeds, before its retrieval is evaluated."""
+    splits = _texts(examples.splits)
+    groups = pc.coalesce(examples.groups.cast(pa.string()), examples.keys)
+    counts = {}
+    for split in SPLITS:
+        rows = np.flatnonzero(splits == split)
+        counts[split] = {"images": len(rows), "groups": len(groups.take(pa.array(rows)).unique())}
+    return {
+        "classes": [],
+        "positive": None,
+        "threshold": None,
+        "metrics": {split: {} for split in SPLITS},
+        "counts": counts,
+        "warnings": [],
+    }
+
+
+def _write_embeddings(task: _Task, examples: Examples, place: Location) -> None:
+    mapped = _mapped(task, examples, "embedding")
+    vectors = mapped.vectors["embedding"]
+    columns = {
+        **_columns(examples, task.about),
+        "content_id": pa.array([one.ljust(32, b"\0").hex() for one in examples.contents.tolist()]),
+        "embedding": tables.vectors(vectors),
+    }
+    _write_files(place, columns, tables.embeddings(vectors.shape[1]))
+
+
+def _mapped(task: _Task, examples: Examples, column: str) -> MappedVectors:
+    """An output of the model, float32[N, width] in the order of the examples."""
+    assert task.snapshot.results is not None
+    count = len(examples)
+    rows = TableRows(task.snapshot.results, examples.contents, 0, np.arange(count)[:, None])
+    return VectorFile(task.snapshot.images, (column,), (rows,), count).open()
+
+
+def _columns(examples: Examples, about: ModelAbout) -> dict[str, pa.Array]:
+    """What a table of predictions or embeddings says of each image."""
+    return {
+        "key": examples.keys,
+        "split": examples.splits.cast(pa.string()),
+        "group": examples.groups.cast(pa.string()),
+        "label": examples.labels.cast(pa.string()),
+        "model": pa.array([about.name] * len(examples), pa.string()),
+    }
+
+
+def _write_files(place: Location, columns: Mapping[str, pa.Array], schema: pa.Schema) -> None:
+    """Write a table as Parquet files, in place of what an earlier start left there."""
+    place.delete()
+    table = pa.table(columns).select(schema.names)
+    for number, start in enumerate(range(0, table.num_rows, _FILE_ROWS)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.slice(start, _FILE_ROWS).cast(schema), sink)
+        file = place.join(f"part-{number:05}.parquet")
+        file.write_bytes(sink.getvalue().to_pybytes())
+
+
+def _most_probable(probability: Vectors) -> tuple[npt.NDArray[np.int64], Vectors]:
+    """Class and probability of the most probable class of each row: int64[N], float32[N]."""
+    predicted = np.zeros(len(probability), np.int64)
+    highest = np.zeros(len(probability), np.float32)
+    for start in range(0, len(probability), _PIECE_ROWS):
+        piece = slice(start, start + _PIECE_ROWS)
+        predicted[piece] = probability[piece].argmax(axis=1)
+        highest[piece] = probability[piece].max(axis=1)
+    return predicted, highest
+
+
+def _texts(column: pa.DictionaryArray) -> npt.NDArray[np.object_]:
+    """Texts of a column without nulls; each is one object however often it stands there."""
+    names = np.array(column.dictionary.to_pylist(), object)
+    return np.asarray(names[column.indices.to_numpy()])
+
+
+def summary(evaluation: dict[str, Any]) -> list[str]:
+    """The figures people look for first, as lines of text: name, val and test with intervals."""
+
+    def cell(found: dict[str, Any] | None) -> str:
+        if not found or found["value"] is None:
+            return "–"
+        if found["low"] is None:
+            return f"{found['value']:.3f}"
+        return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+    def line(name: str, val: str, test: str) -> str:
+        return f"{name:<34} {val:<22} {test:<22}".rstrip()
+
+    counts, metrics = evaluation["counts"], evaluation["metrics"]
+    lines = [line("", *(f"{split} (n={counts[split]['images']:,})" for split in ("val", "test")))]
+    names = [*METRICS, "chapter_accuracy", "chapter_accuracy_summed"]
+    names += [f"precision_at_{_NEIGHBOURS}"]
+    lines += [
+        line(name, cell(metrics["val"][name]), cell(metrics["test"][name]))
+        for name in names
+        if name in metrics["val"]
+    ]
+    threshold = evaluation["threshold"]
+    if threshold is None:
+        return lines
+    positive = threshold["positive"]
+    for suffix, told in (("", "0.5"), ("_at_threshold", f"{threshold['threshold']:.3f}")):
+        val, test = (
+            metrics[f"{split}{suffix}"]["per_class"][positive] for split in ("val", "test")
+        )
+        for name in ("recall", "precision"):
+            lines.append(line(f"{name} of {positive} at {told}", cell(val[name]), cell(test[name])))
+    return lines

@@ -1,0 +1,36 @@
+"""The scanner job: a rendered base and the truth beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visao_ray.core.run import Run, start_ray
+from visao_ray.core.settings import ScannerSettings
+from visao_ray.synthetic.dataset import render_base
+from visao_ray.synthetic.recipe import BaseRecipe
+
+
+def render_scans(settings: ScannerSettings, run: Run[Any]) -> None:
+    """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
+    recipe = BaseRecipe(
+        base=settings.dataset,
+        images=settings.images,
+        classes=settings.classes,
+        seed=settings.seed,
+        difficult=settings.difficult,
+        wrong_labels=settings.wrong_labels,
+        duplicates=settings.duplicates,
+        imbalance=settings.imbalance,
+        unlabelled=settings.unlabelled,
+    )
+    start_ray()
+    run.say(f"rendering {settings.images:,} {settings.dataset} scans")
+    with run.timed("render"):
+        counts = render_base(recipe, run.out)
+    run.counts |= {**counts, "ok": counts["images"], "errors": 0}
+    run.throughput["images_per_second"] = counts["rendered"] / run.timings["render"]
+    planted = ", ".join(
+        f"{counts[name]:,} {name.replace('_', ' ')}"
+        for name in ("difficult", "wrong_labels", "duplicates")
+    )
+    run.say(f"{counts['images']:,} scans in {run.out.join('images').uri} ({planted})")

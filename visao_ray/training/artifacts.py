@@ -1,0 +1,47 @@
+"""What training leaves for its driver: the model, what it says of some rows, and its history."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from visao_ray.core.run import to_json
+from visao_ray.models import artifact
+from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.family import BatchSource
+from visao_ray.training.spec import TrainSpec
+
+_CHECKED = 100  # val rows whose outputs are kept, to check the exported model against
+
+Arrays = list[npt.NDArray[Any]]
+
+
+def keep(
+    spec: TrainSpec, model: Any, about: ModelAbout, val: BatchSource, summary: dict[str, Any]
+) -> None:
+    """Write `trained/` below the run's work folder, `summary.json` last."""
+    inputs = val.take(np.arange(min(_CHECKED, len(val.labels))))
+    outputs = artifact.outputs(model, inputs)
+    trained = spec.work.join("trained")
+    trained.join("model.keras").write_bytes(artifact.pack(model, about))
+    arrays = inputs if isinstance(inputs, dict) else {"pixels": inputs}
+    for name, values in (("inputs", arrays), ("outputs", outputs)):
+        trained.join(f"{name}.npz").write_bytes(to_npz(values))
+    summary = {"parameters": model.count_params(), "epoch": about.epoch, **summary}
+    trained.join("summary.json").write_bytes(to_json(summary))
+
+
+def to_npz(arrays: Arrays | Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Arrays in order, or by name, as the content of a `.npz` file."""
+    sink = io.BytesIO()
+    named: dict[str, Any] = {}
+    if isinstance(arrays, Mapping):
+        named |= arrays
+    else:
+        named |= {f"array{number:05d}": array for number, array in enumerate(arrays)}
+    np.savez(sink, **named)
+    return sink.getvalue()
