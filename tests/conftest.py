@@ -69,7 +69,7 @@ def join_ray() -> None:
     """Ray with two CPUs in this process, started once unless another test shut it down."""
     import ray
 
-    from visao_ray.core.run import start_ray
+    from visao_ray.core.ray_session import start_ray
 
     if not ray.is_initialized():
         ray.init(

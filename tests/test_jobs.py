@@ -9,7 +9,7 @@ import pytest
 from job_runs import ROOT, run_job, write_files
 
 from visao_ray.core.backend import import_keras
-from visao_ray.core.run import main
+from visao_ray.core.console import main
 from visao_ray.core.settings import ExtractSettings, ManifestSettings
 from visao_ray.features.extract import extract_images
 from visao_ray.features.manifest import make_manifest

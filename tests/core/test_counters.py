@@ -304,7 +304,7 @@ import pyarrow as pa
 import ray
 from visao_ray.core.lease import Owner
 from visao_ray.core.counters import count_retries
-from visao_ray.core.run import main
+from visao_ray.core.console import main
 from visao_ray.core.settings import ExtractSettings
 from visao_ray.store import schemas
 from visao_ray.store.store import Description, create_or_open

@@ -10,9 +10,11 @@ import ray.data
 from s3_server import SECRET
 
 from visao_ray.core import driver_log
+from visao_ray.core.console import main
 from visao_ray.core.driver_log import DriverLog, known_secrets, without_secrets
 from visao_ray.core.errors import InputError
-from visao_ray.core.run import Run, execute, main, start_ray
+from visao_ray.core.ray_session import start_ray
+from visao_ray.core.run import Run, execute
 from visao_ray.core.settings import JobSettings
 from visao_ray.core.storage import Location, locate
 

@@ -109,7 +109,7 @@ def test_status_2(tmp_path, verb, flags, line):
 WORKERS = """
 import sys
 from visao_ray.core import plugins
-from visao_ray.core.run import start_ray
+from visao_ray.core.ray_session import start_ray
 
 plugins.load(sys.argv[1:])
 start_ray()

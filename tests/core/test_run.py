@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydantic import Field
 
+from visao_ray.core.console import main
 from visao_ray.core.errors import InputError
-from visao_ray.core.run import Run, duration, execute, main, to_json
+from visao_ray.core.run import Run, duration, execute, to_json
 from visao_ray.core.settings import JobSettings
 from visao_ray.core.storage import Location, locate
 

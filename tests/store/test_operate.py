@@ -14,8 +14,8 @@ import pytest
 from job_runs import run_job
 from stores import content_id, make_store, results_table
 
+from visao_ray.core.console import run_command
 from visao_ray.core.lease import Lease, Owner
-from visao_ray.core.run import run_command
 from visao_ray.core.settings import StoreToolSettings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.store import schemas, table

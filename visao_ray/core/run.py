@@ -13,29 +13,22 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import logging
 import math
 import os
-import re
-import shlex
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from visao_ray.core import counters, plugins
-from visao_ray.core.driver_log import DriverLog, quiet_terminal
+from visao_ray.core import counters
+from visao_ray.core.driver_log import DriverLog
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Lease, LeaseLost, Owner
-from visao_ray.core.ray_internals import own_ray_variables
-from visao_ray.core.settings import CommandSettings, JobSettings, StoreJobSettings, parse
-from visao_ray.core.storage import OUTAGES, Location, is_outage, locate, reason
+from visao_ray.core.settings import JobSettings, StoreJobSettings
+from visao_ray.core.storage import Location, is_outage, locate, reason
 
-C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
 
@@ -115,71 +108,6 @@ class Run(Generic[S]):
         with self.timed(step):
             work()
         mark.write_bytes(b"")
-
-
-def main(kind: type[S], work: Work[S], arguments: Sequence[str], program: str | None = None) -> int:
-    """Run a job from its command line; see `run_command`."""
-    command = f"{program or kind.job} {shlex.join(arguments)}".strip()
-
-    def job(settings: S) -> int:
-        execute(settings, work, command)
-        return 0
-
-    return run_command(kind, job, arguments, program)
-
-
-def run_command(
-    kind: type[C],
-    command: Callable[[C], int],
-    arguments: Sequence[str],
-    program: str | None = None,
-) -> int:
-    """Run a command with the settings of its command line, and say in one line what stopped it.
-
-    Args:
-        kind: of the settings.
-        command: takes them and returns an exit status.
-        arguments: of the command line.
-        program: how the command line begins, for `--help`.
-
-    Returns:
-        The command's exit status; 2 for bad input, 1 for a failure of ours.
-    """
-    try:
-        return command(parse(kind, arguments, program))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if stop.code != signal.SIGTERM:  # Ray's handler exits with the number of the signal
-            raise
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except Exception as error:
-        cause = cause_of(error)
-        if isinstance(cause, InputError):
-            print(f"error: {cause}", file=sys.stderr)
-            return 2
-        if isinstance(cause, OSError) and is_outage(cause):
-            print(
-                f"error: the object store keeps failing: {reason(cause)}; the same command "
-                "goes on from here",
-                file=sys.stderr,
-            )
-            return 1
-        if isinstance(cause, LeaseLost):
-            print(
-                f"error: {cause}; another process goes on with this, or the same command does",
-                file=sys.stderr,
-            )
-            return 1
-        traceback.print_exc()
-        print(
-            f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
-            "cluster, not of the input; the same command goes on from here)",
-            file=sys.stderr,
-        )
-        return 1
 
 
 def execute(settings: S, work: Work[S], command: str = "") -> dict[str, Any]:
@@ -343,66 +271,6 @@ def _logged(run: Run[Any]) -> Iterator[None]:
             run.say(f"{log.count} warning{plural} of Ray and Python in {log.file.uri}")
 
 
-def start_ray() -> None:
-    """Connect to the cluster this job was submitted to, or start Ray on this machine."""
-    import ray
-
-    # An error that the driver catches is told once, not again for a second result of the same task.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    if not ray.is_initialized():
-        # Ray Data hands actors their arguments by reference; Ray's C++ core calls each an error.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        if os.environ.get("RAY_ADDRESS", "local") == "local":
-            _tune_own_ray()
-        with muted_stderr():  # where it would tell that it read this variable
-            # A worker's own lines stay in Ray's log folder; exceptions still reach the driver. The
-            # dashboard, whose address nobody is told, takes 5 % of the speed of two cores.
-            ray.init(
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=False,
-                runtime_env=plugins.runtime_env() or None,
-            )
-        with contextlib.suppress(ValueError):  # not in the main thread
-            # Set anew: Ray's C++ core has put itself in front of it, with a dump of its stack.
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    # Ray Data prints every plan and ten lines of progress an operator; jobs print one line.
-    context.enable_progress_bars = False
-    # The second reader starts 32 actors to read the footers of one small file, and lists files in a
-    # task that waits for ever where the resume filter has taken the last CPU (two cores).
-    context.use_datasource_v2 = False
-    # Object storage hiccups; a file that fails for good is caught and becomes an error row.
-    context.retried_map_errors = [*OUTAGES]
-    context.max_map_retries = 3
-    quiet_terminal()
-
-
-def _tune_own_ray() -> None:
-    """Settings of a Ray that is started for one job, on this machine; a cluster has its own."""
-    for name, value in own_ray_variables().items():
-        os.environ.setdefault(name, value)
-    # A task that asks for no GPU must not find one, beside an actor that has it all to itself. Ray
-    # itself names this variable in a warning.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-
-
-@contextlib.contextmanager
-def muted_stderr() -> Iterator[None]:
-    """Swallow what libraries in C++ print while the block runs."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def duration(seconds: float) -> str:
     """Seconds as people say them: `8.3 s`, `4 min 10 s`, `2 h 05 min`."""
     if seconds < 59.95:
@@ -428,20 +296,6 @@ def _plain(value: Any) -> Any:
     elif hasattr(value, "tolist"):
         return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """The error itself, where Ray has wrapped it on its way from a worker."""
-    if type(error) is InputError:
-        return error
-    inner = getattr(error, "cause", None)
-    if isinstance(inner, InputError):
-        return inner
-    # Of an error in a block or in an actor's constructor, Ray keeps the trace's text alone.
-    told = re.search(rf"^{InputError.__module__}\.InputError: (.+)", str(error), re.MULTILINE)
-    if told:
-        return InputError(told.group(1))
-    return cause_of(inner) if isinstance(inner, BaseException) else error
 
 
 def _check_free(out: Location, settings: JobSettings) -> None:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
-from visao_ray.core.run import Run, start_ray, to_json
+from visao_ray.core.run import Run, to_json
 from visao_ray.core.settings import EvaluateOptions, EvaluateSettings
 from visao_ray.core.storage import Location
 from visao_ray.evaluation.inference import (

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, time
 from typing import Any
 
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import fit_actors, look, remotely
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.settings import PredictSettings
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.settings import ExtractSettings, SourceOptions
 from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing

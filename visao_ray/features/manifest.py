@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import remotely
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.settings import ManifestSettings
 from visao_ray.datasets.listing import STAY, to_counts
 from visao_ray.features.extract import (

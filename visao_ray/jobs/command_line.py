@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from visao_ray import __version__
+from visao_ray.core.console import main, run_command
 from visao_ray.core.errors import InputError
-from visao_ray.core.run import main, run_command
 from visao_ray.core.settings import JobSettings
 from visao_ray.jobs import submission
 from visao_ray.jobs.registry import JOBS, find_job

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from visao_ray.core.errors import InputError
-from visao_ray.core.run import cause_of, execute
+from visao_ray.core.errors import InputError, cause_of
+from visao_ray.core.run import execute
 from visao_ray.core.settings import JobSettings, from_values
 from visao_ray.jobs.registry import JOBS
 

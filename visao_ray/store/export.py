@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import look, remotely
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.settings import ExportSettings
 from visao_ray.core.storage import Location
 from visao_ray.store import schemas

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import remotely
-from visao_ray.core.run import start_ray, to_json
+from visao_ray.core.run import to_json
 from visao_ray.core.settings import StoreToolSettings
 from visao_ray.store.join import RUN_TAG
 from visao_ray.store.maintenance import KEEP, Cleaned

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.ray_session import start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.settings import ScannerSettings
 from visao_ray.synthetic.dataset import render_base
 from visao_ray.synthetic.recipe import BaseRecipe

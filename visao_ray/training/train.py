@@ -11,8 +11,9 @@ from statistics import median
 from typing import Any
 
 from visao_ray.core.errors import InputError
+from visao_ray.core.ray_session import muted_stderr, start_ray
 from visao_ray.core.resources import Worker, fit_actors, fit_workers, look
-from visao_ray.core.run import Run, muted_stderr, start_ray, to_json
+from visao_ray.core.run import Run, to_json
 from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.registry import find_dataset

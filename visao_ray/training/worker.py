@@ -17,7 +17,8 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from visao_ray.core.run import start_ray, to_json
+from visao_ray.core.ray_session import start_ray
+from visao_ray.core.run import to_json
 from visao_ray.models.family import BatchSource, GradientFamily, Phase
 from visao_ray.models.head import class_factors
 from visao_ray.models.optimizers import make_optimizer

@@ -10,7 +10,8 @@ from typing import Any
 
 from visao_ray.core import plugins
 from visao_ray.core.errors import InputError
-from visao_ray.core.run import Run, execute, start_ray
+from visao_ray.core.ray_session import start_ray
+from visao_ray.core.run import Run, execute
 from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
 from visao_ray.tuning.settings import SweepSettings

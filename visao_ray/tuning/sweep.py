@@ -14,8 +14,9 @@ import numpy as np
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_internals import keep_aws_keys_from_trials
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import Worker, fit_workers, look
-from visao_ray.core.run import Run, start_ray
+from visao_ray.core.run import Run
 from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.spec import Dataset
