@@ -59,7 +59,7 @@ from dataclasses import replace
 import numpy as np
 from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.models.backbones import resolve
-from visao_ray.core.settings import ExtractOptions
+from visao_ray.inference.settings import ExtractOptions
 from visao_ray.core.storage import locate
 options, file = ExtractOptions(weights="random"), locate(sys.argv[2])
 backbone, _ = resolve(options, 0)

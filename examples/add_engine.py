@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import ExtractSettings
 from visao_ray.core.storage import Location
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import register
 
 _GRID = 8  # cells a side

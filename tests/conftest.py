@@ -127,8 +127,8 @@ def store(
     Tests read it, and may leave predictions and tags; whoever adds images copies it first.
     """
     from visao_ray.core.run import execute
-    from visao_ray.core.settings import ExtractSettings
     from visao_ray.features.extract import extract_images
+    from visao_ray.features.settings import ExtractSettings
 
     join_ray()
     place = tmp_path_factory.mktemp("stores") / "store"

@@ -18,9 +18,9 @@ from ray import cloudpickle
 
 from visao_ray.core.resources import fit_actors, look
 from visao_ray.core.run import Run
-from visao_ray.core.settings import ExtractSettings
 from visao_ray.core.storage import locate
 from visao_ray.features.extract import open_source, read_new
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.store import schemas
 from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion

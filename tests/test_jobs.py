@@ -10,9 +10,9 @@ from job_runs import ROOT, run_job, write_files
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.console import main
-from visao_ray.core.settings import ExtractSettings, ManifestSettings
 from visao_ray.features.extract import extract_images
 from visao_ray.features.manifest import make_manifest
+from visao_ray.features.settings import ExtractSettings, ManifestSettings
 
 HELP_S = 2.0  # of one core, whatever else this machine does
 HELP = """

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from s3_server import free_ports
 
 from visao_ray.core.counters import COUNTERS, exported
-from visao_ray.core.settings import ManifestSettings
+from visao_ray.features.settings import ManifestSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ import json, sys, time, urllib.request
 import ray
 from visao_ray.features.extract import extract_images
 from visao_ray.core.run import execute
-from visao_ray.core.settings import ExtractSettings
+from visao_ray.features.settings import ExtractSettings
 
 port, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _metrics_export_port=port,
@@ -305,7 +305,7 @@ import ray
 from visao_ray.core.lease import Owner
 from visao_ray.core.counters import count_retries
 from visao_ray.core.console import main
-from visao_ray.core.settings import ExtractSettings
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.store import schemas
 from visao_ray.store.store import Description, create_or_open
 from visao_ray.store.table import fence, write_fragments

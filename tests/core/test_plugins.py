@@ -9,9 +9,10 @@ from job_runs import OWN_RAY, ROOT, run_job
 
 from visao_ray.core import plugins
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import ExtractSettings, ManifestSettings, parse
+from visao_ray.core.settings import parse
 from visao_ray.datasets.registry import DATASETS, find_dataset
 from visao_ray.datasets.spec import Dataset
+from visao_ray.features.settings import ExtractSettings, ManifestSettings
 
 PLUGIN = """
 from visao_ray.datasets.registry import register

@@ -5,18 +5,13 @@ from datetime import timedelta
 import pytest
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import (
-    EvaluateSettings,
-    ExportSettings,
-    ExtractSettings,
-    ManifestSettings,
-    PredictSettings,
-    ScannerSettings,
-    StoreToolSettings,
-    parse,
-)
+from visao_ray.core.settings import parse
+from visao_ray.evaluation.settings import EvaluateSettings, PredictSettings
+from visao_ray.features.settings import ExtractSettings, ManifestSettings
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.models.settings import TrainSettings
+from visao_ray.store.settings import ExportSettings, StoreToolSettings
+from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.settings import SweepSettings
 
 JOBS = (
@@ -27,7 +22,7 @@ JOBS = (
     EvaluateSettings,
     PredictSettings,
     ExportSettings,
-    ScannerSettings,
+    RenderSettings,
     PipelineSettings,
     StoreToolSettings,
 )

@@ -12,11 +12,11 @@ from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.run import execute
-from visao_ray.core.settings import EvaluateSettings
 from visao_ray.core.storage import locate
 from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.evaluation.evaluate import evaluate_model
 from visao_ray.evaluation.inference import open_model, table_name
+from visao_ray.evaluation.settings import EvaluateSettings
 from visao_ray.images.decode import decode
 from visao_ray.models import artifact
 from visao_ray.store import Store, schemas

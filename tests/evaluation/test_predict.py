@@ -15,11 +15,12 @@ from tiny_models import CLASSES, SIDE, pixel_models, vector_model
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.run import execute
-from visao_ray.core.settings import EvaluateSettings, ExtractSettings, PredictSettings
 from visao_ray.core.storage import locate
 from visao_ray.evaluation.evaluate import evaluate_model
 from visao_ray.evaluation.inference import open_model, table_name
+from visao_ray.evaluation.settings import EvaluateSettings, PredictSettings
 from visao_ray.features.extract import extract_images
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.images.decode import decode
 from visao_ray.jobs.predict import predict_images
 from visao_ray.models import artifact

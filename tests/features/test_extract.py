@@ -14,8 +14,8 @@ from PIL import Image
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
 from visao_ray.core.run import execute
-from visao_ray.core.settings import ExtractSettings
 from visao_ray.features.extract import extract_images
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.images.decode import decode
 from visao_ray.store import Store, schemas
 

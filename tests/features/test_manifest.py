@@ -16,10 +16,10 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Lease, Owner
 from visao_ray.core.object_store import list_files
 from visao_ray.core.run import execute
-from visao_ray.core.settings import ManifestSettings
 from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.features.manifest import make_manifest
+from visao_ray.features.settings import ManifestSettings
 from visao_ray.store import table
 from visao_ray.store.store import Store
 

@@ -3,9 +3,10 @@
 import pytest
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import ExtractSettings, parse
+from visao_ray.core.settings import parse
 from visao_ray.core.storage import locate
 from visao_ray.features.extract import extractor_name
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.keras import KerasBackbone
 from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.jobs.settings import PipelineSettings

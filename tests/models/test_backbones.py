@@ -8,8 +8,8 @@ import pytest
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import ExtractSettings
 from visao_ray.core.storage import locate
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.models.backbones import Backbone, build, resolve
 
 SMALL = {"backbone": "MobileNetV2", "weights": "random", "image_size": 32}

@@ -21,11 +21,11 @@ from stores import content_id, make_store
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
 from visao_ray.core.run import execute
-from visao_ray.core.settings import ExportSettings
 from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.store import schemas, table
 from visao_ray.store.export import Selection, export_table, plan_parts, read_part, write_part
+from visao_ray.store.settings import ExportSettings
 from visao_ray.store.store import Store
 
 ROWS = 900

@@ -16,11 +16,11 @@ from stores import content_id, make_store, results_table
 
 from visao_ray.core.console import run_command
 from visao_ray.core.lease import Lease, Owner
-from visao_ray.core.settings import StoreToolSettings
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.store import schemas, table
 from visao_ray.store.join import pin, plain_vectors
 from visao_ray.store.operate import operate_store
+from visao_ray.store.settings import StoreToolSettings
 from visao_ray.store.store import Store
 
 EXTRACTOR = "tiny-00000000"

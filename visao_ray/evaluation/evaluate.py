@@ -19,7 +19,7 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
 from visao_ray.core.run import Run, to_json
-from visao_ray.core.settings import EvaluateOptions, EvaluateSettings
+from visao_ray.core.settings import EvaluateOptions
 from visao_ray.core.storage import Location
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
@@ -32,6 +32,7 @@ from visao_ray.evaluation.inference import (
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
 from visao_ray.evaluation.retrieval import retrieval_metrics
+from visao_ray.evaluation.settings import EvaluateSettings
 from visao_ray.features.extract import Source, keep_in_order, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.artifact import ModelAbout

@@ -11,7 +11,6 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import fit_actors, look, remotely
 from visao_ray.core.run import Run
-from visao_ray.core.settings import PredictSettings
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
     find_source,
@@ -20,6 +19,7 @@ from visao_ray.evaluation.inference import (
     predict_contents,
     table_name,
 )
+from visao_ray.evaluation.settings import PredictSettings
 from visao_ray.evaluation.worklist import (
     Decision,
     Request,

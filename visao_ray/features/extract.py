@@ -17,14 +17,15 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
 from visao_ray.core.run import Run
-from visao_ray.core.settings import ExtractSettings, SourceOptions
 from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.labels import check_labels
 from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.settings import SourceOptions
 from visao_ray.datasets.spec import SPLITS, Dataset
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.registry import ENGINES, find_engine
@@ -178,7 +179,7 @@ def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFact
 
 
 def _resolve(settings: ExtractSettings, work: Location) -> tuple[EngineFactory, str | None]:
-    return ENGINES[settings.engine].resolve(settings, work)
+    return ENGINES[settings.engine].resolve(settings, settings.seed, work)
 
 
 def extractor_name(engine: EngineFactory) -> str:

@@ -12,7 +12,6 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import remotely
 from visao_ray.core.run import Run
-from visao_ray.core.settings import ManifestSettings
 from visao_ray.datasets.listing import STAY, to_counts
 from visao_ray.features.extract import (
     Source,
@@ -22,6 +21,7 @@ from visao_ray.features.extract import (
     mark_missing,
     open_source,
 )
+from visao_ray.features.settings import ManifestSettings
 from visao_ray.store import proof
 from visao_ray.store.export import Selection, plan_parts, write_parts
 from visao_ray.store.proof import Contents, as_bytes

@@ -8,20 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from visao_ray.core.run import Run, execute
-from visao_ray.core.settings import (
-    EvaluateSettings,
-    ExtractSettings,
-    ScannerSettings,
-    SourceOptions,
-)
 from visao_ray.datasets.registry import find_dataset
+from visao_ray.datasets.settings import SourceOptions
 from visao_ray.evaluation.evaluate import evaluate_model
+from visao_ray.evaluation.settings import EvaluateSettings
 from visao_ray.features.extract import extract_images, open_source
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.store import Store
 from visao_ray.synthetic.job import render_scans
+from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.multi_dataset import sweep_all
 from visao_ray.tuning.settings import SweepSettings
 
@@ -35,7 +33,7 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     stages: dict[str, dict[str, Any]] = {}
     data = settings.data
     if data is None:
-        rendered = settings.part(ScannerSettings, out=out.join("scanner").uri, fresh=False)
+        rendered = settings.part(RenderSettings, out=out.join("scanner").uri, fresh=False)
         with run.timed("scanner"):
             stages["scanner"] = execute(rendered, render_scans, run.command)
         data = out.join("scanner", "images").uri

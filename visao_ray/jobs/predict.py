@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from visao_ray.core.run import Run
-from visao_ray.core.settings import PredictSettings
 from visao_ray.evaluation.predict import predict_new
+from visao_ray.evaluation.settings import PredictSettings
 from visao_ray.reports.day import write_day
 
 

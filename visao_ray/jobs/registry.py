@@ -12,18 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import (
-    CommandSettings,
-    EvaluateSettings,
-    ExportSettings,
-    ExtractSettings,
-    ManifestSettings,
-    PredictSettings,
-    ScannerSettings,
-    StoreToolSettings,
-)
+from visao_ray.core.settings import CommandSettings
+from visao_ray.evaluation.settings import EvaluateSettings, PredictSettings
+from visao_ray.features.settings import ExtractSettings, ManifestSettings
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.models.settings import TrainSettings
+from visao_ray.store.settings import ExportSettings, StoreToolSettings
+from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.settings import SweepSettings
 
 
@@ -62,7 +57,7 @@ JOBS = {
     job.verb: job
     for job in (
         Job(PipelineSettings, "visao_ray.jobs.pipeline:run_pipeline"),
-        Job(ScannerSettings, "visao_ray.synthetic.job:render_scans"),
+        Job(RenderSettings, "visao_ray.synthetic.job:render_scans"),
         Job(ExtractSettings, "visao_ray.features.extract:extract_images"),
         Job(ManifestSettings, "visao_ray.features.manifest:make_manifest"),
         Job(SweepSettings, "visao_ray.tuning.multi_dataset:sweep_all"),

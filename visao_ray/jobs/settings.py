@@ -6,15 +6,10 @@ from typing import ClassVar, get_args
 
 from pydantic import model_validator
 
-from visao_ray.core.settings import (
-    EvaluateOptions,
-    ExtractOptions,
-    JobSettings,
-    PluginOptions,
-    ScannerOptions,
-    SourceOptions,
-    Synthetic,
-)
+from visao_ray.core.settings import EvaluateOptions, JobSettings, PluginOptions
+from visao_ray.datasets.settings import SourceOptions
+from visao_ray.inference.settings import ExtractOptions
+from visao_ray.synthetic.settings import RenderOptions, Synthetic
 from visao_ray.tuning.settings import SweepOptions
 
 
@@ -22,7 +17,7 @@ class PipelineSettings(
     ExtractOptions,
     SweepOptions,
     EvaluateOptions,
-    ScannerOptions,
+    RenderOptions,
     SourceOptions,
     PluginOptions,
     JobSettings,

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import BackboneOptions
 from visao_ray.core.storage import Location, locate, reason
+from visao_ray.models.settings import BackboneOptions
 
 _PLAIN = ("name", "weights", "digest", "image_size", "width", "preprocessing")
 DEFAULT = "densenet121"

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import Activation, ClassWeight
 from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
 from visao_ray.models import artifact
@@ -26,7 +25,13 @@ from visao_ray.models.family import Phase, StoredVectors
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.models.optimizers import OptimizerName, cosine, make_optimizer
 from visao_ray.models.pools import standardised_pools
-from visao_ray.models.settings import ClassifierSettings, Pool, VectorSettings
+from visao_ray.models.settings import (
+    Activation,
+    ClassifierSettings,
+    ClassWeight,
+    Pool,
+    VectorSettings,
+)
 
 _BETA = 0.999
 _PREDICT_ROWS = 4096  # at once

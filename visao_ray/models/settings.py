@@ -12,25 +12,56 @@ from copy import copy
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, create_model, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from visao_ray.core.settings import (
     OPERATIONAL,
-    ClassWeight,
     CommandSettings,
     EvaluateOptions,
-    ImageOptions,
     JobSettings,
     PluginOptions,
-    SourceOptions,
-    VectorOptions,
-    VersionOptions,
     WorkerOptions,
-    require_one_source,
 )
+from visao_ray.datasets.settings import SourceOptions, require_one_source
 from visao_ray.models.optimizers import OptimizerName
+from visao_ray.store.settings import VectorOptions, VersionOptions
 
 Pool = Literal["avg", "max", "both"]
+Activation = Literal["relu", "gelu", "tanh"]
+ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float]
+
+
+class ImageOptions(BaseSettings):
+    """How images become pixels."""
+
+    image_size: int | None = Field(
+        None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
+    )
+    resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
+
+
+class BackboneOptions(ImageOptions):
+    """Which network, with which weights, and how images fit its input."""
+
+    backbone: str | None = Field(
+        None,
+        description="any keras.applications model by name (densenet121 unless --weights is a whole "
+        "model)",
+    )
+    weights: str = Field(
+        "imagenet",
+        description="imagenet | random | URI of a .weights.h5 for the backbone | URI of a .keras "
+        "model that takes RGB 0-255 and ends in a feature map",
+    )
+    weights_fallback: Literal["none", "random"] = Field(
+        "none",
+        description="what to do when the imagenet weights cannot be downloaded: fail, or go on "
+        "with random ones and say so in every output (for demonstrations)",
+    )
+    preprocessing: Literal["imagenet", "unit"] = Field(
+        "imagenet",
+        description="imagenet: as the weights were trained; unit: divide by 255 as the 2019 study",
+    )
 
 
 class TrainSettings(

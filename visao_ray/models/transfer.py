@@ -14,14 +14,13 @@ from pydantic import Field
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import BackboneOptions
 from visao_ray.core.storage import Location, locate
 from visao_ray.datasets.spec import Dataset
 from visao_ray.models import artifact
 from visao_ray.models.backbones import Backbone, build, resolve
 from visao_ray.models.family import Phase
 from visao_ray.models.head import HeadClassifier, HeadOptions, build_head, read_head
-from visao_ray.models.settings import PixelSettings, Pool
+from visao_ray.models.settings import BackboneOptions, PixelSettings, Pool
 
 _FINE_TUNE = "fine-tune"
 _BACKBONE = "backbone.npz"

@@ -23,10 +23,10 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import look, remotely
 from visao_ray.core.run import Run
-from visao_ray.core.settings import ExportSettings
 from visao_ray.core.storage import Location
 from visao_ray.store import schemas
 from visao_ray.store.join import pin_table
+from visao_ray.store.settings import ExportSettings
 from visao_ray.store.store import PLAIN, Store
 from visao_ray.store.table import LOOKUP_INDEX_CACHE, TableVersion, quoted, reason_of_lance
 

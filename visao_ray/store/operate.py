@@ -10,9 +10,9 @@ from visao_ray.core.lease import Owner
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import remotely
 from visao_ray.core.run import to_json
-from visao_ray.core.settings import StoreToolSettings
 from visao_ray.store.join import RUN_TAG
 from visao_ray.store.maintenance import KEEP, Cleaned
+from visao_ray.store.settings import StoreToolSettings
 from visao_ray.store.status import read_status, render_status, size
 from visao_ray.store.store import Store, Writer
 from visao_ray.store.verification import find_problems

@@ -6,12 +6,12 @@ from typing import Any
 
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.run import Run
-from visao_ray.core.settings import ScannerSettings
 from visao_ray.synthetic.dataset import render_base
 from visao_ray.synthetic.recipe import BaseRecipe
+from visao_ray.synthetic.settings import RenderSettings
 
 
-def render_scans(settings: ScannerSettings, run: Run[Any]) -> None:
+def render_scans(settings: RenderSettings, run: Run[Any]) -> None:
     """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
     recipe = BaseRecipe(
         base=settings.dataset,

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings
 
-from visao_ray.core.settings import JobSettings, PluginOptions, VectorOptions, WorkerOptions
+from visao_ray.core.settings import JobSettings, PluginOptions, WorkerOptions
 from visao_ray.evaluation.metrics import METRICS
+from visao_ray.store.settings import VectorOptions
 
 
 class SweepOptions(BaseSettings):

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.core.settings import ExtractSettings
 from visao_ray.core.storage import Location
+from visao_ray.inference.settings import ExtractOptions
 
 
 class Engine(Protocol):
@@ -77,7 +77,7 @@ class EngineKind(Protocol):
     def options(self) -> Collection[str]: ...
 
     def resolve(
-        self, settings: ExtractSettings, work: Location
+        self, options: ExtractOptions, seed: int, work: Location
     ) -> tuple[EngineFactory, str | None]:
         """Find what the engine is made of, and keep in `work` what actors build it from.
 
@@ -85,7 +85,8 @@ class EngineKind(Protocol):
         `work`, not into the factory.
 
         Args:
-            settings: of the extraction.
+            options: of the extraction.
+            seed: of the run; weights that are drawn come from it.
             work: folder of the run.
 
         Returns:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from visao_ray.core.settings import BackboneOptions, ExtractSettings
 from visao_ray.core.storage import Location
 from visao_ray.inference.engines.base import EngineFactory
+from visao_ray.inference.settings import ExtractOptions
 from visao_ray.models import artifact
 from visao_ray.models.backbones import Backbone, build, resolve
+from visao_ray.models.settings import BackboneOptions
 
 Pixels = npt.NDArray[np.uint8]
 Outputs = dict[str, npt.NDArray[np.float32]]
@@ -121,18 +122,18 @@ class KerasBackbones:
     options = frozenset(BackboneOptions.model_fields)
 
     def resolve(
-        self, settings: ExtractSettings, work: Location
+        self, options: ExtractOptions, seed: int, work: Location
     ) -> tuple[EngineFactory, str | None]:
         """Find the backbone and its weights, which are kept in a file for the actors.
 
         Raises:
             InputError: a backbone or weights that cannot be had.
         """
-        backbone, warning = resolve(settings, settings.seed)
+        backbone, warning = resolve(options, seed)
         keep = work.join("backbone.npz")
         backbone.write(keep)
         light = replace(backbone, arrays=(), file=b"")
-        return KerasBackbone(keep, light, settings.resize, settings.batch_size), warning
+        return KerasBackbone(keep, light, options.resize, options.batch_size), warning
 
 
 @dataclass(frozen=True)

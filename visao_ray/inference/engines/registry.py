@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.registry import Registry
-from visao_ray.core.settings import BackboneOptions, ExtractOptions
 from visao_ray.inference.engines.base import EngineKind
 from visao_ray.inference.engines.keras import KerasBackbones
+from visao_ray.inference.settings import ExtractOptions
+from visao_ray.models.settings import BackboneOptions
 
 #: What `--engine` offers.
 ENGINES: Registry[EngineKind] = Registry("engine", (KerasBackbones(),))
