@@ -34,7 +34,7 @@ from verdict import MACHINE, judge, show
 from visao_ray.core.capacity import Nodes, StageCosts, forecast
 from visao_ray.core.object_store import list_files
 from visao_ray.core.storage import Location, locate
-from visao_ray.synthetic import BaseRecipe, encode, plan, render
+from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
@@ -108,7 +108,7 @@ def tiny_images(place: Location, images: int) -> float:
 
 def scans(place: Location, images: int) -> None:
     """Rendered vazios scans, as large as they come."""
-    for planned in plan(BaseRecipe(base="vazios", images=images, seed=0)):
+    for planned in plan(SyntheticRecipe(base="vazios", images=images, seed=0)):
         grey = render("vazios", planned.true_label, planned.index, 0, planned.difficulty)
         place.join(planned.key).write_bytes(encode(grey, planned.quality))
 

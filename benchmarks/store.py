@@ -174,8 +174,8 @@ def bytes_below(folder: Path) -> int:
     """Of all files, each inode once."""
     found = {}
     for file in folder.rglob("*"):
-        about = file.lstat()
-        found[about.st_ino] = about.st_size if file.is_file() else 0
+        metadata = file.lstat()
+        found[metadata.st_ino] = metadata.st_size if file.is_file() else 0
     return sum(found.values())
 
 
@@ -280,9 +280,9 @@ def write_headings(places: Places) -> None:
     shutil.rmtree(places.headings, ignore_errors=True)
     vectors = Path("vectors", first.the_extractor(None))
     shutil.copytree(places.store / vectors, places.headings / vectors, copy_function=_link_or_copy)
-    about = first.description
+    metadata = first.description
     description = Description(
-        find_dataset("ncm").to_json(), about.seed, about.val_share, about.test_share
+        find_dataset("ncm").to_json(), metadata.seed, metadata.val_share, metadata.test_share
     )
     owner = Owner.here(job="benchmark", run="headings")
     rng = np.random.default_rng(_SEED)

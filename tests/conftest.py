@@ -87,10 +87,10 @@ def ray_cluster(_ray_at_end: None) -> None:
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
-    from visao_ray.synthetic import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
     root = tmp_path_factory.mktemp("scans")
-    for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
+    for image in plan(SyntheticRecipe("vazios", SCANS, seed=3)):
         grey = render("vazios", image.true_label, image.index, 3, image.difficulty)
         path = root / image.key
         path.parent.mkdir(parents=True, exist_ok=True)

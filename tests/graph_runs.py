@@ -16,7 +16,7 @@ from odd_files import encoded
 from plain_engine import SIZE, Means, means
 from ray import cloudpickle
 
-from visao_ray.core.resources import fit_actors, look
+from visao_ray.core.resources import current_cluster, fit_actors
 from visao_ray.core.run import Run
 from visao_ray.core.storage import locate
 from visao_ray.features.extract import open_source, read_new
@@ -49,7 +49,7 @@ def run_plainly(
     settings = ExtractSettings(dataset="vazios", data=str(data), store=str(store), out=out)
     run = Run(settings=settings, out=locate(out), id=uuid.uuid4().hex)
     source = open_source(settings)
-    pool = fit_actors(workers, settings.worker(), look())
+    pool = fit_actors(workers, settings.worker(), current_cluster())
     with source.writing(run) as writer:
         writer.ensure(writer.store.images, schemas.IMAGES)
         vectors = writer.store.vectors(EXTRACTOR)

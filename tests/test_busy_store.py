@@ -63,5 +63,5 @@ def test_it_ends(monkeypatch, message, attempts):
         raise OSError(f"AWS Error INTERNAL_FAILURE during GetObject operation: {message}")
 
     with pytest.raises(OSError, match=message):
-        storage.insisted(read)
+        storage.with_retries(read)
     assert len(tried) == attempts

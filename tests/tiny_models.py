@@ -8,7 +8,7 @@ from visao_ray.core.backend import import_keras
 from visao_ray.core.storage import locate
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models import artifact
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.store import Store, schemas
 
 SIDE = 32
@@ -36,9 +36,11 @@ def pixel_models(folder: Path) -> dict[str, str]:
     uris = {}
     for name, output in kinds.items():
         classes = () if name == "embedding" else CLASSES
-        about = ModelAbout(VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4)
+        metadata = ModelMetadata(
+            VAZIOS, "tiny", classes, "images", {"seed": 7}, image_size=SIDE, epoch=4
+        )
         uris[name] = str(folder / f"{name}.keras")
-        locate(uris[name]).write_bytes(artifact.pack(keras.Model(pixels, output), about))
+        locate(uris[name]).write_bytes(artifact.pack(keras.Model(pixels, output), metadata))
     return uris
 
 
@@ -64,7 +66,7 @@ def vector_model(
     probability = keras.layers.Dense(2, "softmax", kernel_initializer=start)(embedding)
     there = {"embedding": embedding, "probability": probability}
     model = keras.Model(inputs, {kind: there[kind] for kind in outputs})
-    about = ModelAbout(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
+    metadata = ModelMetadata(VAZIOS, "siamese", CLASSES, "features", {}, width=8, features=made)
     uri = str(folder / "model.keras")
-    locate(uri).write_bytes(artifact.pack(model, replace(about, **changes)))
+    locate(uri).write_bytes(artifact.pack(model, replace(metadata, **changes)))
     return uri, model

@@ -52,10 +52,10 @@ def site(s3: S3) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def images(s3: S3) -> Location:
     """1,024 different small scans in the bucket: 64 renders, each darkened sixteen ways."""
-    from visao_ray.synthetic import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
     place = locate(f"{s3.uri}/cluster/images")
-    for planned in plan(BaseRecipe(base="vazios", images=64, seed=3)):
+    for planned in plan(SyntheticRecipe(base="vazios", images=64, seed=3)):
         scan = render("vazios", planned.true_label, planned.index, 3, planned.difficulty)
         for step in range(IMAGES // 64):
             darker = (scan[::2, ::2] * (1 - step / 40)).astype(np.uint8)

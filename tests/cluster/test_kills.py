@@ -56,11 +56,11 @@ OTHERS = (
 @pytest.fixture(scope="module")
 def images(site) -> Location:
     """3,072 different small scans: 64 renders, each darkened 48 ways."""
-    from visao_ray.synthetic import BaseRecipe, encode, plan, render
+    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
     place = site.place("kills/images")
     files = {}
-    for planned in plan(BaseRecipe(base="vazios", images=64, seed=5)):
+    for planned in plan(SyntheticRecipe(base="vazios", images=64, seed=5)):
         scan = render("vazios", planned.true_label, planned.index, 5, planned.difficulty)[::4, ::4]
         for step in range(IMAGES // 64):
             darker = (scan * (1 - step / 96)).astype(np.uint8)

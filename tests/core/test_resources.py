@@ -84,6 +84,6 @@ def test_gpus_are_used_where_there_is_one_for_everybody():
 
 
 def test_light_tasks_keep_off_nodes_that_take_no_work():
-    assert Cluster((CPU,)).light == {"num_cpus": 0}
-    kept = Cluster((HEAD, CPU), idle=("abc",)).light
+    assert Cluster((CPU,)).zero_cpu_options == {"num_cpus": 0}
+    kept = Cluster((HEAD, CPU), idle=("abc",)).zero_cpu_options
     assert kept == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "!in(abc)"}}

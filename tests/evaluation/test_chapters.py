@@ -10,7 +10,7 @@ from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.evaluate import _Task, judge, summary
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.reports.report import ReportInputs, write_report
 from visao_ray.store.join import pin
 
@@ -83,9 +83,9 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     ]
     store = make_store(tmp_path / "store", NCM, rows, {"probability": p})
     snapshot = pin(store, "chapters", "vectors/tiny-00000000/none")
-    about = ModelAbout(NCM, "head", classes, "features", {}, outputs={"probability": 3})
+    metadata = ModelMetadata(NCM, "head", classes, "features", {}, outputs={"probability": 3})
     options = EvaluateOptions(target_recall=0.95, replicates=100)
-    task = _Task(snapshot, about, ("val", "test"), options, seed=0)
+    task = _Task(snapshot, metadata, ("val", "test"), options, seed=0)
     judged = judge(task, locate(str(tmp_path / "out")))
     test = judged["metrics"]["test"]
     chapters = test["per_chapter"]

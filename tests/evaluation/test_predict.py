@@ -25,13 +25,13 @@ from visao_ray.images.decode import decode
 from visao_ray.jobs.predict import predict_images
 from visao_ray.models import artifact
 from visao_ray.store import Store, schemas
-from visao_ray.synthetic import BaseRecipe, encode, plan, render
+from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
 
 def arrivals(root, count, seed):
     """Unlabelled scans in a folder that is no class."""
     root.mkdir(parents=True)
-    for image in plan(BaseRecipe("vazios", count, seed=seed)):
+    for image in plan(SyntheticRecipe("vazios", count, seed=seed)):
         grey = render("vazios", image.true_label, image.index, seed, image.difficulty)
         (root / f"{seed}-{image.index:03}.jpg").write_bytes(encode(grey, image.quality))
     return root

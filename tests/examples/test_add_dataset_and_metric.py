@@ -44,9 +44,9 @@ def test_the_dataset(pipeline):
     assert result["settings"]["plugin"] == PLUGINS
     assert result["inputs"]["evaluate"]["dataset"] == CLOTHS.to_json()
     model = locate(str(out / "sweep" / "head.keras"))
-    about = artifact.read_about(artifact.read(model), model.uri)
-    assert about.dataset == CLOTHS
-    assert about.classes == CLASSES
+    metadata = artifact.read_metadata(artifact.read(model), model.uri)
+    assert metadata.dataset == CLOTHS
+    assert metadata.classes == CLASSES
     test = result["metrics"]["test"]
     assert test["balanced_accuracy"]["value"] > 0.6  # a third by chance
     assert set(test["per_class"]) == set(CLASSES)

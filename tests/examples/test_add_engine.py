@@ -38,7 +38,7 @@ def test_the_engine_extracts(scans, tmp_path):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (result["counts"]["ok"], result["counts"]["errors"]) == (6, 0)
     assert result["details"]["engine"] == result["settings"]["engine"] == "thumbnail"
-    assert result["details"]["about"]["engine"] == "thumbnail"
+    assert result["details"]["metadata"]["engine"] == "thumbnail"
     name = result["inputs"]["extractor"]
     assert name.startswith("thumbnail-64-avgmax-f32-")
 
@@ -46,7 +46,7 @@ def test_the_engine_extracts(scans, tmp_path):
     assert store.the_extractor(None) == name
     vectors = store.vectors(name).latest()
     assert schemas.outputs(vectors.schema) == {"avg": 128, "max": 128}
-    assert schemas.description(vectors.schema) == result["details"]["about"]
+    assert schemas.description(vectors.schema) == result["details"]["metadata"]
     found = vectors.open().to_table()
     keys = {row["content_id"]: row["key"] for row in images_of(store)}
     averages, maxima = (tables.matrix(found[name]) for name in ("avg", "max"))

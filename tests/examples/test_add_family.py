@@ -8,7 +8,7 @@ import pytest
 from conftest import SEED
 from job_runs import run_job
 
-from visao_ray.models.artifact import read_about
+from visao_ray.models.artifact import read_metadata
 from visao_ray.models.registry import FAMILIES
 
 PLUGIN = ("--plugin", "examples/add_family.py")
@@ -38,8 +38,8 @@ def test_the_family_on_two_workers(store, tmp_path):
         pads.dataset(out / "predictions").to_table(columns=["probability"])[0].to_pylist()
     )
     np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
-    about = read_about((out / "model.keras").read_bytes(), "")
-    assert (about.family, about.settings["focal"]) == ("separable_cnn", 1.0)
+    metadata = read_metadata((out / "model.keras").read_bytes(), "")
+    assert (metadata.family, metadata.settings["focal"]) == ("separable_cnn", 1.0)
     assert "separable_cnn" not in FAMILIES
 
 

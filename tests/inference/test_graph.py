@@ -8,7 +8,7 @@ from graph_runs import EXTRACTOR, check_store, run_plainly, write_images
 from plain_engine import Means
 
 from visao_ray.core.lease import Owner
-from visao_ray.core.resources import fit_actors, look
+from visao_ray.core.resources import current_cluster, fit_actors
 from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.inference import graph
@@ -38,7 +38,7 @@ def run_on(folder: Path, names: list[str], fate: str) -> Done:
     at = append(listed.latest(), write_fragments(listed.uri, listing.LISTING, files))
     results = store.vectors(EXTRACTOR)
     work = graph.Work("test", at, len(names), Loading(32, "stretch"), Means(), results, 8, "today")
-    pool = fit_actors(1, run.settings.worker(), look())
+    pool = fit_actors(1, run.settings.worker(), current_cluster())
     with store.writing(Owner.here("test", "graph")) as writer:
         return graph.run_graph(run, writer, work, pool)
 

@@ -14,13 +14,13 @@ from visao_ray.datasets.chest_xray import CHEST_XRAY
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models import artifact
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.head import HeadSettings, build_head, compile_head
 from visao_ray.models.normalization import FeatureStats
 
 WIDTH = 6
 FEATURES = {"backbone": "gauss", "weights": "a", "weights_digest": "12", "image_size": 224}
-HEAD = ModelAbout(
+HEAD = ModelMetadata(
     dataset=VAZIOS,
     family="head",
     classes=("nvazio", "vazio"),
@@ -31,7 +31,7 @@ HEAD = ModelAbout(
     trial=3,
     epoch=2,
 )
-IMAGES = ModelAbout(VAZIOS, "siamese", (), "images", {}, image_size=8, epoch=4)
+IMAGES = ModelMetadata(VAZIOS, "siamese", (), "images", {}, image_size=8, epoch=4)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def test_file_keeps_named_outputs(tmp_path):
         made = {"embedding": embedding, "probability": probability}
         model = keras.Model(pixels, {name: made[name] for name in names})
         expected = model.predict(images, verbose=0)
-        about = replace(IMAGES, classes=("a", "b", "c") if "probability" in names else ())
-        place.write_bytes(artifact.pack(model, about))
+        metadata = replace(IMAGES, classes=("a", "b", "c") if "probability" in names else ())
+        place.write_bytes(artifact.pack(model, metadata))
         loaded, told = artifact.load(place)
-        assert told == about
+        assert told == metadata
         assert told.outputs == {name: {"embedding": 5, "probability": 3}[name] for name in names}
         found = artifact.outputs(loaded, images)
         assert found.keys() == set(names)

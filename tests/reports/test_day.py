@@ -18,7 +18,7 @@ from visao_ray.evaluation.curves import histograms
 from visao_ray.evaluation.predict import Predicted
 from visao_ray.evaluation.worklist import FIRST, Decision, Worklist
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.reports.day import render_day
 
 EVIL = '<script>alert("x")</script>&$\\frac'
@@ -49,8 +49,8 @@ def entries(count, predicted, states, low, high):
 
 
 def predicted(dataset, decision, worklist, **chosen):
-    about = ModelAbout(dataset, "head", decision.classes, "features", {}, trial=3)
-    model = KerasModel(locate("/models/head.keras"), about, "ab12" * 16, 32)
+    metadata = ModelMetadata(dataset, "head", decision.classes, "features", {}, trial=3)
+    model = KerasModel(locate("/models/head.keras"), metadata, "ab12" * 16, 32)
     choice = {"since": None, "batch": None} | chosen
     return Predicted(dataset.name, model, decision=decision, worklist=worklist, **choice)
 

@@ -14,13 +14,13 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.storage import locate
 from visao_ray.synthetic import (
     TRUTH,
-    BaseRecipe,
     Scan,
+    SyntheticRecipe,
     encode,
     ncm_headings,
     plan,
     render,
-    render_base,
+    render_dataset,
 )
 
 EVERY_CLASS = [
@@ -72,7 +72,7 @@ def test_render_is_a_function_of_its_arguments(base, label):
 def test_every_difficulty_renders_and_shows():
     for base, images in (("vazios", 150), ("chest_xray", 150), ("ncm", 60)):
         seen = set()
-        for image in plan(BaseRecipe(base, images, classes=4, difficult=1.0)):
+        for image in plan(SyntheticRecipe(base, images, classes=4, difficult=1.0)):
             case = (image.true_label, image.difficulty)
             if case in seen:
                 continue
@@ -98,7 +98,7 @@ def test_attenuation_follows_beer_lambert():
 
 @pytest.mark.parametrize("base", ["chest_xray", "vazios", "ncm"])
 def test_plan_adds_up(base):
-    recipe = BaseRecipe(
+    recipe = SyntheticRecipe(
         base, 2000, classes=50, seed=4, difficult=0.2, wrong_labels=0.025, duplicates=0.03
     )
     images = list(plan(recipe))
@@ -129,7 +129,7 @@ def test_plan_adds_up(base):
 
 
 def test_chest_names_and_patients():
-    images = list(plan(BaseRecipe("chest_xray", 1000)))
+    images = list(plan(SyntheticRecipe("chest_xray", 1000)))
     counts = Counter(image.label for image in images)
     assert counts == {"NORMAL": 250, "PNEUMONIA": 750}
     sizes = Counter(image.group for image in images)
@@ -141,14 +141,16 @@ def test_chest_names_and_patients():
 
 
 def test_long_tail():
-    recipe = BaseRecipe("ncm", 41_809)
+    recipe = SyntheticRecipe("ncm", 41_809)
     counts = Counter(image.label for image in plan(recipe))
     assert sum(counts.values()) == 41_809
     assert set(counts) == set(ncm_headings())
     ordered = sorted(counts.values(), reverse=True)
     assert ordered[-1] >= 1
     assert ordered[0] > 20 * np.median(ordered)
-    even = Counter(i.label for i in plan(BaseRecipe("ncm", 1000, classes=30, imbalance="even")))
+    even = Counter(
+        i.label for i in plan(SyntheticRecipe("ncm", 1000, classes=30, imbalance="even"))
+    )
     assert set(even.values()) == {33, 34}
 
 
@@ -165,7 +167,7 @@ def test_long_tail():
 )
 def test_recipe_rejects(wrong):
     with pytest.raises(InputError):
-        BaseRecipe(**wrong)
+        SyntheticRecipe(**wrong)
 
 
 def _thumbnails(recipe):
@@ -182,9 +184,9 @@ def _thumbnails(recipe):
 @pytest.mark.parametrize(
     ("recipe", "low", "high"),
     [
-        (BaseRecipe("vazios", 500), 0.8, 0.995),
-        (BaseRecipe("ncm", 400, classes=10, imbalance="even"), 0.5, 0.995),
-        (BaseRecipe("chest_xray", 500), 0.6, 0.99),
+        (SyntheticRecipe("vazios", 500), 0.8, 0.995),
+        (SyntheticRecipe("ncm", 400, classes=10, imbalance="even"), 0.5, 0.995),
+        (SyntheticRecipe("chest_xray", 500), 0.6, 0.99),
     ],
     ids=lambda value: getattr(value, "base", ""),
 )
@@ -215,9 +217,9 @@ def local_ray():
 
 @pytest.mark.usefixtures("local_ray")
 def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
-    recipe = BaseRecipe("vazios", 150, seed=2, wrong_labels=0.04, duplicates=0.04)
+    recipe = SyntheticRecipe("vazios", 150, seed=2, wrong_labels=0.04, duplicates=0.04)
     out = locate(str(tmp_path / "base"))
-    counts = render_base(recipe, out)
+    counts = render_dataset(recipe, out)
     images = list(plan(recipe))
     assert counts["images"] == counts["rendered"] == 150
     assert counts["duplicates"] == 6
@@ -241,12 +243,12 @@ def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
     (tmp_path / "base" / "truth" / "part-000001.parquet").unlink()
     torn = folder / images[3].key
     torn.write_bytes(torn.read_bytes()[:100])
-    again = render_base(recipe, out)
+    again = render_dataset(recipe, out)
     assert again == counts | {"rendered": 128}
     assert written == {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.jp*g")
     }
-    assert render_base(recipe, out) == counts | {"rendered": 0}
+    assert render_dataset(recipe, out) == counts | {"rendered": 0}
 
     with pytest.raises(InputError, match="another recipe"):
-        render_base(BaseRecipe("vazios", 150, seed=3), out)
+        render_dataset(SyntheticRecipe("vazios", 150, seed=3), out)

@@ -52,9 +52,9 @@ def test_statistics_are_of_the_train_rows_that_are_used(how, tables, tmp_path):
         values = np.concatenate([one[pool][chosen] for one in made[:tables]]).astype(np.float64)
         np.testing.assert_allclose(stats.mean, values.mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(stats.deviation, values.std(axis=0), rtol=1e-5)
-    about = prepared.spec.about
-    assert (about.extractor, about.width) == (EXTRACTOR, 5)
-    assert about.features == {"backbone": "tiny"}
+    metadata = prepared.spec.metadata
+    assert (metadata.extractor, metadata.width) == (EXTRACTOR, 5)
+    assert metadata.features == {"backbone": "tiny"}
     assert prepared.warnings == []
 
 

@@ -18,7 +18,7 @@ from job_runs import OWN_RAY, ROOT
 
 from visao_ray.core.run import execute
 from visao_ray.models.settings import TrainSettings
-from visao_ray.synthetic import BaseRecipe, encode, plan, render
+from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 from visao_ray.training.train import train_model
 
 SCANS, EPOCHS = 100, 4
@@ -39,7 +39,7 @@ HOW = {
 def dataset(tmp_path_factory):
     """A rendered dataset whose files are half as wide and high."""
     root = tmp_path_factory.mktemp("dataset")
-    for image in plan(BaseRecipe("vazios", SCANS, seed=3)):
+    for image in plan(SyntheticRecipe("vazios", SCANS, seed=3)):
         scan = render("vazios", image.true_label, image.index, 3, image.difficulty)
         path = root / image.key
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,8 @@ def weights_of(out):
     from visao_ray.core.storage import locate
     from visao_ray.models import artifact
 
-    model, about = artifact.load(locate(str(out / "model.keras")))
-    return about.epoch, model.get_weights()
+    model, metadata = artifact.load(locate(str(out / "model.keras")))
+    return metadata.epoch, model.get_weights()
 
 
 def probabilities(out):

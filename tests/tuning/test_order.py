@@ -9,9 +9,9 @@ from visao_ray.core.storage import locate
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.order import InOrder, rungs
+from visao_ray.tuning.order import OrderedSearcher, rungs
 from visao_ray.tuning.samplers import Fixed
-from visao_ray.tuning.trial_results import Epoch, Outcome, Outcomes
+from visao_ray.tuning.trial_results import Epoch, TrialResult, TrialResults
 
 AUC = Criterion("roc_auc", 1)
 HEADS = [HeadSettings(units=8 * number) for number in range(1, 9)]
@@ -21,14 +21,14 @@ def outcome(number, values, ended="epochs", status="ok", head=None):
     history = [Epoch(place + 1, 0.0, 0.0, value) for place, value in enumerate(values)]
     head = (head or HeadSettings()).model_dump(mode="json")
     best = max(values, default=float("nan"))
-    return Outcome(
+    return TrialResult(
         number, "", head, status, ended, epochs=len(values), objective=best, history=history
     )
 
 
 def in_order(folder, at_once=3, more=lambda found: []):
-    outcomes = Outcomes(locate(str(folder)))
-    return InOrder(len(HEADS), at_once, 2, 9, AUC, Fixed(HEADS), more, outcomes), outcomes
+    outcomes = TrialResults(locate(str(folder)))
+    return OrderedSearcher(len(HEADS), at_once, 2, 9, AUC, Fixed(HEADS), more, outcomes), outcomes
 
 
 def run(folder, endings, at_once=3):

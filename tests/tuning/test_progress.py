@@ -8,11 +8,11 @@ from visao_ray.core.storage import locate
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.progress import Progress
-from visao_ray.tuning.trial_results import Outcome, Outcomes
+from visao_ray.tuning.trial_results import TrialResult, TrialResults
 
 HEAD = HeadSettings().model_dump(mode="json")
-OK = Outcome(0, "a", HEAD, "ok", "epochs", epoch=2, epochs=3, seconds=1.5, objective=0.75)
-GIVEN_UP = Outcome(0, "a", HEAD, "error", error="its process was lost 3 times")
+OK = TrialResult(0, "a", HEAD, "ok", "epochs", epoch=2, epochs=3, seconds=1.5, objective=0.75)
+GIVEN_UP = TrialResult(0, "a", HEAD, "error", error="its process was lost 3 times")
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ GIVEN_UP = Outcome(0, "a", HEAD, "error", error="its process was lost 3 times")
     ],
 )
 def test_a_lost_process(tmp_path, capsys, outcome, says):
-    outcomes = Outcomes(locate(f"{tmp_path}/trials"))
+    outcomes = TrialResults(locate(f"{tmp_path}/trials"))
     if outcome is not None:
         outcomes.write(outcome)
     (tmp_path / "error.txt").write_text("Traceback:\n  node gone\n\n")

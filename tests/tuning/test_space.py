@@ -7,7 +7,7 @@ from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.samplers import Tpe
 from visao_ray.tuning.space import Random, propose, read_space
-from visao_ray.tuning.trial_results import Outcome
+from visao_ray.tuning.trial_results import TrialResult
 
 CHEST = ("NORMAL", "PNEUMONIA")
 AUC = Criterion("roc_auc", 1)
@@ -97,7 +97,7 @@ def test_tpe_proposes_the_same_when_asked_again():
             head = sampler(number, outcomes[: max(0, number - lag)])
             value = -abs(head.learning_rate - 3e-3)
             heads.append(head)
-            outcomes.append(Outcome(number, "", head.model_dump(), "ok", objective=value))
+            outcomes.append(TrialResult(number, "", head.model_dump(), "ok", objective=value))
         return heads
 
     assert sweep(4) == sweep(4)

@@ -32,7 +32,7 @@ from visao_ray.store.store import Store
 from visao_ray.tuning.folds import Folds
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.sweep import make_sweep, search
-from visao_ray.tuning.trial_results import Outcomes
+from visao_ray.tuning.trial_results import TrialResults
 
 WIDTH = 12
 JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
@@ -135,11 +135,11 @@ def test_the_saved_head_is_the_one_reported(chest, finished):
     assert result["details"]["default"]["objective"] == rows[0]["metric.roc_auc"]
     assert best["metric.roc_auc"] > 0.8
 
-    model, about = artifact.load(locate(f"{out}/head.keras"))
-    assert about.classes == ("NORMAL", "PNEUMONIA")
-    assert (about.features, about.extractor) == (MADE_BY, EXTRACTOR)
-    assert about.settings == winner["settings"]
-    assert (about.trial, about.epoch) == (winner["trial"], winner["epoch"])
+    model, metadata = artifact.load(locate(f"{out}/head.keras"))
+    assert metadata.classes == ("NORMAL", "PNEUMONIA")
+    assert (metadata.features, metadata.extractor) == (MADE_BY, EXTRACTOR)
+    assert metadata.settings == winner["settings"]
+    assert (metadata.trial, metadata.epoch) == (winner["trial"], winner["epoch"])
     labels, vectors = val_of(chest)
     probability = model.predict(vectors, verbose=0)
     assert roc_auc_score(labels, probability[:, 1]) == best["metric.roc_auc"]
@@ -231,8 +231,8 @@ def test_many_classes_with_gaps(tmp_path):
     result = run_of(out, epochs=2)(table, heads)
     assert result["details"]["objective"]["name"] == "macro_f1"
     assert all(row["status"] == "ok" for row in trials_of(out))
-    model, about = artifact.load(locate(f"{out}/head.keras"))
-    assert len(about.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
+    model, metadata = artifact.load(locate(f"{out}/head.keras"))
+    assert len(metadata.classes) == len(result["inputs"]["classes"]) == model.output_shape[-1]
     labels, vectors = val_of(table)
     predicted = model.predict(vectors, verbose=0).argmax(axis=1)
     expected = f1_score(labels, predicted, average="macro")
@@ -319,7 +319,7 @@ def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
     environment.pop("RAY_ADDRESS", None)
-    outcomes = Outcomes(locate(str(out)).join("tune", "trials"))
+    outcomes = TrialResults(locate(str(out)).join("tune", "trials"))
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
@@ -426,8 +426,8 @@ def test_grouped_folds(chest, tmp_path):
         assert np.mean(row["folds"]) == pytest.approx(row["objective"])
     best = result["details"]["finalists"][0]["objective"]
     assert best["low"] < best["value"] < best["high"]
-    model, about = artifact.load(locate(f"{out}/head.keras"))
-    assert about.trial == 2  # the first trial after the two of the search
+    model, metadata = artifact.load(locate(f"{out}/head.keras"))
+    assert metadata.trial == 2  # the first trial after the two of the search
     labels, vectors = val_of(chest)
     probability = model.predict(vectors, verbose=0)
     assert roc_auc_score(labels, probability[:, 1]) > 0.8
@@ -567,7 +567,7 @@ def test_a_search_on_a_sample(tmp_path):
     vectors = {pool: np.array(values[rows]) for pool, values in val.items()}
     for row in refits:
         assert row["status"] == "ok"
-        model, about = artifact.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
+        model, metadata = artifact.load(locate(f"{out}/tune/trials/{row['number']:05d}.keras"))
         probability = model.predict(vectors, verbose=0)
         area = roc_auc_score(data.labels[rows], probability[:, 1])
         assert row["metric.roc_auc"] == row["objective"] == pytest.approx(area, abs=1e-9)
@@ -586,8 +586,8 @@ def test_a_search_on_a_sample(tmp_path):
         assert one["objective"]["n"] == 160
         assert one["objective"]["low"] < one["objective"]["value"] < one["objective"]["high"]
     assert result["metrics"]["val"]["accuracy"]["n"] == 160
-    _, about = artifact.load(locate(f"{out}/head.keras"))
-    assert about.trial == first["number"]
+    _, metadata = artifact.load(locate(f"{out}/head.keras"))
+    assert metadata.trial == first["number"]
     page = (out / "report.html").read_text()
     assert "960 train rows" in page
     assert "The search saw a sample of whole groups" in page

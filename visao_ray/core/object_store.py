@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.storage import Location, passed_over, reason
+from visao_ray.core.storage import Location, is_ignored, reason
 
 if TYPE_CHECKING:  # they are there for type checkers alone
     from obstore.store import S3Config, S3Credential
@@ -110,7 +110,7 @@ def list_files(
 ) -> Iterator[Listed]:
     """Every file below a folder, as the server or the disk lists them.
 
-    S3 lists in the order of keys. Folders that `passed_over` names are left out; local links are
+    S3 lists in the order of keys. Folders that `is_ignored` names are left out; local links are
     followed once.
 
     Args:
@@ -150,7 +150,7 @@ def _list_objects(location: Location, ignore: Collection[str], recursive: bool) 
         for page in pages:
             for found in page:
                 path = found["path"][start:]
-                if any(passed_over(name, ignore) for name in path.split("/")[:-1]):
+                if any(is_ignored(name, ignore) for name in path.split("/")[:-1]):
                     continue
                 if not found["size"] and _is_folder_marker(store, found["path"]):
                     continue

@@ -152,7 +152,7 @@ def counted(spent: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     return np.asarray(tables.matrix(spent)[:, 0] > 0)
 
 
-def about(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:
+def to_details(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:
     """`stages` as result.json holds it, for a run that `started` then (seconds since 1970).
 
     `start` is the seconds until the first block was written; `twice` tells how many times as fast

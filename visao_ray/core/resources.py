@@ -43,7 +43,7 @@ class Cluster:
     gpu_ids: tuple[str, ...] = ()  # of the nodes with GPUs
 
     @property
-    def light(self) -> dict[str, Any]:
+    def zero_cpu_options(self) -> dict[str, Any]:
         """Of tasks that ask for no CPU: options that keep them off nodes which take no work."""
         if not self.idle:
             return {"num_cpus": 0}
@@ -56,7 +56,7 @@ class Cluster:
         No CPU: the filter of rows that are done holds a whole one from the start of a run that goes
         on, and where there is no other the two would wait for each other.
         """
-        return {"concurrency": _READS, **self.light}
+        return {"concurrency": _READS, **self.zero_cpu_options}
 
     def holds(self, request: Mapping[str, float]) -> int:
         """How many requests fit on the cluster when nothing else runs, grown to its limits."""
@@ -86,7 +86,7 @@ class Cluster:
         )
 
     @property
-    def beside_gpus(self) -> dict[str, Any]:
+    def avoid_gpu_nodes(self) -> dict[str, Any]:
         """Of tasks that need no GPU: options that leave nodes with GPUs to those who do.
 
         Empty where there are no others.
@@ -151,7 +151,7 @@ class ActorPool:
         return f"{self.size} {'GPU' if self.gpus else 'CPU'} actor{'s' if self.size > 1 else ''}"
 
 
-def look() -> Cluster:
+def current_cluster() -> Cluster:
     """The cluster that this process is connected to.
 
     Raises:
@@ -178,7 +178,7 @@ def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) 
     import ray
 
     wrapped = [[one] if isinstance(one, ray.ObjectRef) else one for one in arguments]
-    options = {"max_retries": _RETRIES if keep else 0, **look().light}
+    options = {"max_retries": _RETRIES if keep else 0, **current_cluster().zero_cpu_options}
     reference = ray.remote(function).options(**options).remote(*wrapped)
     return reference if keep else ray.get(reference)
 
@@ -234,15 +234,15 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
     # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
     # every image.
     roomy = cluster.total("CPU") >= 2 * workers + 2
-    loader = {"num_cpus": 1.0 if roomy else 0.7, **(cluster.beside_gpus if worker.gpus else {})}
+    loader = {"num_cpus": 1.0 if roomy else 0.7, **(cluster.avoid_gpu_nodes if worker.gpus else {})}
     return ActorPool(
         size=workers,
         gpus=worker.gpus or 0.0,
-        actor=worker.options(0.9) if roomy else {**worker.options(0.0), **cluster.light},
+        actor=worker.options(0.9) if roomy else {**worker.options(0.0), **cluster.zero_cpu_options},
         reader=cluster.reader,
         loader=loader,
         # Nothing to wait for: what is extracted but not committed is lost in a kill.
-        writer=cluster.light,
+        writer=cluster.zero_cpu_options,
         # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
         writers=(8 if worker.gpus else 2) * workers,
     )

@@ -96,7 +96,7 @@ class Location:
     def walk(self, ignore: Collection[str] = ()) -> Iterator[str]:
         """Paths of all files below, relative to here, in no order; links are followed once.
 
-        Some folders are left out: see `passed_over`.
+        Some folders are left out: see `is_ignored`.
         """
         if self.is_local:
             seen = set()
@@ -106,7 +106,7 @@ class Location:
                     names.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                names[:] = [name for name in names if not passed_over(name, ignore)]
+                names[:] = [name for name in names if not is_ignored(name, ignore)]
                 inner = os.path.relpath(folder, self.path)
                 yield from (name if inner == "." else f"{inner}/{name}" for name in files)
             return
@@ -115,7 +115,7 @@ class Location:
             path = info.path[len(self.path.rstrip("/")) + 1 :]
             folders = path.split("/")[:-1]
             if info.type != pafs.FileType.Directory and not any(
-                passed_over(name, ignore) for name in folders
+                is_ignored(name, ignore) for name in folders
             ):
                 yield path
 
@@ -133,7 +133,7 @@ class Location:
             with self.filesystem.open_input_stream(self.path) as stream:
                 return bytes(stream.read())
 
-        return insisted(read)
+        return with_retries(read)
 
     def write_bytes(self, data: bytes) -> None:
         """Write the whole file at once: a reader sees the old content or the new, never half."""
@@ -204,7 +204,7 @@ def locate(uri: str) -> Location:
     return Location(f"s3://{path}", _s3(), path)
 
 
-def passed_over(name: str, ignore: Collection[str]) -> bool:
+def is_ignored(name: str, ignore: Collection[str]) -> bool:
     """Whether a folder is none of the user's: hidden, left by macOS in archives, or ignored."""
     return name.startswith(".") or name == "__MACOSX" or name in ignore
 
@@ -242,7 +242,7 @@ def is_outage(error: BaseException) -> bool:
     return any(re.search(words, str(error)) for words in OUTAGES)
 
 
-def insisted(read: Callable[[], T]) -> T:
+def with_retries(read: Callable[[], T]) -> T:
     """What a read returns, tried again as other S3 requests are when a busy store refuses it.
 
     pyarrow itself retries a 503, unless fewer bytes were asked for than the refusal has: its text

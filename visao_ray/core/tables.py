@@ -20,13 +20,13 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.storage import Location, insisted, reason
+from visao_ray.core.storage import Location, reason, with_retries
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
 _CURRENT = b"1"
-_NAME, _VERSION, _ABOUT = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
+_NAME, _VERSION, _METADATA = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
 
 SPLITS = ("train", "val", "test")
 
@@ -52,7 +52,7 @@ def predictions(classes: Sequence[str]) -> pa.Schema:
             ("model", pa.string()),
         ],
     )
-    metadata = {**schema.metadata, _ABOUT: json.dumps({"classes": list(classes)}).encode()}
+    metadata = {**schema.metadata, _METADATA: json.dumps({"classes": list(classes)}).encode()}
     return schema.with_metadata(metadata)
 
 
@@ -92,7 +92,7 @@ class Table:
 
     def head(self, rows: int, columns: Sequence[str]) -> pa.Table:
         """The first rows."""
-        return insisted(lambda: self.dataset.head(rows, columns=columns))
+        return with_retries(lambda: self.dataset.head(rows, columns=columns))
 
     def to_table(
         self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
@@ -116,11 +116,11 @@ class Table:
         )
 
     def _each(self, read: Callable[[pads.Fragment], T]) -> Iterator[T]:
-        """Of each file in turn; insisted on one by one, for hundreds in a row may not succeed."""
+        """Of each file in turn; retried one by one, for hundreds in a row may not succeed."""
         fragments = self.dataset.get_fragments()
         with ThreadPoolExecutor(_AHEAD) as pool:
             while some := list(itertools.islice(fragments, _AHEAD)):
-                yield from pool.map(lambda file: insisted(lambda: read(file)), some)
+                yield from pool.map(lambda file: with_retries(lambda: read(file)), some)
 
 
 def open_table(location: Location, name: str) -> Table:

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.object_store import Listed, list_files
-from visao_ray.core.resources import look
-from visao_ray.core.storage import Location, locate, passed_over, require_folder
+from visao_ray.core.resources import current_cluster
+from visao_ray.core.storage import Location, is_ignored, locate, require_folder
 from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
@@ -184,7 +184,7 @@ def _folders(location: Location, ignore: Sequence[str]) -> list[str]:
     return [
         entry.name
         for entry in location.children()
-        if entry.is_folder and not passed_over(entry.name, ignore)
+        if entry.is_folder and not is_ignored(entry.name, ignore)
     ]
 
 
@@ -224,12 +224,12 @@ def list_new(search: Search, layout: Layout) -> tuple[TableVersion, Counted]:
     table.create(LISTING)
     tops = ("", *layout.splits)
     folders = [*layout.folders, *(Folder(top, deep=False) for top in tops)]
-    cluster = look()
+    cluster = current_cluster()
     size = -(-len(folders) // min(_TASKS, math.ceil(2 * cluster.total("CPU"))))
     parts = [folders[start : start + size] for start in range(0, len(folders), size)]
     prefixes = [folder.prefix for folder in folders if folder.prefix]
     task = ray.remote(_list_part).options(
-        **cluster.light, max_retries=3, retry_exceptions=[OSError]
+        **cluster.zero_cpu_options, max_retries=3, retry_exceptions=[OSError]
     )
     counted = Counted()
     for found in ray.get([task.remote(part, prefixes, search) for part in parts]):

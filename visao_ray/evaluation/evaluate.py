@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
-from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
+from visao_ray.core.resources import ActorPool, current_cluster, fit_actors, remotely
 from visao_ray.core.run import Run, to_json
 from visao_ray.core.settings import EvaluateOptions
 from visao_ray.core.storage import Location
@@ -35,7 +35,7 @@ from visao_ray.evaluation.retrieval import retrieval_metrics
 from visao_ray.evaluation.settings import EvaluateSettings
 from visao_ray.features.extract import Source, keep_in_order, read_new
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.normalization import Vectors
 from visao_ray.store import schemas
 from visao_ray.store.join import RUN_TAG, Examples, Snapshot, pin, pin_table, read_examples
@@ -102,7 +102,7 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
     model = open_model(settings.model, settings.batch_size)
     source = find_source(settings, model)
     start_ray()
-    pool = fit_actors(settings.workers, settings.worker(), look())
+    pool = fit_actors(settings.workers, settings.worker(), current_cluster())
     if source is not None:
         run.once("read", lambda: _read_images(run, source, model, pool))
         run.counts = json.loads(run.work.join("read.json").read_bytes())
@@ -112,11 +112,11 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
     snapshot = pin(store, run.id, results=None, as_of=settings.as_of)
     found = evaluate_in(run, snapshot, model, pool, settings)
     run.counts |= found.to_counts()
-    run.inputs |= {"dataset": model.about.dataset.to_json()}
+    run.inputs |= {"dataset": model.model_metadata.dataset.to_json()}
     run.details |= {
         "threshold": found.evaluation["threshold"],
-        "classes": list(model.about.classes),
-        "model": model.about.name,
+        "classes": list(model.model_metadata.classes),
+        "model": model.model_metadata.name,
     }
     found.check_errors(settings.max_errors)
 
@@ -168,9 +168,9 @@ def evaluate_in(
         "predictions": name,
     }
     with run.timed("judge"):
-        other = "gone" if model.about.takes == "images" else "no_vectors"
+        other = "gone" if model.model_metadata.takes == "images" else "no_vectors"
         ok, errors = remotely(_count, predicted, wanted, seen, other)
-        task = _Task(predicted, model.about, splits, options, run.settings.seed)
+        task = _Task(predicted, model.model_metadata, splits, options, run.settings.seed)
         evaluation = remotely(judge, task, run.out)
     evaluation["model"] = {"name": model.name, "digest": model.digest}
     run.out.join("evaluation.json").write_bytes(to_json(evaluation))
@@ -250,7 +250,7 @@ class _Task:
     """
 
     snapshot: Snapshot
-    about: ModelAbout
+    metadata: ModelMetadata
     splits: Sequence[str]
     options: EvaluateOptions
     seed: int
@@ -265,16 +265,16 @@ def judge(task: _Task, out: Location) -> dict[str, Any]:
     Raises:
         InputError: there is nothing to evaluate, or a number is not finite.
     """
-    about, options = task.about, task.options
+    metadata, options = task.metadata, task.options
     examples = read_examples(task.snapshot, task.splits)
     evaluated = np.flatnonzero(np.isin(_texts(examples.splits), SPLITS))
     if not len(evaluated):
         raise InputError(f"{task.snapshot.store}: no val or test images were predicted")
-    if about.classes:
+    if metadata.classes:
         evaluation = _of_predictions(task, examples.take(evaluated), out.join("predictions"))
     else:
         evaluation = _without_classes(examples)
-    if "embedding" in about.outputs:
+    if "embedding" in metadata.outputs:
         place = out.join("embeddings")
         _write_embeddings(task, examples, place)
         found = retrieval_metrics(place, _NEIGHBOURS, options.replicates, task.seed)
@@ -289,28 +289,28 @@ def judge(task: _Task, out: Location) -> dict[str, Any]:
 
 def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[str, Any]:
     """Everything that `evaluate_predictions` finds, and the most confident mistakes."""
-    about, options = task.about, task.options
+    metadata, options = task.metadata, task.options
     mapped = _mapped(task, examples, "probability")
     probability = mapped.vectors["probability"]
     predicted, highest = _most_probable(probability)
     columns = {
-        **_columns(examples, about),
-        "predicted": pa.array(about.classes).take(pa.array(predicted)),
+        **_columns(examples, metadata),
+        "predicted": pa.array(metadata.classes).take(pa.array(predicted)),
         "probability": tables.vectors(probability),
     }
-    _write_files(place, columns, tables.predictions(about.classes))
-    known = {*about.classes}
+    _write_files(place, columns, tables.predictions(metadata.classes))
+    known = {*metadata.classes}
     unknown = sorted({*examples.labels.unique().dictionary_decode().to_pylist()} - known)
     if unknown:
         columns["probability"] = tables.vectors(np.pad(probability, ((0, 0), (0, len(unknown)))))
     evaluation = evaluate_predictions(
         pa.table(columns),
-        (*about.classes, *unknown),
-        about.dataset.positive_among(about.classes),
+        (*metadata.classes, *unknown),
+        metadata.dataset.positive_among(metadata.classes),
         target_recall=options.target_recall,
         seed=task.seed,
         replicates=options.replicates,
-        chapter_digits=about.dataset.chapter_digits,
+        chapter_digits=metadata.dataset.chapter_digits,
     ).to_json()
     if unknown:
         named = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
@@ -319,7 +319,7 @@ def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[st
             f"{named} stand in no train or val image: their test images count as wrong",
         ]
     evaluation["mistakes"] = _mistakes(
-        examples, np.array(about.classes, object)[predicted], highest
+        examples, np.array(metadata.classes, object)[predicted], highest
     )
     return evaluation
 
@@ -364,7 +364,7 @@ def _write_embeddings(task: _Task, examples: Examples, place: Location) -> None:
     mapped = _mapped(task, examples, "embedding")
     vectors = mapped.vectors["embedding"]
     columns = {
-        **_columns(examples, task.about),
+        **_columns(examples, task.metadata),
         "content_id": pa.array([one.ljust(32, b"\0").hex() for one in examples.contents.tolist()]),
         "embedding": tables.vectors(vectors),
     }
@@ -379,14 +379,14 @@ def _mapped(task: _Task, examples: Examples, column: str) -> MappedVectors:
     return VectorFile(task.snapshot.images, (column,), (rows,), count).open()
 
 
-def _columns(examples: Examples, about: ModelAbout) -> dict[str, pa.Array]:
+def _columns(examples: Examples, metadata: ModelMetadata) -> dict[str, pa.Array]:
     """What a table of predictions or embeddings says of each image."""
     return {
         "key": examples.keys,
         "split": examples.splits.cast(pa.string()),
         "group": examples.groups.cast(pa.string()),
         "label": examples.labels.cast(pa.string()),
-        "model": pa.array([about.name] * len(examples), pa.string()),
+        "model": pa.array([metadata.name] * len(examples), pa.string()),
     }
 
 

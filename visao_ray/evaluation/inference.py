@@ -21,7 +21,7 @@ from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
 from visao_ray.inference.vectors import VectorWork, list_rows, run_vectors
 from visao_ray.models import artifact
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.store import proof, schemas
 from visao_ray.store.proof import Contents
 from visao_ray.store.store import Store, Writer
@@ -43,8 +43,8 @@ def open_model(uri: str, batch_size: int) -> KerasModel:
     """
     location = locate(uri)
     data = artifact.read(location)
-    about = artifact.read_about(data, f"--model {uri}")
-    return KerasModel(location, about, hashlib.sha256(data).hexdigest(), batch_size)
+    metadata = artifact.read_metadata(data, f"--model {uri}")
+    return KerasModel(location, metadata, hashlib.sha256(data).hexdigest(), batch_size)
 
 
 def table_name(model: KerasModel) -> str:
@@ -63,8 +63,8 @@ def check_model(model: KerasModel, store: Store, where: str) -> None:
     Raises:
         InputError: it is for another dataset, or the store has no vectors of the kind it takes.
     """
-    if model.about.takes == "images":
-        model.about.check_images(_dataset(store), where)
+    if model.model_metadata.takes == "images":
+        model.model_metadata.check_images(_dataset(store), where)
     else:
         find_vectors(model, store, where)
 
@@ -76,8 +76,10 @@ def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
         InputError: it is for another dataset, or the store has no such vectors; the message says
             which command makes them.
     """
-    about, dataset = model.about, _dataset(store)
-    about.check_features(dataset, about.width, about.features, where)  # of the dataset alone
+    metadata, dataset = model.model_metadata, _dataset(store)
+    metadata.check_features(
+        dataset, metadata.width, metadata.features, where
+    )  # of the dataset alone
     wrong = []
     for name in store.extractors():
         table = store.vectors(name)
@@ -86,13 +88,13 @@ def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
         schema = table.latest().schema
         width = schemas.outputs(schema)["avg"]
         try:
-            about.check_features(dataset, width, schemas.description(schema), where)
+            metadata.check_features(dataset, width, schemas.description(schema), where)
         except InputError as error:
             wrong.append(str(error))
         else:
             return table
     reason = wrong[0] if len(wrong) == 1 else f"{where}: store {store.uri} has no vectors for it"
-    raise InputError(f"{reason}; {extract_command(about, store.uri)} makes them")
+    raise InputError(f"{reason}; {extract_command(metadata, store.uri)} makes them")
 
 
 def find_source(settings: Any, model: KerasModel) -> Source | None:
@@ -109,22 +111,22 @@ def find_source(settings: Any, model: KerasModel) -> Source | None:
     if settings.data is None:
         check_model(model, Store.open(settings.store_uri()), where)
         return None
-    if model.about.takes != "images":
+    if model.model_metadata.takes != "images":
         store = settings.store or "STORE"
         raise InputError(
             f"{where}: the model ({model.name}) takes vectors, which images below --data have not; "
-            f"run {extract_command(model.about, store, settings.data)} first, then this with "
-            f"--store {store} and without --data"
+            f"run {extract_command(model.model_metadata, store, settings.data)} first, then this "
+            f"with --store {store} and without --data"
         )
     source = open_source(settings)
-    model.about.check_images(source.dataset, where)
+    model.model_metadata.check_images(source.dataset, where)
     return source
 
 
-def extract_command(about: ModelAbout, store: str, data: str = "…") -> str:
+def extract_command(metadata: ModelMetadata, store: str, data: str = "…") -> str:
     """The command that makes the vectors which a model takes."""
     names = ("engine", "backbone", "weights", "preprocessing", "image_size", "resize")
-    made = about.features
+    made = metadata.features
     flags = [f"--{name.replace('_', '-')} {made[name]}" for name in names if made.get(name)]
     return " ".join(["jobs/extract.py", "--data", data, "--store", store, *flags])
 
@@ -161,7 +163,7 @@ def predict_contents(
     """
     results = writer.store.predictions(table_name(model))
     writer.ensure(results, schemas.results(model.outputs, model.metadata))
-    by = _predict_images if model.about.takes == "images" else _predict_vectors
+    by = _predict_images if model.model_metadata.takes == "images" else _predict_vectors
     with run.timed("predict"):
         done = by(run, writer, model, contents, pool, new_listing(run))
         at, removed = remotely(proof.remove_repeated, writer.version(results))
@@ -182,7 +184,7 @@ def _predict_images(
         step="predict",
         listing=listed,
         files=files,
-        loading=Loading(model.image_size, model.about.resize),
+        loading=Loading(model.image_size, model.model_metadata.resize),
         engine=model,
         results=writer.store.predictions(table_name(model)),
         unit_rows=UNIT_IMAGES,
@@ -209,7 +211,7 @@ def _predict_vectors(
     if without:
         run.warn(
             f"{without:,} images have no vectors yet, so they are not predicted; "
-            f"{extract_command(model.about, store.uri)} makes them"
+            f"{extract_command(model.model_metadata, store.uri)} makes them"
         )
     if rows:
         run.say(f"{rows:,} images through {model.name} on {pool}, from their vectors")

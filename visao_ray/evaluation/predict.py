@@ -9,7 +9,7 @@ from typing import Any
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
-from visao_ray.core.resources import fit_actors, look, remotely
+from visao_ray.core.resources import current_cluster, fit_actors, remotely
 from visao_ray.core.run import Run
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
@@ -85,7 +85,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     decision = read_decision(model, settings.evaluation)
     source = find_source(settings, model)
     start_ray()
-    pool = fit_actors(settings.workers, settings.worker(), look())
+    pool = fit_actors(settings.workers, settings.worker(), current_cluster())
     with _writing(settings, source, run) as writer:
         images, results = writer.store.images, writer.store.predictions(table_name(model))
         writer.ensure(images, schemas.IMAGES)
@@ -104,7 +104,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
             decision,
             _since(settings),
             settings.batch,
-            model.about.takes == "features",
+            model.model_metadata.takes == "features",
         )
     with run.timed("list"):
         worklist = remotely(write_worklist, request, before, run.out.join(CSV))
@@ -119,7 +119,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     if done.computed and run.timings["predict"]:
         run.throughput["images_per_second"] = done.computed / run.timings["predict"]
     _say(run, worklist)
-    dataset = model.about.dataset.name
+    dataset = model.model_metadata.dataset.name
     return Predicted(dataset, model, settings.since, settings.batch, decision, worklist)
 
 

@@ -96,10 +96,10 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
     Raises:
         InputError: no such file, or one of another model.
     """
-    about = model.about
-    positive = about.dataset.positive_among(about.classes)
+    metadata = model.model_metadata
+    positive = metadata.dataset.positive_among(metadata.classes)
     if uri is None:
-        return Decision(about.classes, positive)
+        return Decision(metadata.classes, positive)
     where = f"--evaluation {uri}"
     try:
         content = json.loads(locate(uri).read_bytes())
@@ -122,9 +122,9 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
     overall = (ACCURACY, TOP5, ROC_AUC)
     figures |= {metric.title: found[metric.name] for metric in overall if metric.name in found}
     if not threshold:
-        return Decision(about.classes, positive, figures=figures, evaluation=uri)
+        return Decision(metadata.classes, positive, figures=figures, evaluation=uri)
     return Decision(
-        about.classes,
+        metadata.classes,
         positive,
         threshold["threshold"],
         threshold["target_recall"],

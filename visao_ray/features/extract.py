@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
-from visao_ray.core.resources import ActorPool, fit_actors, look, remotely
+from visao_ray.core.resources import ActorPool, current_cluster, fit_actors, remotely
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing
@@ -51,7 +51,7 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
     source = open_source(settings)
     find_engine(settings)
     start_ray()
-    pool = fit_actors(settings.workers, settings.worker(), look())
+    pool = fit_actors(settings.workers, settings.worker(), current_cluster())
     with run.timed("weights"):
         engine, warning = resolve_engine(settings, run)
     if warning:
@@ -68,7 +68,7 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
     run.details |= {
         "engine": settings.engine,
         "extractor": name,
-        "about": dict(engine.metadata),
+        "metadata": dict(engine.metadata),
         "workers": pool.size,
     }
     run.inputs["extractor"] = name
@@ -173,7 +173,7 @@ def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFact
     """
     import ray
 
-    task = ray.remote(_resolve).options(**look().light)
+    task = ray.remote(_resolve).options(**current_cluster().zero_cpu_options)
     found: tuple[EngineFactory, str | None] = ray.get(task.remote(settings, run.work))
     return found
 

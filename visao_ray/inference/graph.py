@@ -20,7 +20,7 @@ import pyarrow as pa
 from visao_ray.core import profiling
 from visao_ray.core.capacity import Nodes
 from visao_ray.core.profiling import Stages
-from visao_ray.core.resources import ActorPool, look
+from visao_ray.core.resources import ActorPool, current_cluster
 from visao_ray.core.run import Run
 from visao_ray.core.waiting import Waiting
 from visao_ray.inference.actor import ModelActor
@@ -141,10 +141,10 @@ def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, starte
     if not costs.images:
         return
     size = pool.size if work.engine is not None else 0
-    free = look().total("CPU") - size * pool.actor["num_cpus"]
+    free = current_cluster().total("CPU") - size * pool.actor["num_cpus"]
     loaders = max(1, math.floor(free / pool.loader["num_cpus"] + 1e-9))
     nodes = Nodes(1, loaders, size, pool.writers)
-    run.details.setdefault("stages", {})[work.step] = profiling.about(costs, nodes, started)
+    run.details.setdefault("stages", {})[work.step] = profiling.to_details(costs, nodes, started)
     run.say(profiling.summary(costs, nodes))
 
 
@@ -155,7 +155,7 @@ def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:
 
     if at is None:
         return ()
-    options: dict[str, Any] = look().light
+    options: dict[str, Any] = current_cluster().zero_cpu_options
     count = 1 + work.files // _CONTENTS_A_LOOKUP
     if count == 1:
         # Beside the driver: no other node's end makes it forget. Several need more memory than a

@@ -138,12 +138,12 @@ class VectorActor:
         self._work = work
         self._labels = dict(labels)
         self._listing, self._vectors = work.listing.open(), work.vectors
-        self._model, about = artifact.load(work.model.at)
+        self._model, metadata = artifact.load(work.model.at)
         self._schema = schemas.results(work.model.outputs, work.model.metadata)
-        self._shape = (_VECTORS_AN_IMAGE * work.model.batch_size, about.width)
+        self._shape = (_VECTORS_AN_IMAGE * work.model.batch_size, metadata.width)
         self._idle_since: float | None = None
         # Once before threads share it: Keras builds its function at the first call.
-        self._step({name: np.zeros((0, about.width), np.float32) for name in _INPUTS})
+        self._step({name: np.zeros((0, metadata.width), np.float32) for name in _INPUTS})
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:

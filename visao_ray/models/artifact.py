@@ -24,14 +24,14 @@ from visao_ray.core.storage import Location, reason
 from visao_ray.datasets.spec import Dataset
 from visao_ray.models.normalization import Vectors
 
-_ABOUT = "visao_ray.json"
+_METADATA = "visao_ray.json"
 #: What of a description of vectors may differ between training and use of a model: augmented
 #: views are for training alone, and the same weights may lie in another place (their digest tells).
 _FREE = frozenset({"augment", "views", "weights"})
 
 
 @dataclass(frozen=True)
-class ModelAbout:
+class ModelMetadata:
     """What a model is, beside its weights.
 
     Attributes:
@@ -135,7 +135,7 @@ class ModelAbout:
         )
 
 
-def pack(model: Any, about: ModelAbout) -> bytes:
+def pack(model: Any, metadata: ModelMetadata) -> bytes:
     """The content of a `.keras` file: a functional model without optimizer, and what it is.
 
     The model's output is probabilities, float32[N, C], or a dict with `probability` and / or
@@ -147,19 +147,19 @@ def pack(model: Any, about: ModelAbout) -> bytes:
     keras = import_keras()
 
     widths = {name: int(tensor.shape[-1]) for name, tensor in _named(model.output).items()}
-    if not widths or widths.get("probability", 0) != len(about.classes):
-        raise ValueError(f"a model of {len(about.classes)} classes gives {widths}")
-    about = replace(about, outputs=widths)
+    if not widths or widths.get("probability", 0) != len(metadata.classes):
+        raise ValueError(f"a model of {len(metadata.classes)} classes gives {widths}")
+    metadata = replace(metadata, outputs=widths)
     bare = keras.Model(model.input, model.output, name=model.name)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         bare.save(path)
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(_ABOUT, json.dumps(asdict(about), indent=2, ensure_ascii=False))
+            archive.writestr(_METADATA, json.dumps(asdict(metadata), indent=2, ensure_ascii=False))
         return path.read_bytes()
 
 
-def read_about(data: bytes, where: str) -> ModelAbout:
+def read_metadata(data: bytes, where: str) -> ModelMetadata:
     """What a packed model is; Keras is not needed.
 
     Raises:
@@ -167,8 +167,8 @@ def read_about(data: bytes, where: str) -> ModelAbout:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            told = json.loads(archive.read(_ABOUT))
-        return ModelAbout(
+            told = json.loads(archive.read(_METADATA))
+        return ModelMetadata(
             **{
                 **told,
                 "classes": tuple(told["classes"]),
@@ -179,7 +179,7 @@ def read_about(data: bytes, where: str) -> ModelAbout:
         raise InputError(f"{where}: is no model that visao_ray trained ({reason(error)})") from None
 
 
-def load(location: Location) -> tuple[Any, ModelAbout]:
+def load(location: Location) -> tuple[Any, ModelMetadata]:
     """Read a model: the keras.Model, ready to predict, and what it is.
 
     Raises:
@@ -188,12 +188,12 @@ def load(location: Location) -> tuple[Any, ModelAbout]:
     keras = import_keras()
 
     data = read(location)
-    about = read_about(data, location.uri)
+    metadata = read_metadata(data, location.uri)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         path.write_bytes(data)
         try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True), about
+            return keras.saving.load_model(path, compile=False, safe_mode=True), metadata
         except Exception as error:  # Keras has no one error for a broken file
             raise InputError(f"{location.uri}: Keras cannot load it: {reason(error)}") from error
 

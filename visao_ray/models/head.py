@@ -19,7 +19,7 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
 from visao_ray.models import artifact
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.classifier import Classifier
 from visao_ray.models.family import Phase, StoredVectors
 from visao_ray.models.normalization import FeatureStats, Vectors
@@ -126,10 +126,10 @@ class HeadClassifier(Classifier[H]):
         super().check(settings, dataset, vectors)
         if settings.head is None:
             return
-        about = read_head(settings.head)
+        metadata = read_head(settings.head)
         if vectors is not None:
             where = f"--head {settings.head}"
-            about.check_features(dataset, vectors.width, vectors.made, where)
+            metadata.check_features(dataset, vectors.width, vectors.made, where)
 
     def phases(self) -> tuple[Phase, ...]:
         """None without epochs; a head that is trained is kept, where nothing better comes of it."""
@@ -160,17 +160,17 @@ class Head(HeadClassifier[TrainHeadSettings]):
         return build_head(self.settings.to_head(), shape.width, len(shape.classes), shape.stats)
 
 
-def read_head(uri: str) -> ModelAbout:
+def read_head(uri: str) -> ModelMetadata:
     """What the file of a head says of it.
 
     Raises:
         InputError: missing, unreadable, or no head.
     """
     where = f"--head {uri}"
-    about = artifact.read_about(artifact.read(locate(uri)), where)
-    if about.takes != "features" or not about.classes:
-        raise InputError(f"{where}: is a model of family {about.family}, not a head")
-    return about
+    metadata = artifact.read_metadata(artifact.read(locate(uri)), where)
+    if metadata.takes != "features" or not metadata.classes:
+        raise InputError(f"{where}: is a model of family {metadata.family}, not a head")
+    return metadata
 
 
 def build_head(

@@ -47,7 +47,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
     history = tables.open_table(sweep.join("history"), "history").to_table()
     history = history.filter(pc.equal(history["number"], winner)).sort_by("epoch")
     objective = stages["sweep"]["details"]["objective"]["name"]
-    about = stages["extract"]["details"]["about"]
+    metadata = stages["extract"]["details"]["metadata"]
     counts = stages["extract"]["counts"]["store"]
     images = Store.open(store).images.latest()
     return write_report(
@@ -70,8 +70,8 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
             },
             gallery=_gallery(evaluation["mistakes"][:GALLERY_SHOWN]),
             samples=_gallery(_samples(images, counts["by_split"])),
-            weights_note=f"{about['backbone']}, {about['weights']} weights "
-            f"(sha256 {about['weights_digest'][:12]}…)",
+            weights_note=f"{metadata['backbone']}, {metadata['weights']} weights "
+            f"(sha256 {metadata['weights_digest'][:12]}…)",
             errors=_errors(images),
         )
     )

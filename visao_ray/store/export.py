@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
-from visao_ray.core.resources import look, remotely
+from visao_ray.core.resources import current_cluster, remotely
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location
 from visao_ray.store import schemas
@@ -248,9 +248,9 @@ def write_parts(
     """Write the files of a table below `run.out` in tasks; returns rows and bytes."""
     import ray
 
-    cluster = look()
+    cluster = current_cluster()
     task = ray.remote(write_part).options(
-        num_cpus=1, max_retries=3, retry_exceptions=[OSError], **cluster.beside_gpus
+        num_cpus=1, max_retries=3, retry_exceptions=[OSError], **cluster.avoid_gpu_nodes
     )
     waiting = [
         task.remote(part, selection, run.out.join(folder, part.name), run.work.join(part.name))

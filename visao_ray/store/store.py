@@ -332,13 +332,13 @@ class Writer:
         """
         import ray
 
-        from visao_ray.core.resources import look
+        from visao_ray.core.resources import current_cluster
 
         def work(at: TableVersion, columns: Sequence[str]) -> tuple[TableVersion, Cleaned]:
             after = maintenance.index(maintenance.compact(at, at_least), columns)
             return after, maintenance.clean(after, keep)
 
-        task = ray.remote(work).options(max_retries=0, **look().light)
+        task = ray.remote(work).options(max_retries=0, **current_cluster().zero_cpu_options)
         cleaned = {}
         for name, found in self.store.tables().items():
             self.check()

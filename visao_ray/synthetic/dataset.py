@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visao_ray.core.errors import InputError
-from visao_ray.synthetic.recipe import BaseRecipe, planned
+from visao_ray.synthetic.recipe import SyntheticRecipe, planned
 from visao_ray.synthetic.scan import encode, render
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _CHUNK = 64  # images a task writes before it commits their truth
 _RECIPE = b"visao_ray.recipe"
 
 
-def render_base(recipe: BaseRecipe, out: "Location") -> dict[str, int]:
+def render_dataset(recipe: SyntheticRecipe, out: "Location") -> dict[str, int]:
     """Render every image of a recipe, with Ray Data, to `out/images` and the truth to `out/truth`.
 
     The truth of 64 images is written after the images themselves, so a part of it stands for
@@ -76,7 +76,7 @@ def render_base(recipe: BaseRecipe, out: "Location") -> dict[str, int]:
     return {name: int(totals[f"sum({name})"]) for name in names}
 
 
-def _render_chunk(recipe: BaseRecipe, out: "Location", chunk: int) -> dict[str, int]:
+def _render_chunk(recipe: SyntheticRecipe, out: "Location", chunk: int) -> dict[str, int]:
     part = out.join("truth", f"part-{chunk:06d}.parquet")
     table = _finished(out, part)
     rendered = 0
@@ -100,7 +100,7 @@ def _render_chunk(recipe: BaseRecipe, out: "Location", chunk: int) -> dict[str, 
     }
 
 
-def _write_image(recipe: BaseRecipe, out: "Location", position: int) -> dict[str, object]:
+def _write_image(recipe: SyntheticRecipe, out: "Location", position: int) -> dict[str, object]:
     image = planned(recipe, position)
     grey = render(recipe.base, image.true_label, image.index, recipe.seed, image.difficulty)
     data = encode(grey, image.quality)
@@ -131,7 +131,7 @@ def _finished(out: "Location", part: "Location") -> pa.Table | None:
     return table if sizes == table["bytes"].to_pylist() else None
 
 
-def _check_same_recipe(recipe: BaseRecipe, out: "Location") -> None:
+def _check_same_recipe(recipe: SyntheticRecipe, out: "Location") -> None:
     for part in out.join("truth").files():
         if part.path.endswith(".parquet"):
             schema = pq.read_schema(part.path, filesystem=out.filesystem)
@@ -142,5 +142,5 @@ def _check_same_recipe(recipe: BaseRecipe, out: "Location") -> None:
             return
 
 
-def _as_json(recipe: BaseRecipe) -> bytes:
+def _as_json(recipe: SyntheticRecipe) -> bytes:
     return json.dumps(asdict(recipe), sort_keys=True).encode()

@@ -6,14 +6,14 @@ from typing import Any
 
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.run import Run
-from visao_ray.synthetic.dataset import render_base
-from visao_ray.synthetic.recipe import BaseRecipe
+from visao_ray.synthetic.dataset import render_dataset
+from visao_ray.synthetic.recipe import SyntheticRecipe
 from visao_ray.synthetic.settings import RenderSettings
 
 
 def render_scans(settings: RenderSettings, run: Run[Any]) -> None:
     """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
-    recipe = BaseRecipe(
+    recipe = SyntheticRecipe(
         base=settings.dataset,
         images=settings.images,
         classes=settings.classes,
@@ -27,7 +27,7 @@ def render_scans(settings: RenderSettings, run: Run[Any]) -> None:
     start_ray()
     run.say(f"rendering {settings.images:,} {settings.dataset} scans")
     with run.timed("render"):
-        counts = render_base(recipe, run.out)
+        counts = render_dataset(recipe, run.out)
     run.counts |= {**counts, "ok": counts["images"], "errors": 0}
     run.throughput["images_per_second"] = counts["rendered"] / run.timings["render"]
     planted = ", ".join(

@@ -11,7 +11,7 @@ from typing import Literal
 from visao_ray.core.errors import InputError
 from visao_ray.synthetic.headings import MOST_HEADINGS, ncm_headings
 
-BaseName = Literal["chest_xray", "vazios", "ncm"]
+DatasetName = Literal["chest_xray", "vazios", "ncm"]
 
 _VIEW = ("truck", "blur", "dark", "two_containers")
 _DIFFICULTIES = {
@@ -25,10 +25,10 @@ _STRAY_DUPLICATE = 8
 
 
 @dataclass(frozen=True)
-class BaseRecipe:
+class SyntheticRecipe:
     """Everything that decides a rendered base: the same recipe gives the same bytes."""
 
-    base: BaseName = "vazios"
+    base: DatasetName = "vazios"
     """Which base: `chest_xray`, `vazios` or `ncm`."""
     images: int = 1000
     """Images in the base, duplicates included."""
@@ -103,12 +103,12 @@ class PlannedImage:
     """JPEG quality."""
 
 
-def plan(recipe: BaseRecipe) -> Iterator[PlannedImage]:
+def plan(recipe: SyntheticRecipe) -> Iterator[PlannedImage]:
     """Every image of the base, class after class, in constant memory."""
     return (planned(recipe, position) for position in range(recipe.images))
 
 
-def planned(recipe: BaseRecipe, position: int) -> PlannedImage:
+def planned(recipe: SyntheticRecipe, position: int) -> PlannedImage:
     """The image at one position of the plan, without planning the others."""
     source = position
     role = shuffled(position, recipe.images, _mix(recipe.seed, 1))
@@ -185,7 +185,7 @@ def _mix(*words: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def class_counts(recipe: BaseRecipe) -> tuple[int, ...]:
+def class_counts(recipe: SyntheticRecipe) -> tuple[int, ...]:
     """Files in each declared class; they add up to `recipe.images`."""
     images, classes = recipe.images, len(recipe.class_names)
     if recipe.base == "chest_xray":
@@ -208,26 +208,26 @@ def class_counts(recipe: BaseRecipe) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=8)
-def _starts(recipe: BaseRecipe) -> tuple[int, ...]:
+def _starts(recipe: SyntheticRecipe) -> tuple[int, ...]:
     return tuple(accumulate(class_counts(recipe), initial=0))
 
 
-def _class_of(recipe: BaseRecipe, position: int) -> int:
+def _class_of(recipe: SyntheticRecipe, position: int) -> int:
     return bisect_right(_starts(recipe), position) - 1
 
 
-def _index(recipe: BaseRecipe, position: int) -> int:
+def _index(recipe: SyntheticRecipe, position: int) -> int:
     """The picture's number: a class starts at a multiple of five, so no patient has two classes."""
     if recipe.base == "chest_xray" and _class_of(recipe, position) == 1:
         return position + -_starts(recipe)[1] % 5
     return position
 
 
-def _duplicates(recipe: BaseRecipe) -> int:
+def _duplicates(recipe: SyntheticRecipe) -> int:
     return min(round(recipe.images * recipe.duplicates), recipe.images - 1)
 
 
-def _source(recipe: BaseRecipe, position: int, duplicates: int) -> int:
+def _source(recipe: SyntheticRecipe, position: int, duplicates: int) -> int:
     """The original that a duplicate copies: of its own folder, or now and then of any."""
     starts = _starts(recipe)
     c = _class_of(recipe, position)
@@ -243,7 +243,7 @@ def _source(recipe: BaseRecipe, position: int, duplicates: int) -> int:
     raise AssertionError("duplicates never fill a base")
 
 
-def _name(recipe: BaseRecipe, position: int) -> tuple[str, str]:
+def _name(recipe: SyntheticRecipe, position: int) -> tuple[str, str]:
     """Key and group of a file."""
     if recipe.unlabelled:
         number = shuffled(position, recipe.images, _mix(recipe.seed, 11))

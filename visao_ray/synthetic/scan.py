@@ -10,10 +10,10 @@ from visao_ray.core.errors import InputError
 from visao_ray.synthetic.chest import chest_scan
 from visao_ray.synthetic.container import container_scan
 from visao_ray.synthetic.detector import Scan
-from visao_ray.synthetic.recipe import BaseName
+from visao_ray.synthetic.recipe import DatasetName
 
 
-def scan(base: BaseName, true_label: str, index: int, seed: int, difficulty: str = "") -> Scan:
+def scan(base: DatasetName, true_label: str, index: int, seed: int, difficulty: str = "") -> Scan:
     """The acquisition behind a picture: its attenuation map and the detector's settings.
 
     Raises:
@@ -29,7 +29,7 @@ def scan(base: BaseName, true_label: str, index: int, seed: int, difficulty: str
 
 
 def render(
-    base: BaseName, true_label: str, index: int, seed: int, difficulty: str = ""
+    base: DatasetName, true_label: str, index: int, seed: int, difficulty: str = ""
 ) -> npt.NDArray[np.uint8]:
     """Render one picture; the same arguments give the same pixels.
 

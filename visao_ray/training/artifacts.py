@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from visao_ray.core.run import to_json
 from visao_ray.models import artifact
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.family import BatchSource
 from visao_ray.training.spec import TrainSpec
 
@@ -21,17 +21,17 @@ Arrays = list[npt.NDArray[Any]]
 
 
 def keep(
-    spec: TrainSpec, model: Any, about: ModelAbout, val: BatchSource, summary: dict[str, Any]
+    spec: TrainSpec, model: Any, metadata: ModelMetadata, val: BatchSource, summary: dict[str, Any]
 ) -> None:
     """Write `trained/` below the run's work folder, `summary.json` last."""
     inputs = val.take(np.arange(min(_CHECKED, len(val.labels))))
     outputs = artifact.outputs(model, inputs)
     trained = spec.work.join("trained")
-    trained.join("model.keras").write_bytes(artifact.pack(model, about))
+    trained.join("model.keras").write_bytes(artifact.pack(model, metadata))
     arrays = inputs if isinstance(inputs, dict) else {"pixels": inputs}
     for name, values in (("inputs", arrays), ("outputs", outputs)):
         trained.join(f"{name}.npz").write_bytes(to_npz(values))
-    summary = {"parameters": model.count_params(), "epoch": about.epoch, **summary}
+    summary = {"parameters": model.count_params(), "epoch": metadata.epoch, **summary}
     trained.join("summary.json").write_bytes(to_json(summary))
 
 

@@ -21,7 +21,7 @@ import ray.train
 from visao_ray.core.errors import InputError
 from visao_ray.core.run import to_json
 from visao_ray.core.storage import Location
-from visao_ray.models.artifact import ModelAbout, pack
+from visao_ray.models.artifact import ModelMetadata, pack
 from visao_ray.models.family import Phase
 from visao_ray.models.optimizers import cosine
 from visao_ray.training.artifacts import Arrays, to_npz
@@ -108,7 +108,7 @@ class Diverged(InputError):
     """A loss or score is NaN or infinite; all workers see it in the same epoch."""
 
 
-class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
+class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """After every epoch: a row of history, a checkpoint, and a barrier that all workers pass.
 
     Must come after EarlyStopping and ReduceLROnPlateau, whose counters it keeps.
@@ -124,7 +124,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         stopping: Any,
         reducing: Any,
         kept: Any,
-        about: ModelAbout,
+        metadata: ModelMetadata,
         epochs: Location,
         rank: int,
         rows: int,
@@ -132,7 +132,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._state, self._phase = state, phase
         self._stopping, self._reducing = stopping, reducing
-        self._kept, self._about = kept, about
+        self._kept, self._metadata = kept, metadata
         self._epochs, self._rank, self._rows = epochs, rank, rows
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -188,8 +188,8 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
     def _packed(self) -> bytes:
         model = self._kept()
         embeds_only = isinstance(model.output, dict) and "probability" not in model.output
-        about = replace(self._about, epoch=self._state.total)
-        return pack(model, replace(about, classes=()) if embeds_only else about)
+        metadata = replace(self._metadata, epoch=self._state.total)
+        return pack(model, replace(metadata, classes=()) if embeds_only else metadata)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(
@@ -200,7 +200,7 @@ class Keeper(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-class TakeUp(keras.callbacks.Callback):  # type: ignore[misc]
+class RestoreCallbackState(keras.callbacks.Callback):  # type: ignore[misc]
     """Gives the two callbacks the counters they had; must come after them."""
 
     def __init__(self, state: State, best: Arrays, stopping: Any, reducing: Any) -> None:
@@ -220,7 +220,7 @@ class TakeUp(keras.callbacks.Callback):  # type: ignore[misc]
             self._stopping.best_weights = self._best
 
 
-class Board(keras.callbacks.TensorBoard):  # type: ignore[misc]
+class RemoteTensorBoard(keras.callbacks.TensorBoard):  # type: ignore[misc]
     """TensorBoard's files, copied to storage after every epoch: event files cannot grow on S3."""
 
     def __init__(self, folder: str, target: Location, before: int) -> None:

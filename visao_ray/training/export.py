@@ -35,14 +35,14 @@ def export(trained: Location, model: Location, savedmodel: Location) -> dict[str
         RuntimeError: a difference beyond TOLERANCE.
     """
     data = trained.join("model.keras").read_bytes()
-    loaded, about = artifact.load(trained.join("model.keras"))
+    loaded, metadata = artifact.load(trained.join("model.keras"))
     inputs = _read(trained.join("inputs.npz"))
     expected = _read(trained.join("outputs.npz"))
-    given = inputs["pixels"] if about.takes == "images" else inputs
+    given = inputs["pixels"] if metadata.takes == "images" else inputs
     found = {"keras": artifact.outputs(loaded, given)}
     with tempfile.TemporaryDirectory() as folder:
         loaded.export(folder, format="tf_saved_model", verbose=False)
-        found["savedmodel"] = _serve(folder, inputs, about.takes == "images")
+        found["savedmodel"] = _serve(folder, inputs, metadata.takes == "images")
         for file in sorted(Path(folder).rglob("*")):
             if file.is_file():
                 place = savedmodel.join("1", *file.relative_to(folder).parts)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from visao_ray.core.storage import Location
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.labelled import load_vectors
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.family import BatchSource, Shape
 from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.registry import FAMILIES
@@ -84,7 +84,7 @@ def prepare_vectors(
     family = FAMILIES[settings.family]
     summary, vectors = load_vectors(snapshot, dataset)
     train, val = vector_rows(vectors, settings.views)
-    about = ModelAbout(
+    metadata = ModelMetadata(
         dataset=dataset,
         family=settings.family,
         classes=family.known_classes(summary.classes, train.labels),
@@ -97,7 +97,7 @@ def prepare_vectors(
     mapped = vectors.open().vectors
     stats = {pool: FeatureStats.of(values, train.rows) for pool, values in mapped.items()}
     shape = _shape(dataset, summary.classes, train, width=summary.width, stats=stats)
-    spec = _spec(settings, out, about, shape)
+    spec = _spec(settings, out, metadata, shape)
     return Prepared(spec, _rows(train, val), _left_out(summary.left_out)), (train, val)
 
 
@@ -131,7 +131,7 @@ def prepare_images(
         seed=settings.seed,
         loaders=loaders,
     )
-    about = ModelAbout(
+    metadata = ModelMetadata(
         dataset=dataset,
         family=settings.family,
         classes=family.known_classes(classes, train.labels),
@@ -140,7 +140,7 @@ def prepare_images(
         image_size=size,
         resize=settings.resize,
     )
-    spec = _spec(settings, out, about, _shape(dataset, classes, train, image_size=size))
+    spec = _spec(settings, out, metadata, _shape(dataset, classes, train, image_size=size))
     warnings = [warning] if warning else []
     warnings += _left_out({"have files with contradictory labels": examples.conflicts})
     return Prepared(spec, _rows(train, val), warnings), (train, val)
@@ -161,8 +161,10 @@ def _shape(dataset: Dataset, classes: tuple[str, ...], train: BatchSource, **inp
     return Shape(classes, index, rows=len(train.labels), **inputs)
 
 
-def _spec(settings: TrainSettings, out: Location, about: ModelAbout, shape: Shape) -> TrainSpec:
-    spec = TrainSpec(settings, shape, about, out.join("work"), out.join("tensorboard"))
+def _spec(
+    settings: TrainSettings, out: Location, metadata: ModelMetadata, shape: Shape
+) -> TrainSpec:
+    spec = TrainSpec(settings, shape, metadata, out.join("work"), out.join("tensorboard"))
     spec.family().try_build()
     return spec
 

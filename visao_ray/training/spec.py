@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visao_ray.core.storage import Location
-from visao_ray.models.artifact import ModelAbout
+from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.family import Shape
 from visao_ray.models.registry import FAMILIES
 from visao_ray.models.settings import TrainSettings
@@ -26,7 +26,7 @@ class TrainSpec:
 
     settings: TrainSettings
     shape: Shape
-    about: ModelAbout
+    metadata: ModelMetadata
     work: Location
     board: Location
 

@@ -66,4 +66,4 @@ def _fit(
 ) -> None:
     train, val = ray.get(rows[0])
     model, facts = spec.family().fit(state, table, train, candidate)
-    keep(spec, model, spec.about, val, {"history": history, **candidate, **facts})
+    keep(spec, model, spec.metadata, val, {"history": history, **candidate, **facts})

@@ -12,7 +12,7 @@ from typing import Any
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import muted_stderr, start_ray
-from visao_ray.core.resources import Worker, fit_actors, fit_workers, look
+from visao_ray.core.resources import Worker, current_cluster, fit_actors, fit_workers
 from visao_ray.core.run import Run, to_json
 from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
@@ -141,11 +141,11 @@ def _share(settings: TrainSettings) -> Share:
     Raises:
         InputError: the cluster can never hold them.
     """
-    cluster = look()
+    cluster = current_cluster()
     worker = fit_workers(settings.workers, settings.worker(), cluster)
     each = cluster.total("CPU") / settings.workers
     loaders = max(1, math.floor(each) - 1)
-    task = {**replace(worker, gpus=0.0).options(0.0), **cluster.light}
+    task = {**replace(worker, gpus=0.0).options(0.0), **cluster.zero_cpu_options}
     return Share(worker, min(1.0, each / 2), loaders, task)
 
 
@@ -154,7 +154,7 @@ def _read_images(run: Run[Any], source: Source) -> None:
     found = run.work.join("read.json")
 
     def read() -> None:
-        pool = fit_actors(None, Worker(gpus=0.0), look())  # nothing holds a network yet
+        pool = fit_actors(None, Worker(gpus=0.0), current_cluster())  # nothing holds a network yet
         with source.writing(run) as writer:
             writer.ensure(writer.store.images, schemas.IMAGES)
             read_new(run, writer, source, None, None, pool, UNIT_IMAGES)
@@ -302,7 +302,7 @@ def _export(
 def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) -> None:
     """Evaluate the finished model on val and, once, on test."""
     engine = open_model(model.uri, _PREDICTED_ROWS)
-    pool = fit_actors(None, share.worker, look())
+    pool = fit_actors(None, share.worker, current_cluster())
     found = evaluate_in(run, snapshot, engine, pool, run.settings)
     counts = found.to_counts()
     run.counts |= {"by_split": counts.pop("by_split"), "evaluated": counts}
@@ -315,7 +315,7 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
     run.inputs["versions"] |= snapshot.to_json()["versions"]
     run.details |= {
         "model": engine.name,
-        "classes": list(engine.about.classes),
+        "classes": list(engine.model_metadata.classes),
         "threshold": found.evaluation["threshold"],
     }
 

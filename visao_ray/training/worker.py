@@ -26,14 +26,14 @@ from visao_ray.models.settings import GradientSettings
 from visao_ray.training.artifacts import keep
 from visao_ray.training.batches import Batches
 from visao_ray.training.callbacks import (
-    Board,
+    CheckpointCallback,
     Cosine,
     Diverged,
     DropoutSeeds,
-    Keeper,
+    RemoteTensorBoard,
+    RestoreCallbackState,
     Snapshot,
     State,
-    TakeUp,
 )
 from visao_ray.training.schedule import Schedule
 from visao_ray.training.spec import TrainSpec
@@ -70,9 +70,9 @@ def train_worker(config: dict[str, Any]) -> None:
     if rank == 0:
         state = trainer.state
         best = [row["epoch"] for row in state.history if row["best"]]
-        about = replace(spec.about, epoch=best[-1] if best else 0)
+        metadata = replace(spec.metadata, epoch=best[-1] if best else 0)
         told = {"history": state.history, "starts": state.starts}
-        keep(spec, family.final_model(model, train), about, val, told)
+        keep(spec, family.final_model(model, train), metadata, val, told)
 
 
 class _Trainer:
@@ -172,18 +172,18 @@ class _Trainer:
                 *([Cosine(phase)] if settings.schedule == "cosine" else []),
                 stopping,
                 reducing,
-                TakeUp(state, best, stopping, reducing),
+                RestoreCallbackState(state, best, stopping, reducing),
             ]
             if self._rank == 0:
-                callbacks.append(Board(folder, self._spec.board, before))
+                callbacks.append(RemoteTensorBoard(folder, self._spec.board, before))
             callbacks.append(
-                Keeper(
+                CheckpointCallback(
                     state,
                     {"phase": phase.name, "epochs": phase.epochs},
                     stopping,
                     reducing,
                     lambda: self._family.checkpoint_model(self._model),
-                    self._spec.about,
+                    self._spec.metadata,
                     self._spec.work.join("epochs"),
                     self._rank,
                     len(self._train.rows.labels),

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from visao_ray.core.storage import Location
-from visao_ray.tuning.trial_results import Outcome, flat
+from visao_ray.tuning.trial_results import TrialResult, flat
 
 
-def write_board(place: Location, outcome: Outcome) -> None:
+def write_board(place: Location, outcome: TrialResult) -> None:
     """Write what a trial showed, once it is over: event files cannot grow on object storage."""
     import tensorflow as tf
     from tensorboard.plugins.hparams import api

@@ -16,7 +16,7 @@ from visao_ray.features.labelled import LabelledVectors
 from visao_ray.models import artifact
 from visao_ray.models.head import predict_head
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.trial_results import Outcome, Outcomes
+from visao_ray.tuning.trial_results import TrialResult, TrialResults
 
 _LEVEL = 0.95
 
@@ -25,7 +25,7 @@ def judge_on_val(
     data: list[Any],
     dataset: Dataset,
     classes: Sequence[str],
-    outcomes: Outcomes,
+    outcomes: TrialResults,
     finalists: Sequence[int],
     references: dict[str, int],
     measure: Measure,
@@ -92,7 +92,10 @@ def judge_on_val(
 
 
 def judge_on_folds(
-    found: Sequence[Outcome], references: dict[str, Outcome], criterion: Criterion, rows: int
+    found: Sequence[TrialResult],
+    references: dict[str, TrialResult],
+    criterion: Criterion,
+    rows: int,
 ) -> list[dict[str, Any]]:
     """Standings of finalists by their folds: Student's t over folds, paired for leads.
 

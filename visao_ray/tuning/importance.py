@@ -7,12 +7,12 @@ from typing import Any
 
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.trial_results import Outcome
+from visao_ray.tuning.trial_results import TrialResult
 
 _FEWEST = 8  # trials from which an importance can be told
 
 
-def importance(outcomes: Sequence[Outcome], criterion: Criterion) -> dict[str, float]:
+def importance(outcomes: Sequence[TrialResult], criterion: Criterion) -> dict[str, float]:
     """How much of the spread of the objective each setting explains, as shares that add up to 1.
 
     By functional analysis of variance (Hutter et al., ICML 2014), as Optuna has it, over the dense

@@ -19,12 +19,12 @@ from ray.tune.search import Searcher
 
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.samplers import Sampler
-from visao_ray.tuning.trial_results import Outcome, Outcomes
+from visao_ray.tuning.trial_results import TrialResult, TrialResults
 
 LOSSES = 3  # of its process, after which a trial is given up
 
 
-class InOrder(Searcher):  # type: ignore[misc]
+class OrderedSearcher(Searcher):  # type: ignore[misc]
     """Hands Tune the trials of a sweep, then those that its finalists ask for.
 
     Trials that have an outcome already, from a run that was killed, are not handed out again. One
@@ -44,15 +44,15 @@ class InOrder(Searcher):  # type: ignore[misc]
         epochs: int,
         criterion: Criterion,
         sampler: Sampler,
-        more: Callable[[Sequence[Outcome]], Sequence[dict[str, Any]]],
-        outcomes: Outcomes,
+        more: Callable[[Sequence[TrialResult]], Sequence[dict[str, Any]]],
+        outcomes: TrialResults,
     ) -> None:
         """`more`: configurations of further trials, given all outcomes of the search."""
         super().__init__(metric=None, mode=None)
         self._trials, self._at_once = trials, at_once
         self._halving, self._epochs, self._criterion = halving, epochs, criterion
         self._sampler, self._more, self._outcomes = sampler, more, outcomes
-        self.ended: dict[int, Outcome] = outcomes.read_all()
+        self.ended: dict[int, TrialResult] = outcomes.read_all()
         self._running: dict[str, dict[str, Any]] = {}
         self._lost: list[dict[str, Any]] = []
         self._losses: Counter[int] = Counter()
@@ -94,7 +94,7 @@ class InOrder(Searcher):  # type: ignore[misc]
                 self._lost.append(config)
                 return
             told = f"its process was lost {LOSSES} times"
-            found = Outcome(number, trial_id, config["head"], "error", error=told)
+            found = TrialResult(number, trial_id, config["head"], "error", error=told)
             self._outcomes.write(found)
         self.ended[number] = found
 
@@ -124,7 +124,7 @@ class InOrder(Searcher):  # type: ignore[misc]
 
 
 def rungs(
-    known: Sequence[Outcome], halving: int, epochs: int, criterion: Criterion
+    known: Sequence[TrialResult], halving: int, epochs: int, criterion: Criterion
 ) -> dict[int, float]:
     """What a trial must have reached by an epoch to go on: {epoch: objective}.
 

@@ -16,7 +16,7 @@ from ray import tune
 
 from visao_ray.reports.sweep import in_words
 from visao_ray.tuning.objective import Criterion
-from visao_ray.tuning.trial_results import Outcome, Outcomes
+from visao_ray.tuning.trial_results import TrialResult, TrialResults
 
 _SHOWN = 10
 
@@ -33,8 +33,8 @@ class Progress(tune.Callback):  # type: ignore[misc]
         start: str,
         criterion: Criterion,
         trials: int,
-        outcomes: Outcomes,
-        ended: Mapping[int, Outcome],
+        outcomes: TrialResults,
+        ended: Mapping[int, TrialResult],
     ) -> None:
         """`start`: of every line; `ended`: trials that an earlier start of the run finished."""
         self._start, self._criterion, self._trials = start, criterion, trials

@@ -8,10 +8,10 @@ from typing import Any
 from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.space import SearchSpace, Suggested, fixed_heads
-from visao_ray.tuning.trial_results import Outcome
+from visao_ray.tuning.trial_results import TrialResult
 
 #: Asked for the head of a trial; it is told the outcomes that the trial may learn from.
-Sampler = Callable[[int, Sequence[Outcome]], HeadSettings]
+Sampler = Callable[[int, Sequence[TrialResult]], HeadSettings]
 
 
 class Fixed:
@@ -20,7 +20,7 @@ class Fixed:
     def __init__(self, heads: Sequence[HeadSettings]) -> None:
         self._heads = heads
 
-    def __call__(self, number: int, known: Sequence[Outcome]) -> HeadSettings:
+    def __call__(self, number: int, known: Sequence[TrialResult]) -> HeadSettings:
         """The head of this number."""
         return self._heads[number]
 
@@ -44,7 +44,7 @@ class Tpe:
         self._asked: dict[int, Any] = {}
         self._told: set[int] = set()
 
-    def __call__(self, number: int, known: Sequence[Outcome]) -> HeadSettings:
+    def __call__(self, number: int, known: Sequence[TrialResult]) -> HeadSettings:
         """The head of this number, after it is told what may be known."""
         import optuna
 

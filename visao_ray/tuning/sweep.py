@@ -15,7 +15,7 @@ from visao_ray.core import tables
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_internals import keep_aws_keys_from_trials
 from visao_ray.core.ray_session import start_ray
-from visao_ray.core.resources import Worker, fit_workers, look
+from visao_ray.core.resources import Worker, current_cluster, fit_workers
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
@@ -35,8 +35,8 @@ from visao_ray.tuning.space import propose, read_space
 from visao_ray.tuning.trial_results import (
     HISTORY,
     LEVERS,
-    Outcome,
-    Outcomes,
+    TrialResult,
+    TrialResults,
     history_table,
     levers_table,
     refits_schema,
@@ -84,7 +84,7 @@ class _Sweep:
     sample: dict[str, int] | None
     resources: dict[str, float]
     criterion: Criterion
-    outcomes: Outcomes
+    outcomes: TrialResults
 
     @property
     def positive(self) -> str | None:
@@ -201,7 +201,9 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
     resources = _resources(settings.worker())
     snapshot = pin(store, run.id, plain_vectors(extractor), settings.recipe, settings.as_of)
     with run.timed("load"):
-        read = ray.remote(_read).options(num_returns=3, max_retries=0, **look().light)
+        read = ray.remote(_read).options(
+            num_returns=3, max_retries=0, **current_cluster().zero_cpu_options
+        )
         known, *data = read.remote(snapshot, dataset, settings.rows, settings.seed)
         os.environ |= _TUNE
         import visao_ray.tuning.trainable  # noqa: F401 - seconds of imports, while rows are read
@@ -216,7 +218,7 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
         sample=sample,
         resources=resources,
         criterion=_criterion(settings, dataset, summary.classes),
-        outcomes=Outcomes(run.out.join("tune", "trials")),
+        outcomes=TrialResults(run.out.join("tune", "trials")),
     )
     run.inputs |= {
         **snapshot.to_json(),
@@ -303,7 +305,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
     from ray import tune
 
-    from visao_ray.tuning.order import LOSSES, InOrder
+    from visao_ray.tuning.order import LOSSES, OrderedSearcher
     from visao_ray.tuning.progress import Progress
     from visao_ray.tuning.trainable import HeadTrainable, Plan
 
@@ -327,7 +329,7 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
         tune.with_parameters(HeadTrainable, data=sweep.data, plan=plan),
         sweep.resources,
     )
-    order = InOrder(
+    order = OrderedSearcher(
         trials,
         settings.at_once,
         settings.halving,
@@ -378,7 +380,7 @@ def _most_further(settings: SweepSettings) -> int:
     return again + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))
 
 
-def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def _further(sweep: _Sweep, found: Sequence[TrialResult]) -> list[dict[str, Any]]:
     """Trials that the finalists ask for: heads fitted again, and levers."""
     ranked = _ranked(found, sweep.criterion)
     if not ranked:
@@ -397,13 +399,15 @@ def _further(sweep: _Sweep, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     return configs
 
 
-def _references(ranked: Sequence[Outcome], default: Outcome) -> dict[str, Outcome]:
+def _references(ranked: Sequence[TrialResult], default: TrialResult) -> dict[str, TrialResult]:
     """The trials that finalists are compared with."""
     median = {"median": ranked[len(ranked) // 2]}
     return {"default": default, **median} if default.status == "ok" else median
 
 
-def _to_refit(sweep: _Sweep, ranked: Sequence[Outcome], default: Outcome) -> list[Outcome]:
+def _to_refit(
+    sweep: _Sweep, ranked: Sequence[TrialResult], default: TrialResult
+) -> list[TrialResult]:
     """Trials whose heads are fitted anew on all train rows.
 
     After a search on a sample: the finalists, and what they are compared with. After one on folds:
@@ -418,8 +422,8 @@ def _to_refit(sweep: _Sweep, ranked: Sequence[Outcome], default: Outcome) -> lis
 
 
 def _pair_refits(
-    run: Run[Any], sweep: _Sweep, found: Sequence[Outcome], further: Sequence[Outcome]
-) -> dict[int, Outcome]:
+    run: Run[Any], sweep: _Sweep, found: Sequence[TrialResult], further: Sequence[TrialResult]
+) -> dict[int, TrialResult]:
     """Number of a trial of the search to how its head did on all rows; `refits` tells them."""
     ranked = _ranked(found, sweep.criterion)
     searched = _to_refit(sweep, ranked, found[0])
@@ -433,8 +437,8 @@ def _pair_refits(
 
 
 def _choose(
-    sweep: _Sweep, ranked: Sequence[Outcome], refits: Mapping[int, Outcome]
-) -> list[Outcome]:
+    sweep: _Sweep, ranked: Sequence[TrialResult], refits: Mapping[int, TrialResult]
+) -> list[TrialResult]:
     """The heads by which val chooses, best first: as searched, or as fitted on all rows.
 
     Raises:
@@ -447,14 +451,14 @@ def _choose(
     return _ranked(list(refits.values()), sweep.criterion)
 
 
-def _twin_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, str]]:
+def _twin_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, str]]:
     """Finalists and the class weights that they are trained with anew, all else being equal."""
     if sweep.positive is not None or not sweep.settings.finalists:
         return []
     return [(one, weight) for one in ranked[:_TWINS] for weight in _WEIGHTS]
 
 
-def _lever_trials(sweep: _Sweep, ranked: Sequence[Outcome]) -> list[tuple[Outcome, float]]:
+def _lever_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, float]]:
     if sweep.positive is None or not sweep.settings.finalists:
         return []
     finalists = [one for one in ranked if one.head["kind"] != "svm"]  # it takes no class weights
@@ -468,7 +472,7 @@ def _resources(worker: Worker) -> dict[str, float]:
     Raises:
         InputError: the cluster can never hold one.
     """
-    cluster = look()
+    cluster = current_cluster()
     gpus = worker.gpus
     if gpus is None:
         there = cluster.total("GPU")
@@ -477,7 +481,7 @@ def _resources(worker: Worker) -> dict[str, float]:
     return {"CPU": 1, **worker.request()}
 
 
-def _ranked(found: Sequence[Outcome], criterion: Criterion) -> list[Outcome]:
+def _ranked(found: Sequence[TrialResult], criterion: Criterion) -> list[TrialResult]:
     """The trials that succeeded, best first; the earlier one first where they are equal."""
     sign = 1 if criterion.lower_is_better else -1
     succeeded = [outcome for outcome in found if outcome.status == "ok"]
@@ -485,7 +489,7 @@ def _ranked(found: Sequence[Outcome], criterion: Criterion) -> list[Outcome]:
 
 
 def _write_levers(
-    run: Run[Any], sweep: _Sweep, found: Sequence[Outcome], further: Sequence[Outcome]
+    run: Run[Any], sweep: _Sweep, found: Sequence[TrialResult], further: Sequence[TrialResult]
 ) -> None:
     """The curves of the finalists' further trials as a table."""
     pairs = _lever_trials(sweep, _ranked(found, sweep.criterion))
@@ -501,7 +505,7 @@ def _write_levers(
 
 
 def _keep_winner(
-    run: Run[Any], sweep: _Sweep, winner: Outcome, refits: Mapping[int, Outcome]
+    run: Run[Any], sweep: _Sweep, winner: TrialResult, refits: Mapping[int, TrialResult]
 ) -> None:
     """Write the best head, and its settings as jobs/train.py takes them.
 
@@ -516,7 +520,7 @@ def _keep_winner(
     run.out.join("head.toml").write_bytes(_train_settings(sweep, winner).encode())
 
 
-def _train_settings(sweep: _Sweep, winner: Outcome) -> str:
+def _train_settings(sweep: _Sweep, winner: TrialResult) -> str:
     """The settings of jobs/train.py that fit the winner's head again."""
     head, settings = winner.head, sweep.settings
     told: dict[str, Any] = {
@@ -555,9 +559,9 @@ def _toml(value: Any) -> str:
 def _tell_winner(
     run: Run[Any],
     sweep: _Sweep,
-    final: Sequence[Outcome],
-    references: Mapping[str, Outcome],
-    refits: Mapping[int, Outcome],
+    final: Sequence[TrialResult],
+    references: Mapping[str, TrialResult],
+    refits: Mapping[int, TrialResult],
 ) -> None:
     """Finalists with intervals, and how the winner compares, in details and on the terminal.
 
@@ -622,7 +626,7 @@ def _tell_winner(
 
 
 def _print_best(
-    run: Run[Any], sweep: _Sweep, final: Sequence[Outcome], searched: Mapping[int, int]
+    run: Run[Any], sweep: _Sweep, final: Sequence[TrialResult], searched: Mapping[int, int]
 ) -> None:
     criterion = sweep.criterion
     fitted = "" if sweep.sample is None else ", fitted on all rows"
@@ -639,7 +643,7 @@ def _print_best(
 
 
 def _judge_twins(
-    run: Run[Any], sweep: _Sweep, ranked: Sequence[Outcome], further: Sequence[Outcome]
+    run: Run[Any], sweep: _Sweep, ranked: Sequence[TrialResult], further: Sequence[TrialResult]
 ) -> list[dict[str, Any]]:
     """What class weights do to finalists at the same budget: objective, and lead over none."""
     pairs = _twin_trials(sweep, ranked)
@@ -680,8 +684,8 @@ def _judge(
     run: Run[Any],
     sweep: _Sweep,
     data: Any,
-    finalists: Sequence[Outcome],
-    references: Mapping[str, Outcome],
+    finalists: Sequence[TrialResult],
+    references: Mapping[str, TrialResult],
     every_metric: bool = True,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """`judge_on_val` in a Ray task: the driver never holds vectors."""
@@ -704,7 +708,7 @@ def _judge(
     return found
 
 
-def _told_of(outcome: Outcome, trial: int) -> dict[str, Any]:
+def _told_of(outcome: TrialResult, trial: int) -> dict[str, Any]:
     return {
         "trial": trial,
         "epoch": outcome.epoch,

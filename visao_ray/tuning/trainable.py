@@ -25,7 +25,7 @@ from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.metrics.log_loss import LOG_LOSS
 from visao_ray.features.labelled import LabelledVectors, Summary
 from visao_ray.models import svm
-from visao_ray.models.artifact import ModelAbout, pack
+from visao_ray.models.artifact import ModelMetadata, pack
 from visao_ray.models.head import (
     HeadSettings,
     build_head,
@@ -39,7 +39,7 @@ from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
 from visao_ray.tuning.objective import Criterion, scores
 from visao_ray.tuning.space import svm_is_feasible
-from visao_ray.tuning.trial_results import Epoch, Outcome, Outcomes
+from visao_ray.tuning.trial_results import Epoch, TrialResult, TrialResults
 
 _CURVE_POINTS = 60
 _BLOCK_ROWS = 4096
@@ -114,7 +114,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
     """
 
     _settings: HeadSettings
-    _outcome: Outcome
+    _outcome: TrialResult
     _started: bool
 
     def setup(self, config: dict[str, Any], data: Sequence[Any], plan: Plan) -> None:
@@ -130,7 +130,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         self._data = data
         self._rows_of: dict[int, _Rows] = {}
         self._plan = plan
-        self._outcomes = Outcomes(plan.outcomes)
+        self._outcomes = TrialResults(plan.outcomes)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -171,7 +171,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._config = config
-        self._outcome = Outcome(config["number"], str(self.trial_id), config["head"], "ok")
+        self._outcome = TrialResult(config["number"], str(self.trial_id), config["head"], "ok")
         self._started = False
         self._learners: list[_Learner] = []
         self._values: list[float] = []
@@ -363,7 +363,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             curve = _curve(probability[:, positive], labels == positive)
             self._outcome = replace(self._outcome, curve=curve)
         summary = self._plan.summary
-        about = ModelAbout(
+        metadata = ModelMetadata(
             dataset=self._plan.dataset,
             family="head",
             classes=summary.classes,
@@ -375,7 +375,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             trial=self._outcome.number,
             epoch=self._outcome.epoch,
         )
-        self._packed = pack(self._learners[0].model, about)
+        self._packed = pack(self._learners[0].model, metadata)
 
     def _scores(self, fold: Fold, probability: Vectors, *names: str) -> dict[str, float]:
         """Metrics of the rows that judge, by name."""
@@ -408,7 +408,7 @@ def _curve(
     return found
 
 
-def _told(outcome: Outcome, done: bool) -> dict[str, Any]:
+def _told(outcome: TrialResult, done: bool) -> dict[str, Any]:
     """What Tune hears of a trial after an epoch, and at its end."""
     names = ("number", "status", "error", "ended", "epoch", "epochs", "seconds", "objective")
     told = {name: getattr(outcome, name) for name in names}

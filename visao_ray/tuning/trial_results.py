@@ -27,7 +27,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """How a trial ended.
 
     Attributes:
@@ -65,26 +65,26 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class TrialResults:
     """A folder with `NUMBER.json` and, where the trial succeeded, `NUMBER.keras`."""
 
     folder: Location
 
-    def write(self, outcome: Outcome, head: bytes = b"") -> None:
+    def write(self, outcome: TrialResult, head: bytes = b"") -> None:
         """Record a trial: the head first, so that a recorded trial has one."""
         if head:
             self.head(outcome.number).write_bytes(head)
         self._record(outcome.number).write_bytes(json.dumps(asdict(outcome)).encode())
 
-    def read(self, number: int) -> Outcome | None:
+    def read(self, number: int) -> TrialResult | None:
         """How a trial ended, if it has."""
         record = self._record(number)
         if not record.exists():
             return None
         told = json.loads(record.read_bytes())
-        return Outcome(**{**told, "history": [Epoch(**epoch) for epoch in told["history"]]})
+        return TrialResult(**{**told, "history": [Epoch(**epoch) for epoch in told["history"]]})
 
-    def read_all(self) -> dict[int, Outcome]:
+    def read_all(self) -> dict[int, TrialResult]:
         """Every trial that has ended, by number."""
         names = (entry.name for entry in self.folder.children())
         numbers = sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name))
@@ -165,18 +165,18 @@ def refits_schema() -> pa.Schema:
     return named_schema("refits", fields)
 
 
-def trials_table(outcomes: Sequence[Outcome]) -> pa.Table:
+def trials_table(outcomes: Sequence[TrialResult]) -> pa.Table:
     """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
     return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=trials_schema())
 
 
-def refits_table(refits: Mapping[int, Outcome]) -> pa.Table:
+def refits_table(refits: Mapping[int, TrialResult]) -> pa.Table:
     """The heads that were fitted anew, by number of the trial of the search."""
     rows = [{"refit_of": number, **_row(outcome)} for number, outcome in refits.items()]
     return pa.Table.from_pylist(rows, schema=refits_schema())
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
+def _row(outcome: TrialResult) -> dict[str, Any]:
     return {
         "trial_id": outcome.trial_id,
         "number": outcome.number,
@@ -193,7 +193,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def history_table(outcomes: Sequence[Outcome]) -> pa.Table:
+def history_table(outcomes: Sequence[TrialResult]) -> pa.Table:
     """Every epoch of every trial."""
     rows = [
         {"number": outcome.number, **{k: _number(v) for k, v in asdict(epoch).items()}}
@@ -203,7 +203,7 @@ def history_table(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=HISTORY)
 
 
-def levers_table(curves: Sequence[tuple[int, float, Outcome]]) -> pa.Table:
+def levers_table(curves: Sequence[tuple[int, float, TrialResult]]) -> pa.Table:
     """The curves of (finalist, factor, how it was trained with that factor)."""
     rows = [
         {"number": number, "factor": factor, "threshold": t, "recall": recall, "precision": p}

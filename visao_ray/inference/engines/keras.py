@@ -142,41 +142,41 @@ class KerasModel:
 
     Attributes:
         at: its file.
-        about: what it is.
+        model_metadata: what its file says of it.
         digest: sha256 of the file.
         batch_size: images the network sees at once.
     """
 
     at: Location
-    about: artifact.ModelAbout
+    model_metadata: artifact.ModelMetadata
     digest: str
     batch_size: int
 
     @property
     def name(self) -> str:
         """As the model calls itself."""
-        return self.about.name
+        return self.model_metadata.name
 
     @property
     def image_size(self) -> int:
         """Side of its input in pixels."""
-        return self.about.image_size
+        return self.model_metadata.image_size
 
     @property
     def resize(self) -> Literal["stretch", "letterbox"]:
         """How an image is made square."""
-        return self.about.resize
+        return self.model_metadata.resize
 
     @property
     def outputs(self) -> Mapping[str, int]:
         """What it gives."""
-        return self.about.outputs
+        return self.model_metadata.outputs
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """All that decides the numbers, the file, and what they mean."""
-        classes = list(self.about.classes)
-        return {"model": self.about.name, "digest": self.digest, "classes": classes}
+        classes = list(self.model_metadata.classes)
+        return {"model": self.model_metadata.name, "digest": self.digest, "classes": classes}
 
     def build(self) -> KerasEngine:
         """Load the model."""
