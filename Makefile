@@ -43,8 +43,8 @@ demo: $(VENV)/.run
 	  --weights imagenet --weights-fallback random --trials 8 --epochs 20 --out $(DEMO)
 	$(BIN)/python jobs/render.py --dataset vazios --images 100 --difficult 0.3 --seed 1 --unlabelled \
 	  --out $(DEMO)/arrivals
-	cp -R $(DEMO)/arrivals/images/arrived $(DEMO)/scanner/images/
-	$(BIN)/python jobs/extract.py --data $(DEMO)/scanner/images --store $(DEMO)/store \
+	cp -R $(DEMO)/arrivals/images/arrived $(DEMO)/synthetic/images/
+	$(BIN)/python jobs/extract.py --data $(DEMO)/synthetic/images --store $(DEMO)/store \
 	  --weights imagenet --weights-fallback random --batch arrivals
 	$(BIN)/python jobs/predict.py --model $(DEMO)/sweep/head.keras --store $(DEMO)/store \
 	  --evaluation $(DEMO)/evaluate/evaluation.json --batch arrivals --out $(DEMO)/day

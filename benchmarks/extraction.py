@@ -133,7 +133,7 @@ def steady(few: Extraction, many: Extraction) -> float:
 
 def scans(folder: Path, images: int) -> None:
     """Rendered vazios scans."""
-    for planned in plan(SyntheticRecipe(base="vazios", images=images, seed=1)):
+    for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=1)):
         pixels = render("vazios", planned.true_label, planned.index, 1, planned.difficulty)
         target = folder / planned.key
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def films() -> tuple[list[bytes], str]:
     if FILMS.exists():
         return [path.read_bytes() for path in sorted(FILMS.rglob("*.jpeg"))], "real films"
     found = []
-    for planned in plan(SyntheticRecipe(base="chest_xray", images=60, seed=1)):
+    for planned in plan(SyntheticRecipe(dataset="chest_xray", images=60, seed=1)):
         pixels = render("chest_xray", planned.true_label, planned.index, 1, planned.difficulty)
         stream = io.BytesIO()
         large = Image.fromarray(pixels).resize((1416, 1051), Image.Resampling.BICUBIC)

@@ -108,7 +108,7 @@ def tiny_images(place: Location, images: int) -> float:
 
 def scans(place: Location, images: int) -> None:
     """Rendered vazios scans, as large as they come."""
-    for planned in plan(SyntheticRecipe(base="vazios", images=images, seed=0)):
+    for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=0)):
         grey = render("vazios", planned.true_label, planned.index, 0, planned.difficulty)
         place.join(planned.key).write_bytes(encode(grey, planned.quality))
 

@@ -84,7 +84,7 @@ def scans(load: Load) -> None:
     """Rendered vazios scans, small already: train, and a few for val and test."""
     counts = {"train": load.images, "val": 2 * load.batch, "test": 2 * load.batch}
     for seed, (split, images) in enumerate(counts.items()):
-        for planned in plan(SyntheticRecipe(base="vazios", images=images, seed=seed)):
+        for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=seed)):
             grey = render("vazios", planned.true_label, planned.index, seed, planned.difficulty)
             small = Image.fromarray(grey).resize((load.side, load.side), Image.Resampling.LANCZOS)
             scan = Path(planned.key)  # its name stands for its container: no two alike

@@ -25,7 +25,7 @@ from visao_ray.core.settings import CommandSettings, flag_of
 from visao_ray.jobs import submission
 from visao_ray.jobs.registry import JOBS
 from visao_ray.store import schemas
-from visao_ray.synthetic import base as scanner
+from visao_ray.synthetic.dataset import TRUTH
 from visao_ray.tuning import trial_results
 
 ROOT = Path(__file__).parents[1]
@@ -142,7 +142,7 @@ def _tables() -> dict[str, pa.Schema]:
         "predictions/MODEL": schemas.results({"probability": 1, "embedding": 1}, {}),
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),
-        "truth": scanner.TRUTH,
+        "truth": TRUTH,
         "trials": trial_results.trials_schema(),
         "refits": trial_results.refits_schema(),
         **named,

@@ -3,4 +3,4 @@
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("scanner")
+    script("render")

@@ -94,7 +94,7 @@ def one_line(stderr: str, *says: str) -> None:
             ("no-such-bucket",),
         ),
         ("extract", "--data {data} --store {tmp}/none", ("{tmp}/none", "--dataset is needed")),
-        ("scanner", "--dataset ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
+        ("render", "--dataset ncm --out {tmp}/file/out", ("--out {tmp}/file/out", "written")),
         ("sweep", "--store {tmp}/none --out {out}", ("--store {tmp}/none", "jobs/extract.py")),
         (
             "evaluate",

@@ -27,7 +27,7 @@ PUBLIC = [
     "manifest",
     "pipeline",
     "predict",
-    "scanner",
+    "render",
     "submit",
     "sweep",
     "train",
@@ -72,7 +72,7 @@ def test_one_version() -> None:
 
 def test_a_job_as_a_function(ray_cluster: None, tmp_path) -> None:
     out = tmp_path / "scans"
-    result = visao_ray.scanner(dataset="vazios", images=8, out=str(out))
+    result = visao_ray.render(dataset="vazios", images=8, out=str(out))
     assert result == json.loads((out / "result.json").read_bytes())
     assert result["counts"]["images"] == 8
     assert len([*out.glob("images/*/*")]) == 8

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         manifest,
         pipeline,
         predict,
-        scanner,
+        render,
         sweep,
         train,
     )
@@ -41,7 +41,7 @@ __all__ = [
     "manifest",
     "pipeline",
     "predict",
-    "scanner",
+    "render",
     "submit",
     "sweep",
     "train",

@@ -55,7 +55,7 @@ def images(s3: S3) -> Location:
     from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
     place = locate(f"{s3.uri}/cluster/images")
-    for planned in plan(SyntheticRecipe(base="vazios", images=64, seed=3)):
+    for planned in plan(SyntheticRecipe(dataset="vazios", images=64, seed=3)):
         scan = render("vazios", planned.true_label, planned.index, 3, planned.difficulty)
         for step in range(IMAGES // 64):
             darker = (scan[::2, ::2] * (1 - step / 40)).astype(np.uint8)

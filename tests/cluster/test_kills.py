@@ -60,7 +60,7 @@ def images(site) -> Location:
 
     place = site.place("kills/images")
     files = {}
-    for planned in plan(SyntheticRecipe(base="vazios", images=64, seed=5)):
+    for planned in plan(SyntheticRecipe(dataset="vazios", images=64, seed=5)):
         scan = render("vazios", planned.true_label, planned.index, 5, planned.difficulty)[::4, ::4]
         for step in range(IMAGES // 64):
             darker = (scan * (1 - step / 96)).astype(np.uint8)

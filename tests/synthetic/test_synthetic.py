@@ -1,4 +1,4 @@
-"""The rendered bases: what is planned is what is there, and its pixels carry the classes."""
+"""The rendered datasets: what is planned is what is there, and its pixels carry the classes."""
 
 import io
 import subprocess
@@ -52,17 +52,17 @@ def test_import_is_light():
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(("base", "label"), EVERY_CLASS)
-def test_render_is_a_function_of_its_arguments(base, label):
-    image = render(base, label, 7, 5)
+@pytest.mark.parametrize(("dataset", "label"), EVERY_CLASS)
+def test_render_is_a_function_of_its_arguments(dataset, label):
+    image = render(dataset, label, 7, 5)
     assert image.dtype == np.uint8
     assert image.ndim == 2
     assert 120 < image.shape[0] < 440
     assert 230 < image.shape[1] < 600
     assert image.min() < 60
     assert image.max() > 190
-    assert np.array_equal(image, render(base, label, 7, 5))
-    for other in (render(base, label, 8, 5), render(base, label, 7, 6)):
+    assert np.array_equal(image, render(dataset, label, 7, 5))
+    for other in (render(dataset, label, 8, 5), render(dataset, label, 7, 6)):
         assert not np.array_equal(image, other)
     again = np.asarray(Image.open(io.BytesIO(encode(image, 90))))
     assert again.shape == image.shape
@@ -70,15 +70,15 @@ def test_render_is_a_function_of_its_arguments(base, label):
 
 
 def test_every_difficulty_renders_and_shows():
-    for base, images in (("vazios", 150), ("chest_xray", 150), ("ncm", 60)):
+    for dataset, images in (("vazios", 150), ("chest_xray", 150), ("ncm", 60)):
         seen = set()
-        for image in plan(SyntheticRecipe(base, images, classes=4, difficult=1.0)):
+        for image in plan(SyntheticRecipe(dataset, images, classes=4, difficult=1.0)):
             case = (image.true_label, image.difficulty)
             if case in seen:
                 continue
             seen.add(case)
-            hard = render(base, image.true_label, image.index, 0, image.difficulty)
-            plain = render(base, image.true_label, image.index, 0)
+            hard = render(dataset, image.true_label, image.index, 0, image.difficulty)
+            plain = render(dataset, image.true_label, image.index, 0)
             assert image.difficulty
             assert not np.array_equal(hard, plain), case
         assert len({difficulty for _, difficulty in seen}) >= 4
@@ -96,10 +96,10 @@ def test_attenuation_follows_beer_lambert():
     assert counts[2] / counts[0] == pytest.approx(np.exp(-1.4), rel=1e-3)
 
 
-@pytest.mark.parametrize("base", ["chest_xray", "vazios", "ncm"])
-def test_plan_adds_up(base):
+@pytest.mark.parametrize("dataset", ["chest_xray", "vazios", "ncm"])
+def test_plan_adds_up(dataset):
     recipe = SyntheticRecipe(
-        base, 2000, classes=50, seed=4, difficult=0.2, wrong_labels=0.025, duplicates=0.03
+        dataset, 2000, classes=50, seed=4, difficult=0.2, wrong_labels=0.025, duplicates=0.03
     )
     images = list(plan(recipe))
     by_key = {image.key: image for image in images}
@@ -157,11 +157,11 @@ def test_long_tail():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"base": "mamografia"},
+        {"dataset": "mamografia"},
         {"images": 0},
         {"seed": -1},
         {"difficult": 1.5},
-        {"base": "ncm", "classes": 900},
+        {"dataset": "ncm", "classes": 900},
         {"wrong_labels": 0.6, "duplicates": 0.5},
     ],
 )
@@ -174,7 +174,7 @@ def _thumbnails(recipe):
     """Thumbnails [N, 32*32] and true labels of a recipe's images."""
     pixels, labels = [], []
     for image in plan(recipe):
-        grey = render(recipe.base, image.true_label, image.index, recipe.seed, image.difficulty)
+        grey = render(recipe.dataset, image.true_label, image.index, recipe.seed, image.difficulty)
         small = Image.fromarray(grey).resize((32, 32), Image.Resampling.BOX)
         pixels.append(np.asarray(small, np.float32).ravel() / 255)
         labels.append(recipe.class_names.index(image.true_label))
@@ -188,7 +188,7 @@ def _thumbnails(recipe):
         (SyntheticRecipe("ncm", 400, classes=10, imbalance="even"), 0.5, 0.995),
         (SyntheticRecipe("chest_xray", 500), 0.6, 0.99),
     ],
-    ids=lambda value: getattr(value, "base", ""),
+    ids=lambda value: getattr(value, "dataset", ""),
 )
 def test_classes_can_be_told_apart_but_not_trivially(recipe, low, high):
     from sklearn.ensemble import ExtraTreesClassifier
@@ -218,7 +218,7 @@ def local_ray():
 @pytest.mark.usefixtures("local_ray")
 def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
     recipe = SyntheticRecipe("vazios", 150, seed=2, wrong_labels=0.04, duplicates=0.04)
-    out = locate(str(tmp_path / "base"))
+    out = locate(str(tmp_path / "dataset"))
     counts = render_dataset(recipe, out)
     images = list(plan(recipe))
     assert counts["images"] == counts["rendered"] == 150
@@ -226,7 +226,7 @@ def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
     assert counts["wrong_labels"] == sum(i.label != i.true_label for i in images)
     assert counts["difficult"] == sum(i.difficulty != "" for i in images)
 
-    folder = tmp_path / "base" / "images"
+    folder = tmp_path / "dataset" / "images"
     written = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.jp*g")}
     assert set(written) == {image.key for image in images}
     for image in images[::10] + [i for i in images if i.duplicate_of]:
@@ -234,13 +234,13 @@ def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
         assert written[image.key] == encode(grey, image.quality)
         if image.duplicate_of:
             assert written[image.key] == written[image.duplicate_of]
-    truth = pq.read_table(tmp_path / "base" / "truth")
+    truth = pq.read_table(tmp_path / "dataset" / "truth")
     assert truth.schema.equals(TRUTH)
     assert truth.num_rows == 150
     assert counts["bytes"] == sum(map(len, written.values()))
 
     # A kill leaves a part of the truth missing, or an image torn.
-    (tmp_path / "base" / "truth" / "part-000001.parquet").unlink()
+    (tmp_path / "dataset" / "truth" / "part-000001.parquet").unlink()
     torn = folder / images[3].key
     torn.write_bytes(torn.read_bytes()[:100])
     again = render_dataset(recipe, out)

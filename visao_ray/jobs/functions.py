@@ -23,9 +23,9 @@ def pipeline(**settings: Any) -> Result:
     return _run("pipeline", settings)
 
 
-def scanner(**settings: Any) -> Result:
+def render(**settings: Any) -> Result:
     """Render synthetic scans, with the truth beside them."""
-    return _run("scanner", settings)
+    return _run("render", settings)
 
 
 def extract(**settings: Any) -> Result:

@@ -33,10 +33,10 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     stages: dict[str, dict[str, Any]] = {}
     data = settings.data
     if data is None:
-        rendered = settings.part(RenderSettings, out=out.join("scanner").uri, fresh=False)
-        with run.timed("scanner"):
-            stages["scanner"] = execute(rendered, render_scans, run.command)
-        data = out.join("scanner", "images").uri
+        rendered = settings.part(RenderSettings, out=out.join("synthetic").uri, fresh=False)
+        with run.timed("render"):
+            stages["render"] = execute(rendered, render_scans, run.command)
+        data = out.join("synthetic", "images").uri
         run.warn("the images are rendered, not real: this run shows the machinery (no --data)")
     place: dict[str, Any] = {"store": store, "fresh": False}
     model = out.join("sweep", "head.keras").uri

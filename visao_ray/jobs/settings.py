@@ -30,7 +30,7 @@ class PipelineSettings(
     job: ClassVar[str] = "pipeline"
     example: ClassVar[str] = "--dataset chest_xray --data chest_xray --out out/chest"
     writes: ClassVar[tuple[str, ...]] = (
-        "scanner",
+        "synthetic",
         "store",
         "extract",
         "sweep",

@@ -1,4 +1,4 @@
-"""The embedded image bases: procedurally rendered X-ray scans that know the truth about themselves.
+"""The synthetic datasets: X-ray scans rendered from a recipe, with their true labels known.
 
 Attenuation is summed along the rays, Beer-Lambert and a 16-bit detector make it counts, a tone
 curve makes those 8-bit grey. Every picture is a function of (seed, class, index).

@@ -1,4 +1,4 @@
-"""A whole base rendered to storage, in parallel and resumable."""
+"""A whole dataset rendered to storage, in parallel and resumable."""
 
 import hashlib
 import json
@@ -48,11 +48,11 @@ def render_dataset(recipe: SyntheticRecipe, out: "Location") -> dict[str, int]:
             have no label, truth (schema `TRUTH`) at `truth/`.
 
     Returns:
-        Counts over the whole base: `images`, `bytes`, `wrong_labels` (the declared label is not
+        Counts over the whole dataset: `images`, `bytes`, `wrong_labels` (the declared label is not
         the true one), `difficult`, `duplicates`, and `rendered` (images rendered by this call).
 
     Raises:
-        InputError: `out` holds the base of another recipe.
+        InputError: `out` holds the dataset of another recipe.
     """
     import ray.data
     from ray.data import TaskPoolStrategy
@@ -102,7 +102,7 @@ def _render_chunk(recipe: SyntheticRecipe, out: "Location", chunk: int) -> dict[
 
 def _write_image(recipe: SyntheticRecipe, out: "Location", position: int) -> dict[str, object]:
     image = planned(recipe, position)
-    grey = render(recipe.base, image.true_label, image.index, recipe.seed, image.difficulty)
+    grey = render(recipe.dataset, image.true_label, image.index, recipe.seed, image.difficulty)
     data = encode(grey, image.quality)
     target = out.join("images", image.key)
     # Written in place: until the chunk's truth is there, a torn file is simply written again.
@@ -137,7 +137,7 @@ def _check_same_recipe(recipe: SyntheticRecipe, out: "Location") -> None:
             schema = pq.read_schema(part.path, filesystem=out.filesystem)
             if (schema.metadata or {}).get(_RECIPE) != _as_json(recipe):
                 raise InputError(
-                    f"{out.uri}: holds a base of another recipe; choose an empty folder"
+                    f"{out.uri}: holds a dataset of another recipe; choose an empty folder"
                 )
             return
 

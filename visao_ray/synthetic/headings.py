@@ -1,11 +1,11 @@
-"""The 4-digit headings of the Harmonized System that label the `ncm` base."""
+"""The 4-digit headings of the Harmonized System that label the `ncm` dataset."""
 
 from functools import lru_cache
 
 from visao_ray.core.errors import InputError
 
 MOST_HEADINGS = 868
-"""Classes of the study's `ncm` base."""
+"""Classes of the study's `ncm` dataset."""
 
 # Headings in each HS chapter, 01 to 97 (77 is reserved and has none), after the 2017 nomenclature.
 _HEADINGS_IN_CHAPTER = (
@@ -35,12 +35,12 @@ def ncm_headings(n: int = MOST_HEADINGS) -> tuple[str, ...]:
         n: how many, 1 to 868.
 
     Returns:
-        `n` distinct strings such as `"0101"`, sorted; the class names of the `ncm` base.
+        `n` distinct strings such as `"0101"`, sorted; the class names of the `ncm` dataset.
 
     Raises:
         InputError: `n` is out of range.
     """
     if not 1 <= n <= MOST_HEADINGS:
-        raise InputError(f"classes={n}: the ncm base has 1 to {MOST_HEADINGS} classes")
+        raise InputError(f"classes={n}: the ncm dataset has 1 to {MOST_HEADINGS} classes")
     headings = _all_headings()
     return tuple(headings[i * MOST_HEADINGS // n] for i in range(n))

@@ -1,4 +1,4 @@
-"""The scanner job: a rendered base and the truth beside it."""
+"""The render job: synthetic scans, with the truth beside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visao_ray.synthetic.settings import RenderSettings
 def render_scans(settings: RenderSettings, run: Run[Any]) -> None:
     """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
     recipe = SyntheticRecipe(
-        base=settings.dataset,
+        dataset=settings.dataset,
         images=settings.images,
         classes=settings.classes,
         seed=settings.seed,

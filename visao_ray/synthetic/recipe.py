@@ -1,4 +1,4 @@
-"""What a rendered base holds: every image planned, with its declared and its true label."""
+"""What a rendered dataset holds: every image planned, with its declared and its true label."""
 
 import math
 from bisect import bisect_right
@@ -26,14 +26,14 @@ _STRAY_DUPLICATE = 8
 
 @dataclass(frozen=True)
 class SyntheticRecipe:
-    """Everything that decides a rendered base: the same recipe gives the same bytes."""
+    """Everything that decides a rendered dataset: the same recipe gives the same bytes."""
 
-    base: DatasetName = "vazios"
-    """Which base: `chest_xray`, `vazios` or `ncm`."""
+    dataset: DatasetName = "vazios"
+    """Which dataset: `chest_xray`, `vazios` or `ncm`."""
     images: int = 1000
-    """Images in the base, duplicates included."""
+    """Images in the dataset, duplicates included."""
     classes: int = MOST_HEADINGS
-    """Headings of the `ncm` base, 1 to 868 (the other bases have two classes)."""
+    """Headings of the `ncm` dataset, 1 to 868 (the other datasets have two classes)."""
     seed: int = 0
     """Seed of every draw, 0 or more."""
     difficult: float = 0.1
@@ -53,12 +53,12 @@ class SyntheticRecipe:
         Raises:
             InputError: a value is out of range.
         """
-        if self.base not in ("chest_xray", "vazios", "ncm"):
-            raise InputError(f"base={self.base!r}: choose chest_xray, vazios or ncm")
+        if self.dataset not in ("chest_xray", "vazios", "ncm"):
+            raise InputError(f"dataset={self.dataset!r}: choose chest_xray, vazios or ncm")
         if self.imbalance not in ("even", "long_tail"):
             raise InputError(f"imbalance={self.imbalance!r}: choose even or long_tail")
         if self.images < 1:
-            raise InputError(f"images={self.images}: a base needs at least one image")
+            raise InputError(f"images={self.images}: a dataset needs at least one image")
         if self.seed < 0:
             raise InputError(f"seed={self.seed}: choose 0 or more")
         if not 1 <= self.classes <= MOST_HEADINGS:
@@ -73,17 +73,17 @@ class SyntheticRecipe:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, in the base's declared order."""
-        if self.base == "chest_xray":
+        """The classes, in the dataset's declared order."""
+        if self.dataset == "chest_xray":
             return ("NORMAL", "PNEUMONIA")
-        if self.base == "vazios":
+        if self.dataset == "vazios":
             return ("nvazio", "vazio")
         return ncm_headings(self.classes)
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One file of the base and the truth about it."""
+    """One file of the dataset and the truth about it."""
 
     key: str
     """Path under the images folder; its folder is the declared label."""
@@ -104,7 +104,7 @@ class PlannedImage:
 
 
 def plan(recipe: SyntheticRecipe) -> Iterator[PlannedImage]:
-    """Every image of the base, class after class, in constant memory."""
+    """Every image of the dataset, class after class, in constant memory."""
     return (planned(recipe, position) for position in range(recipe.images))
 
 
@@ -188,10 +188,10 @@ def _mix(*words: int) -> int:
 def class_counts(recipe: SyntheticRecipe) -> tuple[int, ...]:
     """Files in each declared class; they add up to `recipe.images`."""
     images, classes = recipe.images, len(recipe.class_names)
-    if recipe.base == "chest_xray":
+    if recipe.dataset == "chest_xray":
         normal = max(1, round(images / 4)) if images > 1 else 0
         return (normal, images - normal)
-    if recipe.base == "vazios" or recipe.imbalance == "even":
+    if recipe.dataset == "vazios" or recipe.imbalance == "even":
         return tuple(images * (c + 1) // classes - images * c // classes for c in range(classes))
     ranks = [shuffled(c, classes, _mix(recipe.seed, 7)) for c in range(classes)]
     if images < classes:
@@ -218,7 +218,7 @@ def _class_of(recipe: SyntheticRecipe, position: int) -> int:
 
 def _index(recipe: SyntheticRecipe, position: int) -> int:
     """The picture's number: a class starts at a multiple of five, so no patient has two classes."""
-    if recipe.base == "chest_xray" and _class_of(recipe, position) == 1:
+    if recipe.dataset == "chest_xray" and _class_of(recipe, position) == 1:
         return position + -_starts(recipe)[1] % 5
     return position
 
@@ -240,7 +240,7 @@ def _source(recipe: SyntheticRecipe, position: int, duplicates: int) -> int:
             source = first + (draw + step) % span
             if shuffled(source, recipe.images, _mix(recipe.seed, 1)) >= duplicates:
                 return source
-    raise AssertionError("duplicates never fill a base")
+    raise AssertionError("duplicates never fill a dataset")
 
 
 def _name(recipe: SyntheticRecipe, position: int) -> tuple[str, str]:
@@ -251,10 +251,10 @@ def _name(recipe: SyntheticRecipe, position: int) -> tuple[str, str]:
         return f"arrived/{name}.jpg", name
     index = _index(recipe, position)
     label = recipe.class_names[_class_of(recipe, position)]
-    if recipe.base == "vazios":
+    if recipe.dataset == "vazios":
         return f"{label}/{index:06d}.jpg", f"{label}-{index:06d}"
     lot, number = lot_of(recipe.seed, index)
-    if recipe.base == "ncm":
+    if recipe.dataset == "ncm":
         return f"{label}/{index:06d}.jpg", f"{label}-lot{lot:06d}"
     if label == "NORMAL":
         return f"NORMAL/IM-{lot:04d}-{number:04d}.jpeg", f"IM-{lot:04d}"

@@ -1,4 +1,4 @@
-"""One picture of a base: rendered from (base, label, index, seed, difficulty), encoded as JPEG."""
+"""One picture of a dataset, rendered from its label, index, seed and difficulty, as JPEG."""
 
 import io
 
@@ -13,40 +13,42 @@ from visao_ray.synthetic.detector import Scan
 from visao_ray.synthetic.recipe import DatasetName
 
 
-def scan(base: DatasetName, true_label: str, index: int, seed: int, difficulty: str = "") -> Scan:
+def scan(
+    dataset: DatasetName, true_label: str, index: int, seed: int, difficulty: str = ""
+) -> Scan:
     """The acquisition behind a picture: its attenuation map and the detector's settings.
 
     Raises:
-        InputError: the base has no such class.
+        InputError: the dataset has no such class.
     """
-    if base == "chest_xray" and true_label in ("NORMAL", "PNEUMONIA"):
+    if dataset == "chest_xray" and true_label in ("NORMAL", "PNEUMONIA"):
         return chest_scan(true_label, index, seed, difficulty)
-    if base == "vazios" and true_label in ("nvazio", "vazio"):
+    if dataset == "vazios" and true_label in ("nvazio", "vazio"):
         return container_scan(true_label, index, seed, difficulty)
-    if base == "ncm" and len(true_label) == 4 and true_label.isdigit():
+    if dataset == "ncm" and len(true_label) == 4 and true_label.isdigit():
         return container_scan(true_label, index, seed, difficulty)
-    raise InputError(f"base {base!r} has no class {true_label!r}")
+    raise InputError(f"dataset {dataset!r} has no class {true_label!r}")
 
 
 def render(
-    base: DatasetName, true_label: str, index: int, seed: int, difficulty: str = ""
+    dataset: DatasetName, true_label: str, index: int, seed: int, difficulty: str = ""
 ) -> npt.NDArray[np.uint8]:
     """Render one picture; the same arguments give the same pixels.
 
     Args:
-        base: `chest_xray`, `vazios` or `ncm`.
+        dataset: `chest_xray`, `vazios` or `ncm`.
         true_label: the class that the picture shows.
-        index: number of the picture in its base.
-        seed: seed of the base.
+        index: number of the picture in its dataset.
+        seed: seed of the dataset.
         difficulty: name of a hard case, or empty.
 
     Returns:
-        Grey levels, uint8 [H, W]; sizes vary as in the real bases.
+        Grey levels, uint8 [H, W]; sizes vary as in the real datasets.
 
     Raises:
-        InputError: the base has no such class.
+        InputError: the dataset has no such class.
     """
-    picture = scan(base, true_label, index, seed, difficulty)
+    picture = scan(dataset, true_label, index, seed, difficulty)
     return picture.grey(np.random.default_rng([seed, 41, index]))
 
 

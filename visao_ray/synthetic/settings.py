@@ -29,7 +29,7 @@ class RenderOptions(BaseSettings):
 class RenderSettings(RenderOptions, JobSettings):
     """Render synthetic scans: X-ray images that look real, with the truth written beside them."""
 
-    job: ClassVar[str] = "scanner"
+    job: ClassVar[str] = "render"
     example: ClassVar[str] = "--dataset ncm --images 5000 --classes 100 --out out/scans"
     writes: ClassVar[tuple[str, ...]] = ("images", "truth")
 
