@@ -100,7 +100,7 @@ def test_stopped_half_way_and_submitted_again(site, images, calm):
     run = site.nodes.begin("extract", *command)
     wait_for(lambda: committed(out) >= 256, run)
     told = stop(site.nodes, run)
-    assert "stopped; the same command goes on from here" in told
+    assert "stopped; run the same command again to continue" in told
     assert "SIGTERM" not in told  # Ray's own dump of the stack
     assert not out.join("result.json").exists()
     before = committed(out)

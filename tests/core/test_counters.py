@@ -1,4 +1,4 @@
-"""Our counters as Prometheus finds them at a node, and the dashboard that draws them."""
+"""The library's counters on a node's Prometheus endpoint, and the dashboard that shows them."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from job_runs import OWN_RAY
 from prometheus_client.parser import text_string_to_metric_families
 from s3_server import free_ports
 
-from visao_ray.core.counters import COUNTERS, exported
+from visao_ray.core.counters import COUNTERS, prometheus_name
 from visao_ray.features.settings import ManifestSettings
 
 ROOT = Path(__file__).parents[2]
 
-# A Ray with its metrics on, as clusters have it; `start_ray` joins it.
+# A Ray with metrics switched on, as on clusters; `start_ray` connects to it.
 JOB = """
 import json, sys, time, urllib.request
 import ray
@@ -54,8 +54,8 @@ class Metered:
     """An extraction with an image that cannot be read.
 
     Attributes:
-        samples: by the names of metrics.
-        lines: JSON lines of its actors' logs.
+        samples: samples by name of the metric.
+        lines: JSON lines from the logs of its actors.
     """
 
     result: dict
@@ -72,7 +72,7 @@ def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
     settings |= {"weights": tiny_backbone, "batch_size": 7, "rows_per_block": 9}
     port = str(free_ports(1)[0])
     found = folder / "metrics.txt"
-    # Short: sockets below it may have 107 characters.
+    # A short path: paths of sockets below it may have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         process = subprocess.run(
             [sys.executable, "-c", JOB, port, json.dumps(settings), str(found)],
@@ -98,7 +98,7 @@ def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
 
 def sums(samples: dict[str, list], counter: str, label: str) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
-    for sample in samples[exported(counter)]:
+    for sample in samples[prometheus_name(counter)]:
         assert {name: sample.labels[name] for name in ("verb", "step", "dataset")} == {
             "verb": "extract",
             "step": "extract",
@@ -108,23 +108,23 @@ def sums(samples: dict[str, list], counter: str, label: str) -> dict[str, float]
     return dict(found)
 
 
-def test_the_counters_say_what_the_result_says(run):
+def test_the_counters_agree_with_the_result(run):
     result, samples = run.result, run.samples
-    told = result["details"]["stages"]["extract"]
+    stages = result["details"]["stages"]["extract"]
     assert sums(samples, "visao_ray_images", "status") == {"ok": 40, "error": 1}
-    assert result["counts"]["errors"] == told["errors"] == 1
+    assert result["counts"]["errors"] == stages["errors"] == 1
     seconds = sums(samples, "visao_ray_stage_seconds", "stage")
     assert set(seconds) == {"read", "decode", "wait", "extract", "write"}
     for stage, value in seconds.items():
-        assert value == pytest.approx(told[stage], rel=1e-3), stage
-    assert sums(samples, "visao_ray_read_bytes", "") == {"": told["read_bytes"]}
+        assert value == pytest.approx(stages[stage], rel=1e-3), stage
+    assert sums(samples, "visao_ray_read_bytes", "") == {"": stages["read_bytes"]}
 
 
-def test_the_log_tells_every_block_and_the_run(run):
+def test_the_log_has_every_block_and_the_run(run):
     assert sum(line["images"] for line in run.lines) == 40
-    told = run.result["details"]["stages"]["extract"]
+    stages = run.result["details"]["stages"]["extract"]
     assert len(run.lines) == 5  # units of 9 images
-    assert sum(line["seconds"] for line in run.lines) == pytest.approx(told["extract"], abs=0.01)
+    assert sum(line["seconds"] for line in run.lines) == pytest.approx(stages["extract"], abs=0.01)
     for line in run.lines:
         names = {
             "run": run.result["run"],
@@ -135,11 +135,11 @@ def test_the_log_tells_every_block_and_the_run(run):
         assert {name: line[name] for name in names} == names
 
 
-#: Of `graph.Work` and `vectors.VectorWork`.
+#: Steps of `graph.Work` and `vectors.VectorWork`.
 STEPS = ("extract", "augment", "read", "predict")
 
 
-def test_ray_calls_the_data_set_and_its_operators_by_names_that_speak(run):
+def test_ray_shows_readable_names_of_the_data_set_and_its_operators(run):
     named = f"extract-vazios-{run.result['run']}"
     operators = {
         sample.labels["operator"].rsplit("_", 1)[0]
@@ -158,7 +158,7 @@ def expressions() -> list[str]:
 
 
 def names(expression: str) -> set[str]:
-    """The metrics of an expression: what is left when all else of the language is gone."""
+    """Return the metrics of an expression: the words left after all other syntax is removed."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', "", expression.replace('\\"', ""))
     bare = re.sub(r"\b(by|on|group_left)\s*\([^)]*\)|\b(offset|or|unless)\b", "", bare)
     bare = re.sub(r"^label_values\((.*),.*\)$", r"\1", bare)
@@ -176,17 +176,17 @@ def names_of_ray() -> set[str]:
     return rays
 
 
-def test_the_dashboard_asks_for_metrics_that_there_are():
+def test_the_dashboard_queries_existing_metrics():
     rays = names_of_ray()
-    ours = {exported(counter) for counter in COUNTERS}
-    asked = set()
+    ours = {prometheus_name(counter) for counter in COUNTERS}
+    queried = set()
     for expression in expressions():
         found = names(expression)
         assert found, expression
         assert found <= rays | ours, expression
-        asked |= found
-    assert ours <= asked
-    assert len(asked & rays) > 10
+        queried |= found
+    assert ours <= queried
+    assert len(queried & rays) > 10
 
 
 def test_the_dashboard_can_be_imported():
@@ -209,7 +209,7 @@ def test_the_dashboard_can_be_imported():
 
 
 def test_dashboard_and_alerts_use_labels_that_the_counters_have():
-    tags = {exported(name): set(tags) for name, (_, tags) in COUNTERS.items()}
+    tags = {prometheus_name(name): set(tags) for name, (_, tags) in COUNTERS.items()}
     for expression in [*expressions(), *(rule["expr"] for rule in alerts())]:
         for metric, labels in re.findall(r"(ray_visao_ray_\w+)\{([^}]*)\}", expression):
             assert set(re.findall(r"(\w+)=", labels)) <= tags[metric], expression
@@ -220,7 +220,7 @@ def alerts() -> list[dict]:
     return group["rules"]
 
 
-#: Of https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
+#: Schema of https://prometheus.io/docs/prometheus/latest/configuration/alerting_rules/
 RULES = {
     "type": "object",
     "additionalProperties": False,
@@ -260,14 +260,14 @@ RULES = {
 }
 
 
-def test_alerts_are_rules_of_prometheus_over_metrics_that_there_are():
+def test_alerts_are_valid_prometheus_rules_over_existing_metrics():
     jsonschema.validate(yaml.safe_load((ROOT / "cluster" / "alerts.yaml").read_text()), RULES)
-    rays, ours = names_of_ray(), {exported(counter) for counter in COUNTERS}
-    asked = {rule["alert"]: names(rule["expr"]) for rule in alerts()}
-    assert list(asked) == [
+    rays, ours = names_of_ray(), {prometheus_name(counter) for counter in COUNTERS}
+    queried = {rule["alert"]: names(rule["expr"]) for rule in alerts()}
+    assert list(queried) == [
         *("VisaoRayStalled", "VisaoRayErrors", "VisaoRayRetries", "VisaoRayLeaseLost")
     ]
-    for alert, found in asked.items():
+    for alert, found in queried.items():
         assert found & ours, alert
         assert found <= rays | ours, alert
     for rule in alerts():
@@ -281,9 +281,9 @@ def test_alerts_are_rules_of_prometheus_over_metrics_that_there_are():
 
 def test_the_alert_of_stalled_jobs_knows_the_data_sets_of_jobs_that_read_images(run):
     (rule,) = [rule for rule in alerts() if rule["alert"] == "VisaoRayStalled"]
-    asked = re.findall(r'(\w+)\{dataset=~"([^"]*)"\}', rule["expr"])
-    assert len(asked) == 2
-    for metric, pattern in asked:
+    queried = re.findall(r'(\w+)\{dataset=~"([^"]*)"\}', rule["expr"])
+    assert len(queried) == 2
+    for metric, pattern in queried:
         named = [sample.labels["dataset"] for sample in run.samples[metric]]
         assert any(re.fullmatch(pattern, name) for name in named), metric
         for step in STEPS:
@@ -297,7 +297,7 @@ def test_the_alert_of_errors_has_the_limit_that_jobs_have():
     assert str(limit) in rule["annotations"]["description"]
 
 
-# A driver that counts and exits at once, for another one fences the table that it writes to.
+# A driver that counts and exits at once because the table that it writes to is fenced.
 EXIT = """
 import logging, sys
 import pyarrow as pa
@@ -354,11 +354,11 @@ def test_a_driver_that_loses_its_lease_has_reported_its_counts(tmp_path):
         for sample in family.samples
     }
     for counter, value in (("visao_ray_retries", 3), ("visao_ray_lease_lost", 1)):
-        counted, labels = found[exported(counter)]
+        counted, labels = found[prometheus_name(counter)]
         assert counted == value
         assert {name: labels[name] for name in ("verb", "step", "dataset")} == {
             "verb": "extract",
             "step": "extract",
             "dataset": "vazios",
         }
-    assert found[exported("visao_ray_retries")][1]["what"] == "commit"
+    assert found[prometheus_name("visao_ray_retries")][1]["what"] == "commit"

@@ -1,4 +1,4 @@
-"""What Ray and Python warn of is in OUT/log and not on the terminal; secrets are in neither."""
+"""Warnings of Ray and Python are in OUT/log and not on the terminal; secrets are in neither."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ def warn(settings: WarnSettings, run: Run) -> None:
 def test_warnings_are_in_the_log_and_not_on_the_terminal(out, ray_cluster, monkeypatch, capfd):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     shown: list[str] = []
-    monkeypatch.setattr(warnings, "showwarning", lambda *told: shown.append(str(told[0])))
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: shown.append(str(given[0])))
     before = warnings.showwarning
     execute(WarnSettings(out=out.uri), warn)
     (text,) = logs(out)
@@ -61,10 +61,10 @@ def test_warnings_are_in_the_log_and_not_on_the_terminal(out, ray_cluster, monke
     assert lines[5].endswith("UserWarning: python warns of *** by 100 %")
     assert "concurrent tasks for X" not in text
     assert SECRET not in text
-    told = capfd.readouterr()
-    assert told.err == ""
+    printed = capfd.readouterr()
+    assert printed.err == ""
     (place,) = out.join("log").files()
-    assert f"6 warnings of Ray and Python in {out.uri}/log/driver-" in told.out
+    assert f"6 warnings of Ray and Python in {out.uri}/log/driver-" in printed.out
     assert place.uri.startswith(f"{out.uri}/log/driver-")
     assert shown == [f"python warns of {SECRET} by 100 %"]  # as without a log
     assert warnings.showwarning is before
@@ -113,7 +113,7 @@ def in_a_block(settings: WarnSettings, run: Run) -> None:
     ray.data.range(2).map_batches(fail).materialize()
 
 
-def test_what_ray_data_says_of_a_failure_is_kept(tmp_path, ray_cluster, capsys):
+def test_the_log_has_what_ray_data_reports_of_a_failure(tmp_path, ray_cluster, capsys):
     assert main(WarnSettings, in_a_block, ["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: bad rows\n"
     (text,) = logs(locate(str(tmp_path)))
@@ -122,7 +122,7 @@ def test_what_ray_data_says_of_a_failure_is_kept(tmp_path, ray_cluster, capsys):
 
 
 def test_lines_are_written_while_the_job_runs_and_not_without_end(tmp_path, monkeypatch, s3):
-    monkeypatch.setattr(driver_log, "_EVERY_S", {"disk": 0.1, "object store": 0.1})
+    monkeypatch.setattr(driver_log, "_WRITE_INTERVAL_S", {"disk": 0.1, "object store": 0.1})
     monkeypatch.setattr(driver_log, "_LIMIT", 5)
     for folder in (locate(f"{tmp_path}/log"), locate(f"{s3.uri}/driver-log/{tmp_path.name}/log")):
         with DriverLog(folder) as log:

@@ -1,4 +1,4 @@
-"""Leases, on a local disk and on a real S3 server: one holder, whatever dies or gets lost."""
+"""Leases on a local disk and a real S3 server: one holder, whatever process or response is lost."""
 
 import contextlib
 import json
@@ -132,7 +132,7 @@ def test_a_killed_holder_is_followed_in_real_time(bucket):
 
 
 def test_the_second_lease_of_a_dead_process_is_taken_sooner(bucket):
-    """Whoever found one lease of a process stale need not wait as long for the next."""
+    """After one lease of a process is found stale, its next lease needs a shorter wait."""
     with holder(bucket.join("run")) as process, holder(bucket.join("store")) as other:
         process.kill()
         other.kill()
@@ -201,13 +201,13 @@ def test_a_suspended_holder_learns_that_it_lost(bucket):
             assert second.predecessor == ME
             with pytest.raises(LeaseLost, match=f"now held by {OTHER.host} pid"):
                 suspended.check()
-            suspended.__exit__(None, None, None)  # what is the other's now stays the other's
+            suspended.__exit__(None, None, None)  # does not release the lease of the other
             time.sleep(2 * BEAT)
             second.check()
             assert json.loads(place.read_bytes())["owner"]["host"] == OTHER.host
 
 
-def test_a_suspended_holder_goes_on_where_nobody_came(bucket):
+def test_a_suspended_holder_keeps_a_lease_that_nobody_took(bucket):
     place = bucket.join("lease")
     with lease(place, heartbeat=600) as suspended:
         time.sleep(1.5 * TTL)
@@ -281,7 +281,7 @@ def test_lost_responses(bucket, faults, times):
 
 
 def test_a_release_after_a_lost_response(bucket, faults):
-    """What the server has is not what the holder saw last: it is released all the same."""
+    """The lease is released although the server's object is not the one the holder saw last."""
     place = locate(bucket.uri).join("lease")
     with lease(place, heartbeat=2 * BEAT):
         faults.lose_responses("PUT", "lease", 2)  # of a heartbeat, and of the release
@@ -296,7 +296,7 @@ def test_a_release_after_a_lost_response(bucket, faults):
 def test_something_else_in_its_place(bucket):
     place = bucket.join("lease")
     place.write_bytes(b"something else")
-    with pytest.raises(InputError, match="is no lease"), lease(place):
+    with pytest.raises(InputError, match="is not a lease"), lease(place):
         pass
 
 

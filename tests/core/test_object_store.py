@@ -1,4 +1,4 @@
-"""Listings with ETags on a local disk and a real S3 server; what Lance is given."""
+"""Listings with ETags on a local disk and a real S3 server; options for Lance."""
 
 import os
 

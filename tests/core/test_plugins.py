@@ -1,4 +1,4 @@
-"""Plugins: what a job imports before it checks its settings, and what Ray's workers get of it."""
+"""Plugins: imported by a job before it checks its settings, and passed to Ray's workers."""
 
 import os
 import subprocess
@@ -38,14 +38,12 @@ def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, no_pl
     (tmp_path / "in_path").mkdir()
     write(tmp_path / "in_path", "plugin_third", PLUGIN.format(name="third"))
     monkeypatch.syspath_prepend(tmp_path / "in_path")
-    told = parse(ManifestSettings, [*SOURCE, "--plugin", first, f"--plugin={second}"])
-    assert told.plugin == [first, second]
-    assert told.identity()["plugin"] == [first, second]
-    settings = tmp_path / "job.toml"
-    settings.write_text(f'plugin = ["{first}", "plugin_third"]\n')
-    assert (
-        parse(ExtractSettings, [*SOURCE, "--settings", str(settings)]).plugin[1] == "plugin_third"
-    )
+    settings = parse(ManifestSettings, [*SOURCE, "--plugin", first, f"--plugin={second}"])
+    assert settings.plugin == [first, second]
+    assert settings.identity()["plugin"] == [first, second]
+    file = tmp_path / "job.toml"
+    file.write_text(f'plugin = ["{first}", "plugin_third"]\n')
+    assert parse(ExtractSettings, [*SOURCE, "--settings", str(file)]).plugin[1] == "plugin_third"
     for name in ("first", "second", "third"):
         assert find_dataset(name) == Dataset(name, ("apple", "pear"))
     assert DATASETS.built_in == ("chest_xray", "vazios", "ncm")
@@ -55,7 +53,7 @@ def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, no_pl
     }
 
 
-def test_without_plugins_ray_starts_as_ever(no_plugins):
+def test_without_plugins_the_runtime_env_is_empty(no_plugins):
     assert parse(ManifestSettings, SOURCE).plugin == []
     assert plugins.runtime_env() == {}
 
@@ -67,9 +65,9 @@ def test_without_plugins_ray_starts_as_ever(no_plugins):
         ("wrong_text", "value = (\n", ("SyntaxError", "wrong_text.py, line 1)")),
         ("needs_more", "import no_such_thing\n", ("No module named 'no_such_thing'", "line 1)")),
         ("exits", PLUGIN.format(name="vazios"), ("dataset 'vazios' exists already",)),
-        ("json", "", ("rename the file; 'json' is", "json/__init__.py already")),
-        ("sys", "", ("rename the file; 'sys' is part of Python already",)),
-        ("a-b", "", ("rename the file; 'a-b' is no name of a module",)),
+        ("json", "", ("rename the file; 'json' is already", "json/__init__.py")),
+        ("sys", "", ("rename the file; 'sys' is already part of Python",)),
+        ("a-b", "", ("rename the file; 'a-b' is not a module name",)),
     ],
 )
 def test_a_wrong_plugin_is_one_line(tmp_path, name, text, says, no_plugins):
@@ -122,7 +120,7 @@ def look_up(basket):
     from visao_ray.datasets.registry import find_dataset
     return find_dataset("basket").name, type(basket).__module__
 
-# An environment of its own, as Tune gives to trials, is added to the job's.
+# A task's own runtime environment, as Tune sets for trials, is added to the job's.
 own = look_up.options(runtime_env={"env_vars": {"OTHER": "1"}})
 print(*ray.get([look_up.remote(Basket()), own.remote(Basket())]))
 """

@@ -1,4 +1,4 @@
-"""Where seconds went: nothing is lost or counted twice on the way from a row to result.json."""
+"""Profiling: no cost is lost or counted twice between a row and result.json."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from visao_ray.tuning.settings import SweepSettings
 NODES = Nodes(1, loaders=2, actors=1, writers=2)
 
 
-def test_a_loader_tells_what_its_block_cost(scans, tmp_path, ray_cluster):
+def test_a_loader_records_the_costs_of_its_block(scans, tmp_path, ray_cluster):
     import ray
 
     files = sorted(scans.rglob("*.jpg"))[:4]
@@ -55,11 +55,11 @@ def test_a_loader_tells_what_its_block_cost(scans, tmp_path, ray_cluster):
 
 
 def test_an_actor_adds_its_seconds_and_the_writer_sums_them():
-    spent = profiling.loaded([1, 3, 1], [(10, 5, 0.3, 0.1)] * 3, seconds=0.6)
-    column = pa.chunked_array([profiling.extracted(pa.chunked_array([spent]), 0.5, 2.0)])
-    assert profiling.counted(column).tolist() == [True, True, False, False, True]
+    spent = profiling.loader_costs([1, 3, 1], [(10, 5, 0.3, 0.1)] * 3, seconds=0.6)
+    column = pa.chunked_array([profiling.add_actor_costs(pa.chunked_array([spent]), 0.5, 2.0)])
+    assert profiling.first_views(column).tolist() == [True, True, False, False, True]
     failed = pa.chunked_array([[False, False, False, False, True]])
-    found = profiling.summed(column, failed, write_bytes=100, seconds=0.25, now=100.0)
+    found = profiling.sum_costs(column, failed, write_bytes=100, seconds=0.25, now=100.0)
     assert found.write_bytes == 100
     assert (found.ok, found.errors, found.blocks) == (2, 1, 1)
     assert (found.read_bytes, found.block_bytes) == (30, 15)
@@ -71,50 +71,52 @@ def test_an_actor_adds_its_seconds_and_the_writer_sums_them():
     assert found.busy == pytest.approx(0.8)
     assert found.costs().extract == pytest.approx(2 / 3)
 
-    both = profiling.total([found, replace(found, first=104.0, last=104.0)])
+    both = profiling.sum_stages([found, replace(found, first=104.0, last=104.0)])
     assert (both.images, both.blocks, both.first, both.last) == (6, 2, 100.0, 104.0)
     assert both.images_per_second == pytest.approx(3 / 4)
-    assert profiling.total([]) == Stages()
+    assert profiling.sum_stages([]) == Stages()
 
 
 def test_empty_blocks_pass():
-    assert len(profiling.loaded([], [], 0.1)) == 0
+    assert len(profiling.loader_costs([], [], 0.1)) == 0
     empty = pa.chunked_array([], profiling.FIELD.type)
-    assert len(profiling.extracted(empty, 0.1, 0.1)) == 0
+    assert len(profiling.add_actor_costs(empty, 0.1, 0.1)) == 0
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "says"),
     [
         ({}, "busy 90 % of the time: more actors"),
         ({"wait": 100.0, "decode": 200.0}, "busy 33 % of the time: more CPUs"),
         ({"wait": 100.0, "read": 200.0}, "storage that reads faster"),
-        ({"wait": 100.0, "write": 80.0}, "rows to be written"),
+        ({"wait": 100.0, "write": 80.0}, "writing rows limits"),
         ({"wait": 100.0}, "loaders could keep up"),
         ({"blocks": 3}, "too few images"),
         ({"extract": 0.0, "wait": 0.0}, "more CPUs"),
     ],
 )
-def test_the_summary_names_what_would_help(changed, told):
+def test_the_summary_names_what_would_help(changed, says):
     usual = Stages(ok=1000, blocks=20, read=2, decode=9, extract=50, wait=50 / 9, write=2)
     line = profiling.summary(replace(usual, **changed), NODES)
-    assert told in line
+    assert says in line
     if not changed:
-        assert line.startswith("of each image's 63 ms: read 2.0, decode 9.0, extract 50, write 2.0")
+        assert line.startswith(
+            "each image took 63 ms: read 2.0, decode 9.0, extract 50, write 2.0; actors were busy"
+        )
     if changed.get("extract") == 0:
         assert "extract" not in line
         assert "actors" not in line
 
 
-def test_the_result_tells_stages_and_the_run(store, scans):
+def test_the_result_has_stages_and_the_run(store, scans):
     result = json.loads((store.parent / "extract" / "result.json").read_text())
-    told = result["details"]["stages"]["extract"]
-    assert (told["ok"], told["errors"], told["blocks"]) == (40, 0, 1)
-    assert told["read_bytes"] == sum(file.stat().st_size for file in scans.rglob("*.jpg"))
-    assert told["block_bytes"] == 40 * 32 * 32
-    assert 0 < told["start"] < result["timings"]["extract"]
-    spent = sum(told[name] for name in ("read", "decode", "extract", "write"))
-    slots = told["slots"]["loaders"] + told["slots"]["actors"] + told["slots"]["writers"]
+    stages = result["details"]["stages"]["extract"]
+    assert (stages["ok"], stages["errors"], stages["blocks"]) == (40, 0, 1)
+    assert stages["read_bytes"] == sum(file.stat().st_size for file in scans.rglob("*.jpg"))
+    assert stages["block_bytes"] == 40 * 32 * 32
+    assert 0 < stages["start"] < result["timings"]["extract"]
+    spent = sum(stages[name] for name in ("read", "decode", "extract", "write"))
+    slots = stages["slots"]["loaders"] + stages["slots"]["actors"] + stages["slots"]["writers"]
     assert 0 < spent < slots * result["timings"]["extract"]
     assert len(result["run"]) == 8
     found = Store.open(str(store))
@@ -122,7 +124,7 @@ def test_the_result_tells_stages_and_the_run(store, scans):
     assert SPENT not in schema.names
 
 
-def test_a_run_keeps_its_id_when_it_goes_on(tmp_path):
+def test_a_resumed_run_keeps_its_id(tmp_path):
     settings = SweepSettings(store=["in"], out=f"{tmp_path}/out")
     seen = []
 

@@ -1,4 +1,4 @@
-"""Requests held against a cluster's nodes, before Ray would wait for ever."""
+"""Requests are compared with a cluster's nodes before Ray would wait forever."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_one_machine_without_gpus():
     assert str(pool) == "1 CPU actor"
 
 
-def test_an_actor_a_node_without_gpus():
+def test_one_actor_per_node_without_gpus():
     assert fit_actors(None, Worker(), Cluster((HEAD, CPU, CPU, CPU))).size == 3
 
 
@@ -42,7 +42,7 @@ def test_memory_and_own_resources_choose_the_nodes():
     assert pool.actor["resources"] == {"l4": 1.0}
 
 
-def test_an_autoscaler_counts_with_what_it_may_start():
+def test_nodes_that_an_autoscaler_may_start_count():
     cluster = Cluster((HEAD,), limits=(HEAD, Node(CPU.offers, 8), Node(GPU.offers, 4)))
     assert fit_actors(None, Worker(), cluster).size == 8
     assert fit_actors(None, Worker(gpus=0), cluster).size == 12
@@ -78,12 +78,12 @@ def test_more_workers_than_there_is_room_for():
         fit_workers(3, Worker(gpus=1), Cluster((GPU,)))
 
 
-def test_gpus_are_used_where_there_is_one_for_everybody():
+def test_gpus_are_used_if_there_is_one_for_each_worker():
     assert fit_workers(2, Worker(), Cluster((GPU,))).gpus == 1
     assert fit_workers(3, Worker(), Cluster((GPU,))).gpus == 0
 
 
-def test_light_tasks_keep_off_nodes_that_take_no_work():
+def test_tasks_without_cpu_avoid_nodes_that_take_no_work():
     assert Cluster((CPU,)).zero_cpu_options == {"num_cpus": 0}
-    kept = Cluster((HEAD, CPU), idle=("abc",)).zero_cpu_options
-    assert kept == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "!in(abc)"}}
+    options = Cluster((HEAD, CPU), idle=("abc",)).zero_cpu_options
+    assert options == {"num_cpus": 0, "label_selector": {"ray.io/node-id": "!in(abc)"}}

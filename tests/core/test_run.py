@@ -53,14 +53,14 @@ def out(request, tmp_path) -> Location:
 
 
 def files(location: Location) -> dict[str, bytes]:
-    """What a run left, beside the file that says who works there."""
+    """Return the files that a run left, without its lease."""
     start = len(location.uri) + 1
     found = {file.uri[start:]: file.read_bytes() for file in location.files()}
     found.pop("lease", None)
     return found
 
 
-def test_a_run_and_the_same_again(out, capsys):
+def test_a_finished_run_is_not_repeated(out, capsys):
     result = execute(CountSettings(out=out.uri), count)
     assert set(files(out)) == {"run.json", "result.json", "table/part-0"}
     text = out.join("result.json").read_bytes().decode()
@@ -82,7 +82,7 @@ def test_a_run_and_the_same_again(out, capsys):
     assert files(out) == before
 
 
-def test_an_unfinished_run_goes_on(out, capsys):
+def test_an_unfinished_run_is_resumed(out, capsys):
     def stopped(settings: CountSettings, run: Run) -> None:
         run.once("first", lambda: run.out.join("table", "one").write_bytes(b"1"))
         raise KeyboardInterrupt
@@ -98,8 +98,8 @@ def test_an_unfinished_run_goes_on(out, capsys):
 
     table = out.join("table")
     assert execute(CountSettings(out=out.uri), rest)["status"] == "finished"
-    assert "going on" in capsys.readouterr().out
-    assert set(files(table)) == {"two"}  # what a step rebuilds is cleared before
+    assert "resuming the run" in capsys.readouterr().out
+    assert set(files(table)) == {"two"}  # locations that a step rebuilds are deleted first
 
 
 def test_other_settings_are_refused(out):
@@ -117,9 +117,9 @@ def test_other_settings_are_refused(out):
 def test_fresh_moves_and_deletes_nothing(out):
     execute(CountSettings(out=out.uri), count)
     out.join("notes.txt").write_bytes(b"somebody's")
-    kept = []
+    earlier = []
     for size in (4, 5, 6):  # within one second
-        kept.append(
+        earlier.append(
             {name: data for name, data in files(out).items() if not name.startswith("previous/")}
         )
         execute(CountSettings(out=out.uri, size=size, fresh=True), count)
@@ -128,7 +128,7 @@ def test_fresh_moves_and_deletes_nothing(out):
     moved = files(out.join("previous"))
     folders = sorted({name.split("/")[0] for name in moved})
     assert len(folders) == 3
-    for run in kept:
+    for run in earlier:
         ours = sorted(data for name, data in run.items() if name != "notes.txt")
         assert any(
             sorted(data for name, data in moved.items() if name.startswith(folder + "/")) == ours
@@ -155,7 +155,7 @@ def test_a_run_json_of_others_is_refused(tmp_path, content):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_files_that_are_nobodys_business_stay(tmp_path):
+def test_unrelated_files_stay(tmp_path):
     (tmp_path / "README").write_text("mine")
     execute(CountSettings(out=str(tmp_path)), count)
     assert (tmp_path / "README").read_text() == "mine"
@@ -171,7 +171,7 @@ def test_an_out_that_cannot_be_written(tmp_path, s3):
 
 
 def test_two_at_once(tmp_path):
-    """A second process may not work in the folder of one that does."""
+    """A second process must not work in the same folder at the same time."""
 
     def inside(_settings: JobSettings, _run: Run) -> None:
         with pytest.raises(InputError, match=f"--out {tmp_path}.*pid {os.getpid()}"):
@@ -251,10 +251,10 @@ def a_bug(settings, run):
 @pytest.mark.parametrize("work", [a_bug, a_bug_in_a_task])
 def test_a_bug_is_status_1_and_a_trace(work, tmp_path, capsys, ray_cluster):
     assert main(CountSettings, work, ["--out", str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert "Traceback" in told
-    assert told.splitlines()[-1].startswith("error: count failed: ")
-    assert "boom" in told.splitlines()[-1]
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.splitlines()[-1].startswith("error: count failed: ")
+    assert "boom" in printed.splitlines()[-1]
 
 
 def test_an_interrupt_is_status_130(tmp_path, capsys):
@@ -262,7 +262,7 @@ def test_an_interrupt_is_status_130(tmp_path, capsys):
         raise KeyboardInterrupt
 
     assert main(CountSettings, interrupt, ["--out", str(tmp_path)]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "again to continue" in capsys.readouterr().err
     assert main(CountSettings, count, ["--out", str(tmp_path)]) == 0
 
 
@@ -279,14 +279,14 @@ def test_a_run_knows_its_command(tmp_path):
 
 
 def test_json_without_nan():
-    told = {"a": float("nan"), 1: [np.float64("-inf"), np.bool_(True)], "é": np.zeros((1, 2))}
-    assert json.loads(to_json(told)) == {"a": None, "1": [None, True], "é": [[0.0, 0.0]]}
-    assert "é" in to_json(told).decode()
+    content = {"a": float("nan"), 1: [np.float64("-inf"), np.bool_(True)], "é": np.zeros((1, 2))}
+    assert json.loads(to_json(content)) == {"a": None, "1": [None, True], "é": [[0.0, 0.0]]}
+    assert "é" in to_json(content).decode()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(59.5, "59.5 s"), (250, "4 min 10 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min")],
 )
-def test_duration(seconds, told):
-    assert duration(seconds) == told
+def test_duration(seconds, text):
+    assert duration(seconds) == text

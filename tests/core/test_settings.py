@@ -1,4 +1,4 @@
-"""Settings: flags and TOML, and one clear line for whatever is wrong with them."""
+"""Settings from flags and TOML, and one clear line for each error in them."""
 
 from datetime import timedelta
 
@@ -70,10 +70,11 @@ def test_flags_win_over_the_file(tmp_path, monkeypatch):
     file.write_text(
         'dataset = "ncm"\ndata = "in"\nout = "o"\nseed = 5\nval-share = 0.2\ntest_share = 0.3\n'
     )
-    told = parse(ExtractSettings, ["--settings", str(file), "--seed", "7", "--dataset=vazios"])
-    assert (told.dataset, told.seed, told.val_share, told.test_share) == ("vazios", 7, 0.2, 0.3)
+    settings = parse(ExtractSettings, ["--settings", str(file), "--seed", "7", "--dataset=vazios"])
+    assert (settings.dataset, settings.seed) == ("vazios", 7)
+    assert (settings.val_share, settings.test_share) == (0.2, 0.3)
     same = parse(ExtractSettings, ["--seed=7", f"--settings={file}", "--dataset", "vazios"])
-    assert same == told
+    assert same == settings
 
 
 @pytest.mark.parametrize(
@@ -131,13 +132,13 @@ def test_missing_and_contradicting_settings():
     assert "--store is missing" in message
     assert "--data is missing" in refusal(ManifestSettings, "--store", "s")
     assert "--data is missing" in refusal(ExtractSettings, "--store", "s")
-    judge = ("--model", "m", "--out", "o")
-    assert "either --store or --data" in refusal(EvaluateSettings, *judge)
+    model = ("--model", "m", "--out", "o")
+    assert "either --store or --data" in refusal(EvaluateSettings, *model)
     assert "--labels belongs to --data" in refusal(
-        EvaluateSettings, *judge, "--store", "s", "--labels", "l.csv"
+        EvaluateSettings, *model, "--store", "s", "--labels", "l.csv"
     )
-    several = ("--store", "a", "--store", "b", "--out", "o", "--as-of", "1")
-    assert "one --store" in refusal(SweepSettings, *several)
+    stores = ("--store", "a", "--store", "b", "--out", "o", "--as-of", "1")
+    assert "one --store" in refusal(SweepSettings, *stores)
     assert "rendered" in refusal(PipelineSettings, "--dataset", "mine.toml", "--out", "o")
     for flag, value in (("--batch", "b"), ("--max-errors", "0.5"), ("--val-share", "0.2")):
         assert f"{flag} belongs to jobs/extract.py" in refusal(
@@ -161,15 +162,15 @@ def test_missing_and_contradicting_settings():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_wrong_words_of_the_store_tool(arguments, says):
+def test_wrong_arguments_of_the_store_tool(arguments, says):
     message = refusal(StoreToolSettings, *arguments, "--store", "s")
     assert all(words in message for words in says), message
 
 
-def test_words_of_the_store_tool():
+def test_arguments_of_the_store_tool():
     assert "--store is missing" in refusal(StoreToolSettings, "status")
-    told = parse(StoreToolSettings, ["forget", "1a2b", "--store", "s"])
-    assert (told.action, told.run, told.older_than) == ("forget", "1a2b", None)
+    forget = parse(StoreToolSettings, ["forget", "1a2b", "--store", "s"])
+    assert (forget.action, forget.run, forget.older_than) == ("forget", "1a2b", None)
     assert parse(StoreToolSettings, ["status", "--json", "--store", "s"]).as_json
     older = parse(StoreToolSettings, ["clean", "--older-than", "3d", "--store", "s"]).older_than
     assert older == timedelta(days=3)
@@ -196,8 +197,8 @@ def test_a_wrong_flag_of_export(arguments, says):
 def test_a_condition_keeps_its_commas():
     where = "label IN ('vazio', 'nvazio')"
     rest = ["--store", "s", "--out", "o", "--table", "images", "--split", "val", "--split", "test"]
-    told = parse(ExportSettings, [*rest, "--where", where])
-    assert (told.where, told.split) == (where, ["val", "test"])
+    settings = parse(ExportSettings, [*rest, "--where", where])
+    assert (settings.where, settings.split) == (where, ["val", "test"])
 
 
 def test_identity_is_what_decides_the_result():
@@ -210,7 +211,7 @@ def test_identity_is_what_decides_the_result():
         assert parse(TrainSettings, [*training, *what]).identity() != plain.identity()
 
 
-def test_a_part_takes_over_what_it_shares():
+def test_a_part_copies_the_settings_that_it_shares():
     more = ["--seed", "4", "--trials", "3", "--views", "1", "--augment", "G1"]
     whole = parse(PipelineSettings, [*SOURCE, *more])
     extract = whole.part(ExtractSettings, out="x")
@@ -220,16 +221,16 @@ def test_a_part_takes_over_what_it_shares():
 
 
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.job)
-def test_help_tells_every_setting(kind, capsys):
+def test_help_lists_every_setting(kind, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(kind, ["--help"])
     assert stop.value.code == 0
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     for name, field in kind.model_fields.items():
         flag = "--" + (field.alias or name).replace("_", "-")
-        assert flag in told or f" {name.upper()} " in told, name
+        assert flag in text or f" {name.upper()} " in text, name
         assert field.description, name
-    assert "--settings" in told
+    assert "--settings" in text
 
 
 def test_a_search_space_from_toml_and_from_a_flag(tmp_path):
@@ -242,9 +243,9 @@ learning_rate = { low = 1e-4, high = 1e-2, log = true }
 class_weight = ["none", { nvazio = 3, vazio = 1 }]
 """
     )
-    told = parse(SweepSettings, ["--settings", str(file), "--out", "x"])
-    assert told.store == ["a", "b"]
-    assert told.space["learning_rate"] == {"low": 1e-4, "high": 1e-2, "log": True}
-    assert told.space["class_weight"][1] == {"nvazio": 3, "vazio": 1}
+    settings = parse(SweepSettings, ["--settings", str(file), "--out", "x"])
+    assert settings.store == ["a", "b"]
+    assert settings.space["learning_rate"] == {"low": 1e-4, "high": 1e-2, "log": True}
+    assert settings.space["class_weight"][1] == {"nvazio": 3, "vazio": 1}
     flags = ["--store", "a", "--store", "b", "--out", "x", "--space", '{"units": [64]}']
     assert parse(SweepSettings, flags).space == {"units": [64]}

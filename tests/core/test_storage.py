@@ -1,4 +1,4 @@
-"""Places: the same calls on a local disk and in a real S3 bucket."""
+"""Locations: the same calls on a local disk and in a real S3 bucket."""
 
 import os
 import pickle
@@ -17,13 +17,13 @@ def root(request, tmp_path, s3) -> Location:
 
 
 def test_files_by_any_name(root):
-    base = root.join("base")
+    folder = root.join("folder")
     for name in NAMES:
-        base.join(name).write_bytes(name.encode())
-    assert {file.uri for file in base.files()} == {base.join(name).uri for name in NAMES}
+        folder.join(name).write_bytes(name.encode())
+    assert {file.uri for file in folder.files()} == {folder.join(name).uri for name in NAMES}
     for name in NAMES:
-        assert locate(base.join(name).uri).read_bytes() == name.encode()
-    kinds = {entry.name: entry.is_folder for entry in base.children()}
+        assert locate(folder.join(name).uri).read_bytes() == name.encode()
+    kinds = {entry.name: entry.is_folder for entry in folder.children()}
     assert [name for name in kinds if kinds[name]] == ["d"]
     files = [name for name in kinds if not kinds[name]]
     assert files == sorted(NAMES[:-1])

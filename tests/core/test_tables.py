@@ -1,4 +1,4 @@
-"""Tables: schemas that name themselves, and refuse what they are not."""
+"""Tables of runs: their schemas hold name and version, and other tables are refused."""
 
 import json
 
@@ -77,8 +77,8 @@ def test_a_table_keeps_to_its_schema(tmp_path):
     assert tables.rows(locate(str(tmp_path))) == 0
 
 
-def test_predictions_tell_their_classes():
+def test_predictions_have_their_classes_in_the_schema():
     schema = tables.predictions(("nvazio", "vazio"))
-    assert json.loads(schema.metadata[b"visao_ray.about"]) == {"classes": ["nvazio", "vazio"]}
+    assert json.loads(schema.metadata[b"visao_ray.metadata"]) == {"classes": ["nvazio", "vazio"]}
     assert schema.field("probability").type == pa.list_(pa.float32(), 2)
     tables.validate(schema, "predictions", "here")

@@ -1,4 +1,4 @@
-"""A job that waits for nodes says so: on a cluster that gets a node later, and by arithmetic."""
+"""Lines of a job that waits for nodes: on a cluster that gets a node later, and computed."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def say(line):
 
 with Waiting(say, interval=2.0, poll=0.4):
     time.sleep(3)
-    say("asked")
+    say("requested")
     actors = [Extractor.remote() for _ in range(3)]
     ray.get([actor.ping.remote() for actor in actors])
     say("placed")
@@ -62,11 +62,11 @@ def test_a_line_until_a_node_comes():
             after = driver.communicate(timeout=90)[0].splitlines()
         finally:
             driver.kill()
-    assert before[0] == "asked"
+    assert before[0] == "requested"
     for line in before[1:]:
         assert line.startswith(
-            "waiting for a node with 1 CPU: 1 of 3 actors Extractor are running; nodes that could "
-            "hold it are in use; nodes now: 1 working node, 1 CPUs, 0 GPUs"
+            "waiting for a node with 1 CPU: 1 of 3 actors Extractor are running; the nodes that "
+            "are large enough are in use; nodes now: 1 working node, 1 CPUs, 0 GPUs"
         )
     assert after[-2:] == ["placed", "end"]
     assert all("of 3 actors Extractor" in line for line in after[:-2])
@@ -90,23 +90,23 @@ def test_actors_wait_for_an_autoscaler():
 def test_workers_that_start_together_need_room_for_all():
     found = line({WORKERS: 1}, {}, (HEAD, GPU))
     assert found.startswith(
-        "waiting for room for 4 times 1 GPU, 1 CPU: groups of processes without a place: 1, with "
-        "one: 0; no node there is can hold it, and none is known to come"
+        "waiting for room for 4 times 1 GPU, 1 CPU: 0 of 1 groups of processes are placed; no node "
+        "is large enough, and no autoscaler is known to start one"
     )
 
 
-def test_what_queues_behind_the_jobs_own_work_is_no_reason():
+def test_no_line_for_requests_that_queue_behind_the_jobs_own_work():
     assert line({TRIAL: 16, LOADER: 3}, {TRIAL: 8}, (HEAD, CPU)) is None
     assert "are in use" in line({TRIAL: 16}, {}, (HEAD, CPU))
     assert "start nodes for 8 more" in line({TRIAL: 16}, {TRIAL: 8}, (CPU,), (Node(CPU.offers, 2),))
 
 
-def test_memory_labels_and_several_kinds():
+def test_memory_labels_and_more_than_one_kind():
     request = Request("task", "read", (("memory", 40.0 * GIB),), (("accelerator-type", "L4"),))
     found = line({request: 2, ACTOR: 1}, {}, (HEAD, CPU))
     assert found.startswith(
-        "waiting for a node with 40.0 GiB memory, label accelerator-type=L4: 2 tasks read have no "
-        "place; no node there is can hold it"
+        "waiting for a node with 40.0 GiB memory, label accelerator-type=L4: 2 tasks read are not "
+        "placed; no node is large enough"
     )
     assert found.endswith("; 1 other kinds of requests wait")
 
@@ -115,8 +115,8 @@ def test_nothing_without_a_dashboard(ray_cluster):
     import ray
 
     group = ray.util.placement_group([{"never": 1}])
-    said: list[str] = []
-    with Waiting(said.append, interval=0.1, poll=0.05):
+    lines: list[str] = []
+    with Waiting(lines.append, interval=0.1, poll=0.05):
         time.sleep(1)
     ray.util.remove_placement_group(group)
-    assert said == []
+    assert lines == []

@@ -196,7 +196,7 @@ def test_a_killed_driver(dataset, undisturbed, tmp_path):
         second = start()
         output, _ = second.communicate(timeout=DEADLINE_S)
     assert second.returncode == 0, output
-    assert "going on with the run" in output
+    assert "resuming the run" in output
     for name in done:
         assert f"train epoch {int(name[:4])}/{EPOCHS}:" not in output, "told once already"
     assert f"train epoch {EPOCHS}/{EPOCHS}:" in output

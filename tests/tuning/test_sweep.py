@@ -337,7 +337,7 @@ def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "going on with the run" in done.stdout
+    assert "resuming the run" in done.stdout
     for number, written in before.items():
         assert Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns == written
     rows = trials_of(out)

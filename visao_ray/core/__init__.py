@@ -1,1 +1,1 @@
-"""What every room rests on."""
+"""What all other packages build on: runs, settings, storage, leases and Ray."""

@@ -1,4 +1,4 @@
-"""The one door to Keras: every process that needs it comes through here first."""
+"""Import of Keras: every process that needs Keras imports it through this module."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def import_keras() -> Any:
-    """Keras, with TensorFlow's start-up chatter off. Call it before anything imports keras."""
+    """Import Keras without TensorFlow's start-up messages; call it before any `import keras`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Actors may share a GPU: the first must not take all its memory.
+    # Actors may share a GPU, so the first one must not allocate all of its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     import keras
 

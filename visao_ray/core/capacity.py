@@ -1,8 +1,8 @@
-"""How fast a cluster works through images: what one image costs, times the slots there are.
+"""Forecast how fast a cluster processes images, from the costs of one image and the slots.
 
-Stages that work side by side are together as fast as the slowest of them, and the network between
-them is one more stage. Left out are the start of a run and its last blocks, Ray's own work, and
-cores that stages share: a forecast is what a run comes near to, not what it must reach.
+Stages run in parallel, so the slowest one sets the speed. The network between them counts as one
+more stage. The forecast leaves out the start of a run, its last blocks, Ray's own work, and cores
+that stages share. It is therefore an estimate that a run approaches from below.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-#: What there can be more of, by the names of `Nodes`.
+#: Resources that can be increased, as attributes of `Nodes`.
 SLOTS = ("loaders", "actors", "writers", "bandwidth")
 
 
 @dataclass(frozen=True)
 class StageCosts:
-    """What one image costs, with its augmented views.
+    """Costs of one image, including its augmented views.
 
     Attributes:
-        read, decode: seconds of one loader.
+        read: seconds of one loader to read the file.
+        decode: seconds of one loader to decode and augment it.
         extract: seconds of one actor.
         write: seconds of one writer.
-        read_bytes: from storage to the loader.
-        block_bytes: from the loader to the actor, as pixels.
-        write_bytes: from the actor to storage.
+        read_bytes: bytes from storage to the loader.
+        block_bytes: bytes of pixels from the loader to the actor.
+        write_bytes: bytes from the actor to storage.
     """
 
     read: float
@@ -39,12 +40,15 @@ class StageCosts:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of one kind; all but `count` is of one node.
+    """Nodes of one kind; all attributes except `count` are per node.
 
     Attributes:
-        loaders, actors, writers: how many work at once.
-        bandwidth: bytes a second that come in, and as many that go out at the same time.
-        price: of an hour, in any currency.
+        count: number of nodes.
+        loaders: loaders that run at once.
+        actors: actors that run at once.
+        writers: writers that run at once.
+        bandwidth: bytes per second in each direction; both directions work at the same time.
+        price: price per hour, in any currency.
     """
 
     count: int
@@ -57,11 +61,14 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is to be expected.
+    """Expected speed, duration and cost of a run.
 
     Attributes:
-        bottleneck: the stage that the others wait for: load, extract, write or network.
-        stages: images a second of each stage by itself.
+        images_per_second: speed of the slowest stage.
+        seconds: duration of the run.
+        cost: price of the nodes for this time, in the currency of `Nodes.price`.
+        bottleneck: the slowest stage: load, extract, write or network.
+        stages: images per second of each stage by itself.
     """
 
     images_per_second: float
@@ -72,9 +79,9 @@ class Forecast:
 
 
 def forecast(costs: StageCosts, nodes: Sequence[Nodes], images: int) -> Forecast:
-    """How long `images` take on nodes of one or several kinds, and what limits it.
+    """Forecast how long `images` take on nodes of one or more kinds, and what limits the speed.
 
-    A stage without a slot never ends: `seconds` is infinite then.
+    `seconds` is infinite if a stage has no slot.
     """
 
     def total(name: str) -> float:
@@ -94,21 +101,21 @@ def forecast(costs: StageCosts, nodes: Sequence[Nodes], images: int) -> Forecast
 
 
 def gains(costs: StageCosts, nodes: Sequence[Nodes]) -> dict[str, float]:
-    """How many times as fast it would be with twice the loaders, actors, writers or bandwidth."""
+    """Return the speed-up from twice the loaders, actors, writers or bandwidth."""
     now = forecast(costs, nodes, 1).images_per_second
-    found = {}
+    speedups = {}
     for name in SLOTS:
-        more = [replace(kind, **{name: 2 * getattr(kind, name)}) for kind in nodes]
-        then = forecast(costs, more, 1).images_per_second
-        found[name] = then / now if 0 < now < math.inf else 1.0
-    return found
+        doubled = [replace(kind, **{name: 2 * getattr(kind, name)}) for kind in nodes]
+        then = forecast(costs, doubled, 1).images_per_second
+        speedups[name] = then / now if 0 < now < math.inf else 1.0
+    return speedups
 
 
 def _network(costs: StageCosts, nodes: Sequence[Nodes]) -> float:
-    """Images a second that the busiest kind of node can take in and send out.
+    """Return the images per second that the busiest kind of node can receive and send.
 
-    Loaders get image files and send pixels, actors get pixels and send rows. With several nodes all
-    pixels count as sent, though some actor finds them on its own node.
+    Loaders receive image files and send pixels; actors receive pixels and send rows. With more than
+    one node, all pixels count as sent, although some reach an actor on the same node.
     """
     alone = sum(kind.count for kind in nodes) == 1
     hop = 0.0 if alone else costs.block_bytes

@@ -1,4 +1,4 @@
-"""From a command line to an exit status: 0, 2 for bad input, 1 for a failure of ours."""
+"""Run a command line and return its exit status: 0, 2 for bad input, 1 for any other failure."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def run_command(
     arguments: Sequence[str],
     program: str | None = None,
 ) -> int:
-    """Run a command with the settings of its command line, and say in one line what stopped it.
+    """Parse the settings of a command line, run the command, and print an error as one line.
 
     Args:
-        kind: of the settings.
-        command: takes them and returns an exit status.
-        arguments: of the command line.
-        program: how the command line begins, for `--help`.
+        kind: class of the settings.
+        command: function that takes the settings and returns an exit status.
+        arguments: arguments of the command line.
+        program: first words of the command line, for `--help`.
 
     Returns:
-        The command's exit status; 2 for bad input, 1 for a failure of ours.
+        The exit status of the command; 2 for bad input, 1 for any other failure.
     """
     try:
         return command(parse(kind, arguments, program))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     except SystemExit as stop:
-        if stop.code != signal.SIGTERM:  # Ray's handler exits with the number of the signal
+        if stop.code != signal.SIGTERM:  # Ray's handler exits with the signal's number
             raise
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         return 128 + signal.SIGTERM
     except Exception as error:
         cause = cause_of(error)
@@ -64,21 +64,22 @@ def run_command(
             return 2
         if isinstance(cause, OSError) and is_outage(cause):
             print(
-                f"error: the object store keeps failing: {reason(cause)}; the same command "
-                "goes on from here",
+                f"error: the object store keeps failing: {reason(cause)}; run the same command "
+                "again to continue",
                 file=sys.stderr,
             )
             return 1
         if isinstance(cause, LeaseLost):
             print(
-                f"error: {cause}; another process goes on with this, or the same command does",
+                f"error: {cause}; another process continues this work, or run the same command "
+                "again to continue",
                 file=sys.stderr,
             )
             return 1
         traceback.print_exc()
         print(
             f"error: {kind.job} failed: {reason(cause)} (this is a fault of the program or the "
-            "cluster, not of the input; the same command goes on from here)",
+            "cluster, not of the input; run the same command again to continue)",
             file=sys.stderr,
         )
         return 1

@@ -1,8 +1,8 @@
-"""Counters of our own among the metrics of a Ray cluster.
+"""The library's own counters among the metrics of a Ray cluster.
 
-Those of images count where rows are written, once a block. A write that fails after its files were
-written, or whose process is lost then, is counted again when it is tried again; `result.json` is
-exact. Metrics belong to clusters: a Ray that a job starts for itself collects none.
+Images are counted where rows are written, once per block. If a write fails after its files were
+written, or if its process is lost then, the retry counts the block again; `result.json` is exact.
+Only clusters collect metrics: a Ray that a job starts for itself collects none.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any
 
 from visao_ray.core.profiling import Stages
 
-#: Not `job`: that name is Prometheus's own.
-_OF_ALL = ("verb", "step", "dataset")
+#: Labels of every counter. `job` is not among them: Prometheus uses that name itself.
+_COMMON_LABELS = ("verb", "step", "dataset")
 
-#: Name: what it counts, and what it is told apart by.
+#: Description and labels of each counter, by its name.
 COUNTERS = {
-    "visao_ray_images": ("Images written, to a table or to errors", ("status", *_OF_ALL)),
+    "visao_ray_images": ("Images written, as results or as errors", ("status", *_COMMON_LABELS)),
     "visao_ray_stage_seconds": (
         "Seconds of loaders (read, decode), actors (wait, extract) and writers (write)",
-        ("stage", *_OF_ALL),
+        ("stage", *_COMMON_LABELS),
     ),
-    "visao_ray_read_bytes": ("Bytes of image files read", _OF_ALL),
-    "visao_ray_retries": ("What was tried again after a failure", ("what", *_OF_ALL)),
-    "visao_ray_lease_lost": ("Leases on a store that another driver took over", _OF_ALL),
+    "visao_ray_read_bytes": ("Bytes of image files read", _COMMON_LABELS),
+    "visao_ray_retries": ("Operations retried after a failure", ("what", *_COMMON_LABELS)),
+    "visao_ray_lease_lost": ("Leases on a store lost to another driver", _COMMON_LABELS),
 }
 
 
-def exported(counter: str) -> str:
-    """The name of a counter on Prometheus endpoints."""
+def prometheus_name(counter: str) -> str:
+    """Return the name of a counter on Prometheus endpoints."""
     return f"ray_{counter}_total"
 
 
 def count(stages: Stages, labels: Mapping[str, str]) -> None:
-    """Add what a block cost to the counters of this process, which Ray's agent collects."""
-    tags = {name: labels[name] for name in _OF_ALL}
+    """Add the costs of a block to the counters of this process; Ray's agent collects them."""
+    tags = {name: labels[name] for name in _COMMON_LABELS}
     for status in ("ok", "errors"):
         _add("visao_ray_images", getattr(stages, status), {**tags, "status": status.rstrip("s")})
     for stage in ("read", "decode", "wait", "extract", "write"):
@@ -45,24 +45,24 @@ def count(stages: Stages, labels: Mapping[str, str]) -> None:
 
 
 def count_retries(what: str, labels: Mapping[str, str], times: int = 1) -> None:
-    """Count what was tried again, in the process that tried.
+    """Count retries, in the process that retried.
 
     Args:
-        what: 'read', 'write', 'list' or 'commit'; few values, for each makes a series.
-        labels: of the step, as `Run.labels` has them.
-        times: how often since it was counted last.
+        what: 'read', 'write', 'list' or 'commit'; each value creates a time series.
+        labels: labels of the step, from `Run.labels`.
+        times: number of retries since the last call.
     """
-    tags = {name: labels[name] for name in _OF_ALL}
+    tags = {name: labels[name] for name in _COMMON_LABELS}
     _add("visao_ray_retries", times, {**tags, "what": what})
 
 
 def count_lease_lost(labels: Mapping[str, str]) -> None:
-    """Count a lost lease, in the driver that lost it; Ray reports it also if the driver exits.
+    """Count a lost lease, in the driver that lost it; Ray reports it even if the driver exits.
 
     Args:
-        labels: of the step, as `Run.labels` has them.
+        labels: labels of the step, from `Run.labels`.
     """
-    _add("visao_ray_lease_lost", 1, {name: labels[name] for name in _OF_ALL})
+    _add("visao_ray_lease_lost", 1, {name: labels[name] for name in _COMMON_LABELS})
 
 
 def _add(name: str, value: float, tags: Mapping[str, str]) -> None:
@@ -72,8 +72,11 @@ def _add(name: str, value: float, tags: Mapping[str, str]) -> None:
 
 @cache
 def _counter(name: str) -> Any:
-    """One a process: Ray takes a second counter of a name for the same, but builds it anew."""
+    """Return the counter of a name, created once per process.
+
+    Ray treats a second counter of the same name as the same counter, but builds it again.
+    """
     from ray.util.metrics import Counter
 
-    told, tags = COUNTERS[name]
-    return Counter(name, description=told, tag_keys=tags)
+    description, tags = COUNTERS[name]
+    return Counter(name, description=description, tag_keys=tags)

@@ -1,11 +1,12 @@
-"""One writer at a time: a lease on a store or a run, on a local disk or in an S3 bucket.
+"""A lease that admits one writer at a time to a store or a run, on a local disk or in S3.
 
-In S3 the lease is a small JSON object, written by conditional puts alone and rewritten every few
-seconds. An observer that sees it unchanged for its whole time to live, on the observer's own clock,
-may take it. On a local disk it is a locked file, which the system frees when its process ends.
+In S3 the lease is a small JSON object. It is written only by conditional puts and rewritten every
+few seconds: each rewrite is a heartbeat. An observer may take the lease after it saw no change for
+the lease's whole time to live, measured on the observer's own clock. On a local disk the lease is
+a locked file; the operating system frees it when its process ends.
 
-A lease alone cannot stop a writer that was suspended and wakes up: whoever takes a lease fences
-the tables first (`visao_ray.store`).
+A lease alone cannot stop a writer that was suspended and wakes up. Therefore a new holder first
+fences the tables (`visao_ray.store`).
 """
 
 from __future__ import annotations
@@ -40,24 +41,24 @@ from visao_ray.core.object_store import open_bucket
 from visao_ray.core.storage import Location, reason
 
 _REFUSED = (AlreadyExistsError, PreconditionError, FileNotFoundError)
-_PROBES = 5  # of a server that fails in between
-_RELEASES = 3
-_POLLS = 20  # looks at a lease in its time to live
-_OF_THE_DEAD = 1 / 3  # of its time to live, where its holder lost another lease already
-_POLL_S = 1.0  # the longest time between two
-_OUTAGE_S = 300.0  # about as long as Lance tries one request again
+_PROBES = 5  # attempts to test a server that fails in between
+_RELEASES = 3  # attempts to release a lease
+_POLLS = 20  # reads of a lease during its time to live
+_DEAD_SHARE = 1 / 3  # of the time to live, if the holder is known to have lost another lease
+_POLL_S = 1.0  # the longest time between two reads
+_OUTAGE_S = 300.0  # about as long as Lance retries one request
 
-#: What a put is conditional on: that there is nothing, or an ETag.
+#: Condition of a put: that the object does not exist, or that it has this ETag.
 _Condition = Literal["create"] | str
 
 
 class LeaseLost(RuntimeError):
-    """Somebody else may write by now: stop writing."""
+    """Another process may hold the lease now: stop writing."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease, as messages name it."""
+    """A process that holds a lease, as messages name it."""
 
     host: str
     pid: int
@@ -66,11 +67,11 @@ class Owner:
 
     @classmethod
     def here(cls, job: str, run: str) -> Self:
-        """This process."""
+        """Return this process."""
         return cls(socket.gethostname(), os.getpid(), job, run)
 
     def is_process_of(self, other: Owner | None) -> bool:
-        """Whether both name one process; its run may have been renamed in between."""
+        """Whether both are the same process; its run may have got another id in between."""
         return other is not None and (self.host, self.pid) == (other.host, other.pid)
 
     def __str__(self) -> str:
@@ -79,7 +80,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class _Record:
-    """What stands in a lease; `beat` makes every rewriting another content, so another ETag."""
+    """Content of a lease; `beat` changes with every rewrite, so the ETag changes too."""
 
     owner: Owner
     token: str
@@ -93,19 +94,19 @@ class _Record:
 
     @classmethod
     def decode(cls, data: bytes) -> _Record:
-        """Raises ValueError, TypeError or KeyError."""
+        """Parse the content of a lease; raises ValueError, TypeError or KeyError."""
         fields = json.loads(data)
         return cls(**fields | {"owner": Owner(**fields["owner"])})
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """The holder of a lease.
 
     Attributes:
-        owner: as others name it.
-        since: when it was taken, in UTC.
-        seen: the last sign of life, in UTC; on a local disk there is none after the first.
+        owner: the process.
+        since: when it took the lease, in UTC.
+        seen: the last heartbeat, in UTC; on a local disk, the time when it took the lease.
     """
 
     owner: Owner
@@ -122,21 +123,18 @@ class _Lock(Protocol):
 
 
 class Lease:
-    """The right to write somewhere, for as long as the context lasts.
+    """Context that holds the exclusive right to write to a place.
 
     Args:
-        place: of the lease: an object, or a file on a local disk.
-        owner: who asks for it.
-        ttl: seconds without a sign of life after which others may take it; in S3.
-        heartbeat: seconds between two signs of life; in S3.
+        place: location of the lease: an object, or a file on a local disk.
+        owner: the process that takes it.
+        ttl: seconds without a heartbeat after which others may take it; in S3.
+        heartbeat: seconds between two heartbeats; in S3.
         wait: seconds to wait for a living holder to end before giving up.
-        outage: seconds to wait for a server that fails, once the lease has expired; in S3.
-        say: prints one line.
-        dead: a process whose other lease was found stale: of this one, a third of its time to live
-            is enough to see; in S3.
-
-    Attributes:
-        predecessor: whose stale lease was replaced, if any.
+        outage: seconds to wait for a failing server after the lease has expired; in S3.
+        say: function that prints one line.
+        dead: a process that has another stale lease. If it holds this lease too, a third of the
+            time to live without a heartbeat is enough to take it; in S3.
     """
 
     def __init__(
@@ -160,13 +158,17 @@ class Lease:
 
     @property
     def predecessor(self) -> Owner | None:
+        """The owner of the stale lease that this one replaced, if any."""
         return self._lock.predecessor
 
     def __enter__(self) -> Self:
         """Take the lease.
 
+        Returns:
+            This lease.
+
         Raises:
-            InputError: somebody holds it, or it cannot be written.
+            InputError: another process holds it, or it cannot be written.
             OSError: the object store kept failing.
         """
         self._lock.acquire()
@@ -181,14 +183,14 @@ class Lease:
         self._lock.release()
 
     def check(self) -> None:
-        """Return if nobody else holds the lease, as far as its latest sign of life tells.
+        """Return if the latest heartbeat shows that nobody else holds the lease.
 
-        After its time to live without one, as after an outage of the server or a suspension of
-        this process, a sign of life is sent first. It is conditional on the one before, so that
-        it arrives only where nobody has taken the lease since.
+        If the time to live has passed without a heartbeat, as after an outage of the server or a
+        suspension of this process, a heartbeat is sent first. It is conditional on the previous
+        one, so it succeeds only if nobody has taken the lease since.
 
         Raises:
-            LeaseLost: somebody else has taken it, or the server kept failing.
+            LeaseLost: another process has taken it, or the server kept failing.
         """
         self._lock.check()
 
@@ -196,8 +198,8 @@ class Lease:
 class _ObjectLock:
     """A lease in a bucket.
 
-    After its end the object stays, marked as released: not every server can delete on a condition,
-    and without one the delete could hit the next holder's.
+    On release the object stays and is marked as released: not every server supports conditional
+    deletes, and an unconditional one could delete the lease of the next holder.
     """
 
     def __init__(
@@ -218,18 +220,18 @@ class _ObjectLock:
             place, timeout=timedelta(seconds=max(1.0, record.ttl / 3)), retries=0
         )
         self._etag = ""
-        self._last = 0.0  # when the latest sign of life that arrived was sent; monotonic
-        self._failure = ""  # of the signs of life since
-        self._lost = ""
+        self._last = 0.0  # send time of the latest successful heartbeat, on the monotonic clock
+        self._failure = ""  # reason of the last failed heartbeat
+        self._lost = ""  # message, once the lease is lost
         self._over = threading.Event()
-        self._one = threading.Lock()  # of the threads that send signs of life
-        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._beat_lock = threading.Lock()  # one thread at a time sends a heartbeat
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self.predecessor: Owner | None = None
 
     def acquire(self) -> None:
         give_up = time.monotonic() + self._wait
         answered = time.monotonic()
-        watched, since = "", 0.0  # the holder's latest sign of life, and when it was seen first
+        watched, since = "", 0.0  # the holder's latest heartbeat, and when it was first seen
         while True:
             try:
                 etag, found = self._read()
@@ -237,8 +239,8 @@ class _ObjectLock:
                 if found is None or found.released or found.token == self._record.token:
                     if self._take(etag):
                         break
-                elif etag == watched and now - since >= self._patience(found):
-                    # Kept also where the answer is lost: the token is ours then.
+                elif etag == watched and now - since >= self._time_to_live(found):
+                    # Stays set if the response is lost: the lease then has our token.
                     self.predecessor = found.owner
                     if self._take(etag):
                         break
@@ -248,7 +250,7 @@ class _ObjectLock:
                         raise InputError(self._held(found))
                     if not watched and self._say:
                         self._say(
-                            f"waiting up to {self._patience(found):g} s to see whether "
+                            f"waiting up to {self._time_to_live(found):g} s to see whether "
                             f"{found.owner}, which holds {self._place.uri}, is still alive"
                         )
                     watched, since = etag, now
@@ -267,11 +269,11 @@ class _ObjectLock:
             raise LeaseLost(self._lost)
 
     def _silence(self) -> float:
-        """Seconds since the latest sign of life that arrived was sent."""
+        """Return the seconds since the latest successful heartbeat was sent."""
         return time.monotonic() - self._last
 
     def _catch_up(self) -> None:
-        """Send a sign of life until one arrives, the lease is lost or an outage takes too long."""
+        """Send heartbeats until one succeeds, the lease is lost or an outage takes too long."""
         began = time.monotonic()
         waiting = False
         while not self._renew() and not self._lost:
@@ -287,39 +289,39 @@ class _ObjectLock:
         self._over.set()
         self._thread.join()
         self._record = replace(self._record, released=True)
-        for _ in range(_RELEASES):  # if all fail, it expires
+        for _ in range(_RELEASES):  # if all fail, the lease expires
             if self._lost:
                 return
             with contextlib.suppress(BaseError, OSError, InputError):
-                return self._beat()
+                return self._send_heartbeat()
             time.sleep(self._poll)
 
-    def _patience(self, found: _Record) -> float:
-        """Seconds without a sign of life after which a holder is taken for dead."""
-        return found.ttl * (_OF_THE_DEAD if found.owner.is_process_of(self._dead) else 1.0)
+    def _time_to_live(self, found: _Record) -> float:
+        """Return the seconds without a heartbeat after which the holder counts as dead."""
+        return found.ttl * (_DEAD_SHARE if found.owner.is_process_of(self._dead) else 1.0)
 
-    def _beat_on(self) -> None:
+    def _send_heartbeats(self) -> None:
         pause = self._heartbeat
         while not self._over.wait(pause) and not self._lost:
             pause = self._heartbeat if self._renew() else self._poll
 
     def _renew(self) -> bool:
-        """Send a sign of life; returns whether it arrived."""
-        with self._one:
+        """Send a heartbeat and return whether it succeeded."""
+        with self._beat_lock:
             try:
-                self._beat()
+                self._send_heartbeat()
             except (BaseError, OSError, InputError) as error:
                 self._failure = reason(error)
                 return False
             return not self._lost
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         if self._put(self._etag):
             return
         etag, found = self._read()
         if found is not None and found.token == self._record.token:
-            # A sign of life took effect though its answer was lost. Others may have seen it long
-            # ago, so that one does not count as new: a fresh one does.
+            # An earlier heartbeat was written although its response was lost. Others may have seen
+            # it long ago, so it does not count; a new one is sent.
             self._etag = etag
             if self._put(etag):
                 return
@@ -332,7 +334,7 @@ class _ObjectLock:
         return self._put(etag)
 
     def _put(self, etag: _Condition) -> bool:
-        """Write the lease if it is as last seen; returns whether it was."""
+        """Write the lease if it still has this ETag; return whether it had."""
         self._record = replace(self._record, beat=self._record.beat + 1)
         sent = time.monotonic()
         try:
@@ -345,7 +347,7 @@ class _ObjectLock:
         return True
 
     def _read(self) -> tuple[_Condition, _Record | None]:
-        """ETag and content; `create` and None where there is nothing."""
+        """Return ETag and content; 'create' and None if there is no object."""
         try:
             result = obstore.get(self._store, self._key)
             etag, data = result.meta["e_tag"] or "", bytes(result.bytes())
@@ -355,19 +357,19 @@ class _ObjectLock:
             return etag, _Record.decode(data)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"{self._place.uri}: is no lease of this program; remove it if no job is running"
+                f"{self._place.uri}: is not a lease of visao_ray; remove it if no job is running"
             ) from error
 
     def _held(self, found: _Record) -> str:
         return (
             f"{self._place.uri}: {found.owner} has held it since {found.acquired} and is alive; "
             f"wait for it, or stop it: it expires in {found.ttl:g} s and is taken over "
-            f"{found.ttl:g} s after its last sign of life"
+            f"{found.ttl:g} s after its last heartbeat"
         )
 
 
 class _FileLock:
-    """A lease on a local disk: a file that is locked while it is open, and stays when it ends."""
+    """A lease on a local disk: a file that is locked while it is open, and stays after release."""
 
     def __init__(self, place: Location, record: _Record, wait: float) -> None:
         self._place, self._record, self._wait = place, record, wait
@@ -382,7 +384,7 @@ class _FileLock:
                 if time.monotonic() >= give_up:
                     raise InputError(self._held())
                 time.sleep(0.05)
-            before = _decoded(os.pread(self._file, 65536, 0))
+            before = _decode(os.pread(self._file, 65536, 0))
             if before is not None and not before.released:
                 self.predecessor = before.owner
             self._record = replace(self._record, acquired=_now())
@@ -417,12 +419,12 @@ class _FileLock:
             self._file = -1
 
     def _is_in_place(self) -> bool:
-        """Whether the locked file is still the one that others would lock."""
+        """Whether the path still leads to the locked file, which others would lock too."""
         try:
-            there, ours = os.stat(self._place.path), os.fstat(self._file)
+            current, locked = os.stat(self._place.path), os.fstat(self._file)
         except FileNotFoundError:
             return False
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
     def _write(self) -> None:
         data = self._record.encode()
@@ -430,13 +432,17 @@ class _FileLock:
         os.ftruncate(self._file, len(data))
 
     def _held(self) -> str:
-        for _ in range(_POLLS):  # whoever has just locked the file is about to write its name
+        for _ in range(_POLLS):  # a process that has just locked the file writes its name soon
             time.sleep(_POLL_S / _POLLS)
             with open(self._place.path, "rb") as file:
-                found = _decoded(file.read())
+                found = _decode(file.read())
             if found and not found.released:
                 break
-        who = f"{found.owner} has held it since {found.acquired}" if found else "another has it"
+        who = (
+            f"{found.owner} has held it since {found.acquired}"
+            if found
+            else "another process holds it"
+        )
         return (
             f"{self._place.uri}: {who} and is alive; wait for it, or stop it: it expires 0 s after "
             "the end of that process"
@@ -444,9 +450,15 @@ class _FileLock:
 
 
 def read_holder(place: Location) -> Holder | None:
-    """Who holds a lease, or held it and was killed; None where it is free. Takes nothing.
+    """Return the holder of a lease without taking it.
 
-    On a local disk the lease of a process of this host that has ended is free.
+    On a local disk, a lease is free if its process ran on this host and has ended.
+
+    Args:
+        place: location of the lease.
+
+    Returns:
+        The process that holds the lease, or was killed while it held it; None if it is free.
 
     Raises:
         InputError: it cannot be read.
@@ -464,27 +476,29 @@ def read_holder(place: Location) -> Holder | None:
         return None
     except (BaseError, OSError) as error:
         raise InputError(f"{place.uri}: cannot be read: {reason(error)}") from error
-    found = _decoded(data)
+    found = _decode(data)
     if found is None or found.released or (place.is_local and _has_ended(found.owner)):
         return None
     return Holder(found.owner, found.acquired, _text(changed))
 
 
 def _has_ended(owner: Owner) -> bool:
-    """Whether a process of this host is not there any more; False for other hosts'."""
+    """Whether a process of this host has ended; False for processes of other hosts."""
     if owner.host != socket.gethostname():
         return False
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's
+    except PermissionError:  # it runs, as another user
         return False
     return False
 
 
 def require_conditional_puts(place: Location) -> None:
-    """Check that a server refuses puts whose condition does not hold: others lose commits.
+    """Check that a server refuses a put if its condition does not hold.
+
+    A server that ignores conditions would lose commits.
 
     Args:
         place: a folder that will be written to; on a local disk there is nothing to check.
@@ -495,7 +509,7 @@ def require_conditional_puts(place: Location) -> None:
     """
     if place.is_local:
         return
-    retrying = tenacity.Retrying(  # with a fresh object: a put may have arrived without its answer
+    retrying = tenacity.Retrying(  # with a new object: a put may succeed and lose its response
         retry=tenacity.retry_if_exception_type(
             (GenericError, AlreadyExistsError, PreconditionError)
         ),
@@ -518,7 +532,7 @@ def require_conditional_puts(place: Location) -> None:
 
 
 def _ignored_conditions(place: Location) -> list[str]:
-    """Names of the headers that have no effect, found by putting one object four times."""
+    """Return the names of the headers that have no effect; tested by four puts of one object."""
     store, key = open_bucket(place.join(f"probe-{uuid.uuid4().hex}"), retries=0)
     ignored = []
     try:
@@ -539,13 +553,13 @@ def _ignored_conditions(place: Location) -> list[str]:
 
 
 def _put(store: S3Store, key: str, data: bytes, condition: _Condition) -> str:
-    """Put an object if the condition holds; returns its ETag."""
+    """Put an object if the condition holds, and return its ETag."""
     if condition == "create":
         return obstore.put(store, key, data, mode="create")["e_tag"] or ""
     return obstore.put(store, key, data, mode={"e_tag": condition})["e_tag"] or ""
 
 
-def _decoded(data: bytes) -> _Record | None:
+def _decode(data: bytes) -> _Record | None:
     try:
         return _Record.decode(data)
     except (ValueError, TypeError, KeyError):

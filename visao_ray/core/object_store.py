@@ -1,7 +1,7 @@
-"""The object store as pyarrow does not show it: ETags and conditional puts, and facts for Lance.
+"""Features of the object store that pyarrow lacks: ETags, conditional puts, options for Lance.
 
-Addresses come from the same environment variables as in `visao_ray.core.storage`, and so do
-credentials; none is in a setting or a message.
+Addresses and credentials come from the same environment variables as in `visao_ray.core.storage`.
+No setting and no message contains credentials.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from obstore.store import S3Store
 from visao_ray.core.errors import InputError
 from visao_ray.core.storage import Location, is_ignored, reason
 
-if TYPE_CHECKING:  # they are there for type checkers alone
+if TYPE_CHECKING:  # these names exist for type checkers only
     from obstore.store import S3Config, S3Credential
 
 _CREDENTIALS = {
@@ -28,16 +28,16 @@ _CREDENTIALS = {
 }
 _PAGE = 1000  # the most that S3 lists at once
 _CONNECT = timedelta(seconds=5)
-_REFRESH = timedelta(minutes=5)  # of credentials that may change
+_REFRESH = timedelta(minutes=5)  # after which credentials are read again; they may change
 
 
 class Listed(NamedTuple):
     """A file of a listing.
 
     Attributes:
-        path: relative to the folder that was listed.
-        bytes: its size; 0 for a local link that leads nowhere.
-        etag: changes when the file does; empty for a local link that leads nowhere.
+        path: path relative to the listed folder.
+        bytes: size; 0 for a broken local link.
+        etag: changes when the file changes; empty for a broken local link.
     """
 
     path: str
@@ -46,10 +46,10 @@ class Listed(NamedTuple):
 
 
 def storage_options() -> dict[str, str]:
-    """What Lance needs to know of the object store.
+    """Return the options that Lance needs for the object store.
 
-    Credentials are among them where the environment names them; where it does not, Lance finds a
-    profile or a role by itself. The result must not be written anywhere.
+    They include credentials if the environment has them; otherwise Lance finds a profile or a role
+    by itself. Never write the result to a file or a log.
     """
     options = {
         name: os.environ[variable]
@@ -73,22 +73,26 @@ def open_bucket(
     timeout: timedelta = timedelta(seconds=30),
     retries: int = 10,
 ) -> tuple[S3Store, str]:
-    """The bucket of an S3 location, and the location's key in it.
+    """Open the bucket of an S3 location.
 
     Args:
-        location: in a bucket.
-        timeout: of one request.
-        retries: of a request that failed on the way or at the server. A conditional put that is
-            tried again may find what it wrote itself: with 0 the caller knows each outcome.
+        location: location in a bucket.
+        timeout: timeout of one request.
+        retries: retries of a request that failed on the network or at the server. The retry of a
+            conditional put may find the object that the first attempt wrote; with 0 the caller
+            sees the result of each attempt.
+
+    Returns:
+        The bucket, and the key of the location in it.
     """
     bucket, _, key = location.path.partition("/")
     endpoint = _endpoint()
-    config: S3Config = {"disable_bulk_delete": True}  # not all servers have it
+    config: S3Config = {"disable_bulk_delete": True}  # not all servers support it
     if endpoint:
         config["endpoint"] = endpoint
     region, provider = _region(), None
     if not os.environ.get(_CREDENTIALS["access_key_id"]):
-        provider = _Chain()
+        provider = _CredentialChain()
         region = region or provider.region
     config["region"] = region or "us-east-1"
     store = S3Store(
@@ -108,15 +112,18 @@ def open_bucket(
 def list_files(
     location: Location, ignore: Collection[str] = (), recursive: bool = True
 ) -> Iterator[Listed]:
-    """Every file below a folder, as the server or the disk lists them.
+    """List every file below a folder, in the order of the server or the disk.
 
-    S3 lists in the order of keys. Folders that `is_ignored` names are left out; local links are
-    followed once.
+    S3 lists in the order of keys. Folders for which `is_ignored` is true are left out; local links
+    are followed once.
 
     Args:
         location: a folder or prefix.
         ignore: names of folders to leave out.
-        recursive: at any depth, or directly in the folder only.
+        recursive: list files at any depth; otherwise only those directly in the folder.
+
+    Returns:
+        Iterator over the files.
 
     Raises:
         InputError: a key that no client can address, or there is no such bucket.
@@ -167,7 +174,7 @@ def _list_objects(location: Location, ignore: Collection[str], recursive: bool) 
 
 
 def _is_folder_marker(store: S3Store, path: str) -> bool:
-    """Whether an empty object is called `path/`: the listing does not show the slash."""
+    """Whether an empty object is named `path/`: the listing does not show the slash."""
     try:
         obstore.head(store, path)
     except FileNotFoundError:
@@ -175,11 +182,11 @@ def _is_folder_marker(store: S3Store, path: str) -> bool:
     return False
 
 
-class _Chain:
-    """Credentials of a profile or role, by the chain that all AWS programs use."""
+class _CredentialChain:
+    """Credentials of a profile or role, found by the credential chain of all AWS programs."""
 
     def __init__(self) -> None:
-        from botocore.session import get_session  # slow, and needed here alone
+        from botocore.session import get_session  # slow to import, and needed only here
 
         session = get_session()
         self.region: str | None = session.get_config_variable("region")

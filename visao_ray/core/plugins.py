@@ -1,14 +1,14 @@
-"""Plugins: Python outside the library that registers a dataset, metric, family or engine.
+"""Plugins: Python code outside the library that registers a dataset, metric, family or engine.
 
-A job imports what `--plugin FILE.py` or `--plugin import.path` names before it checks its other
-settings, so a plugin's names are valid there. A plugin imports Keras or TensorFlow inside its
-functions, as the library does: jobs check settings without them.
+A job imports the plugins of `--plugin FILE.py` or `--plugin import.path` before it checks its other
+settings, so these may use names that a plugin registers. A plugin must import Keras and TensorFlow
+inside its functions, as the library does: jobs check settings without them.
 
-Ray's worker processes get plugins from `ray.init(runtime_env=…)`: `py_modules` copies a file to
-every node and puts it on the import path of the job's workers, and an environment variable lists
-the modules, which registries import at their first look-up. Other public ways do less. The path of
-a file means nothing on nodes that lack it. `worker_process_setup_hook` also runs in workers that
-need no plugin, and where it raises, Ray ends the worker and the driver gets no error of ours. With
+Ray's worker processes get plugins from `ray.init(runtime_env=…)`. `py_modules` copies a file to
+every node and adds it to the import path of the job's workers. An environment variable lists the
+modules, and registries import them at their first look-up. Other public ways do less: a file's path
+is useless on nodes that do not have the file; `worker_process_setup_hook` also runs in workers that
+need no plugin, and if it raises, Ray ends the worker and the driver does not get our error. With
 `py_modules` a module has one name everywhere, so objects of its classes can be pickled. A program
 that starts Ray itself passes `runtime_env()` to `ray.init`.
 """
@@ -30,18 +30,18 @@ from visao_ray.core.errors import InputError
 #: Lists the modules that registries import in a worker process.
 VARIABLE = "VISAO_RAY_PLUGINS"
 
-#: Files through which every import goes: an error's line there says nothing.
+#: Files that take part in every import; their lines in a traceback do not help the user.
 _OWN = (__file__, importlib.__file__)
 
-#: Plugins of this process: name of the module, and its file where it was named by that.
+#: Plugins of this process: name of the module, and its file if it was given as a file.
 _loaded: dict[str, Path | None] = {}
 
 
 def load(plugins: Iterable[str]) -> None:
-    """Import plugins, each once in a process.
+    """Import plugins, each once per process.
 
     Args:
-        plugins: paths of Python files, which end in `.py`, or import paths.
+        plugins: paths of Python files that end in `.py`, or import paths.
 
     Raises:
         InputError: a plugin is missing, fails, or is a file with the name of another module.
@@ -58,20 +58,20 @@ def load(plugins: Iterable[str]) -> None:
 
 
 def load_listed() -> None:
-    """Import the plugins that Ray gave to this worker process; other processes have none.
+    """Import the plugins that Ray passed to this worker process; other processes have none.
 
     Raises:
-        InputError: a plugin fails here.
+        InputError: a plugin fails in this process.
     """
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
         if name not in _loaded:
-            _loaded[name] = None  # before its import, which may look something up
+            _loaded[name] = None  # before the import, which may itself use a registry
             with _explained(name):
                 importlib.import_module(name)
 
 
 def runtime_env() -> dict[str, Any]:
-    """What `ray.init` takes so that workers have the plugins of this process; empty without any."""
+    """Return the `runtime_env` that gives workers this process's plugins; empty without plugins."""
     if not _loaded:
         return {}
     files = [str(file) for file in _loaded.values() if file is not None]
@@ -79,18 +79,18 @@ def runtime_env() -> dict[str, Any]:
 
 
 def _import_file(plugin: str, file: Path) -> None:
-    """Import a file as the module of its stem, which is what workers call it.
+    """Import a file as a module named after its stem, the name that workers use too.
 
-    Its folder does not become part of the import path: it is not part of it on nodes either.
+    Its folder is not added to the import path, because on other nodes it is not there either.
     """
     name = file.stem
     if not file.is_file():
         raise InputError(f"--plugin {plugin}: there is no such file")
     if not name.isidentifier():
-        raise InputError(f"--plugin {plugin}: rename the file; '{name}' is no name of a module")
+        raise InputError(f"--plugin {plugin}: rename the file; '{name}' is not a module name")
     other = _origin(name)
     if other is not None and Path(other).resolve() != file:
-        raise InputError(f"--plugin {plugin}: rename the file; '{name}' is {other} already")
+        raise InputError(f"--plugin {plugin}: rename the file; '{name}' is already {other}")
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, file)
@@ -106,7 +106,7 @@ def _import_file(plugin: str, file: Path) -> None:
 
 
 def _origin(name: str) -> str | None:
-    """Where a top-level module comes from, whether or not it is imported; None without any."""
+    """Return the file of a top-level module, imported or not; None if there is no such module."""
     if name in sys.modules:
         return getattr(sys.modules[name], "__file__", None) or "part of Python"
     spec = importlib.util.find_spec(name)
@@ -115,7 +115,7 @@ def _origin(name: str) -> str | None:
 
 @contextlib.contextmanager
 def _explained(plugin: str) -> Iterator[None]:
-    """Make one line of whatever a plugin raises at its import."""
+    """Turn any exception of a plugin's import into an `InputError` of one line."""
     try:
         yield
     except InputError as error:

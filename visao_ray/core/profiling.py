@@ -1,8 +1,8 @@
-"""Where the seconds of a job on Ray Data go: told row by row, summed where rows are written.
+"""Profiling of a job on Ray Data: costs are recorded per row and summed where rows are written.
 
-Loaders and actors tell what rows cost in one column, `SPENT`, which travels with the rows to the
-sink and into no table. So nothing is asked of the driver, and work that was done twice (a task
-tried again, a node lost) counts once: with the rows that were written.
+Loaders and actors record the costs of rows in one column, `SPENT`. It stays with the rows until
+they are written, and is not written to any table. So the driver does no work for it, and repeated
+work (a task retried, a node lost) counts once: with the rows that were written.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ import pyarrow as pa
 from visao_ray.core import tables
 from visao_ray.core.capacity import Nodes, StageCosts, forecast, gains
 
-#: Column of a block with what its rows cost: 28 bytes a row, beside 150,000 of pixels.
+#: Column of a block with the costs of its rows: 28 bytes a row, next to 150,000 bytes of pixels.
 SPENT = "spent"
-_TOLD = ("images", "read_bytes", "block_bytes", "read", "decode", "wait", "extract")
-FIELD = pa.field(SPENT, pa.list_(pa.float32(), len(_TOLD)))
+_COSTS = ("images", "read_bytes", "block_bytes", "read", "decode", "wait", "extract")
+FIELD = pa.field(SPENT, pa.list_(pa.float32(), len(_COSTS)))
 
-_BUSY = 0.8  # share of their time from which on actors are what all wait for
-_ENOUGH = 8  # blocks an actor, below which its waiting says little
+_BUSY_SHARE = 0.8  # of their time; from here on actors are the bottleneck
+_MIN_BLOCKS = 8  # per actor; with fewer, its waiting time says little
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Sums over the images that one start of a run wrote; of a resumed run, since its last start.
+    """Sums over the images that a run has written since its last start.
 
     Attributes:
-        ok, errors: images.
-        blocks: written at once, each.
-        read_bytes: of image files.
-        block_bytes: of pixels made, which go from loaders to actors where there are any.
-        write_bytes: of rows for the tables, before Parquet compresses them.
-        read, decode: seconds of loading tasks; decoding includes augmenting. A task reads and
-            decodes with several threads, and its seconds are split as those of its threads are.
-        wait: seconds that actors had nothing to do, between one block and the next.
+        ok: images with results.
+        errors: images without results.
+        blocks: number of writes.
+        read_bytes: bytes of image files.
+        block_bytes: bytes of decoded pixels; loaders send them to actors, if there are any.
+        write_bytes: bytes of rows for the tables, before compression.
+        read: seconds of loading tasks for reading. A task reads and decodes with more than one
+            thread; its seconds are divided in proportion to the seconds of its threads.
+        decode: seconds of loading tasks for decoding and augmenting.
+        wait: seconds that actors were idle between two blocks.
         extract: seconds that actors worked.
         write: seconds of writing tasks, from Ray's pending checkpoint to the end of the files.
-        first, last: when the first and the last block were written, in seconds since 1970, by the
-            clocks of the nodes; 0 where there was none.
+        first: when the first block was written, in seconds since 1970 by the clock of the node; 0
+            if there was none.
+        last: when the last block was written, likewise.
     """
 
     ok: int = 0
@@ -62,28 +65,29 @@ class Stages:
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return self.ok + self.errors
 
     @property
     def busy(self) -> float | None:
-        """Share of their time that actors worked, between their first block and their last."""
+        """Share of their time that actors worked, between their first and their last block."""
         return self.extract / (self.extract + self.wait) if self.extract else None
 
     @property
     def images_per_second(self) -> float | None:
-        """From the first written block on, so without the start; None for a single block."""
+        """Speed after the first written block, so without the start; None for a single block."""
         if self.blocks < 2 or self.last <= self.first:
             return None
         return self.images * (1 - 1 / self.blocks) / (self.last - self.first)
 
     def costs(self) -> StageCosts:
-        """What one image cost, as a forecast takes it."""
+        """Return the costs of one image, for `forecast`."""
         names = [one.name for one in fields(StageCosts)]
         return StageCosts(**{name: getattr(self, name) / max(self.images, 1) for name in names})
 
 
-def total(parts: Iterable[Stages]) -> Stages:
-    """Several sums as one."""
+def sum_stages(parts: Iterable[Stages]) -> Stages:
+    """Add up `Stages`; the result covers the time from the earliest to the latest block."""
     found = list(parts)
     if not found:
         return Stages()
@@ -92,48 +96,54 @@ def total(parts: Iterable[Stages]) -> Stages:
     return Stages(**{**added, "first": first, "last": last})
 
 
-def loaded(
-    views: Sequence[int], told: Sequence[tuple[float, float, float, float]], seconds: float
+def loader_costs(
+    views: Sequence[int], costs: Sequence[tuple[float, float, float, float]], seconds: float
 ) -> pa.Array:
-    """The column of a block that a loader made of some images.
+    """Build the `SPENT` column of a block from a loader.
 
     Args:
-        views: rows that each image became; the first of them bears the costs of all.
-        told: of each image: bytes read, bytes of pixels, its thread's seconds of reading and of
-            decoding.
-        seconds: that the whole block took.
+        views: number of rows of each image; the first row of an image gets all of its costs.
+        costs: of each image: bytes read, bytes of pixels, and its thread's seconds of reading and
+            of decoding.
+        seconds: seconds that the whole block took.
+
+    Returns:
+        The column, float32[sum(views), 7].
     """
-    rows = np.zeros((sum(views), len(_TOLD)), np.float32)
+    rows = np.zeros((sum(views), len(_COSTS)), np.float32)
     if views:
-        costs = np.array(told, np.float64)
-        costs[:, 2:] *= seconds / max(costs[:, 2:].sum(), 1e-9)
+        of_images = np.array(costs, np.float64)
+        of_images[:, 2:] *= seconds / max(of_images[:, 2:].sum(), 1e-9)
         firsts = np.cumsum([0, *views[:-1]])
         rows[firsts, 0] = 1
-        rows[firsts, 1:5] = costs
+        rows[firsts, 1:5] = of_images
     return tables.vectors(rows)
 
 
-def extracted(spent: pa.ChunkedArray, wait: float, seconds: float) -> pa.Array:
-    """The column of a block behind an actor, which waited and then worked for it."""
+def add_actor_costs(spent: pa.ChunkedArray, wait: float, seconds: float) -> pa.Array:
+    """Return the `SPENT` column of a block with an actor's seconds of waiting and of work added."""
     rows = tables.matrix(spent).copy()
     rows[:, 5:] = np.array([wait, seconds]) / max(len(rows), 1)
     return tables.vectors(rows)
 
 
-def summed(
+def sum_costs(
     spent: pa.ChunkedArray, failed: pa.ChunkedArray, write_bytes: int, seconds: float, now: float
 ) -> Stages:
-    """What the rows of one write cost.
+    """Sum the costs of the rows of one write.
 
     Args:
-        spent: the column of their costs.
+        spent: the `SPENT` column, float32[N, 7].
         failed: bool[N], whether a row's image could not be used.
-        write_bytes: of the rows, as they are written.
-        seconds: of the write.
-        now: seconds since 1970.
+        write_bytes: bytes of the rows as they are written.
+        seconds: seconds of the write.
+        now: current time, in seconds since 1970.
+
+    Returns:
+        The sums, with one block.
     """
     costs = tables.matrix(spent).astype(np.float64)
-    sums = dict(zip(_TOLD[1:], costs[:, 1:].sum(axis=0).tolist(), strict=True))
+    sums = dict(zip(_COSTS[1:], costs[:, 1:].sum(axis=0).tolist(), strict=True))
     bad = np.asarray(failed)
     return Stages(
         ok=round(costs[~bad, 0].sum()),
@@ -147,16 +157,16 @@ def summed(
     )
 
 
-def counted(spent: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-    """Whether a row stands for an image of its own; further views of it do not."""
+def first_views(spent: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Return whether each row is the first view of its image, bool[N]."""
     return np.asarray(tables.matrix(spent)[:, 0] > 0)
 
 
-def to_details(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:
-    """`stages` as result.json holds it, for a run that `started` then (seconds since 1970).
+def to_json(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:
+    """Return `details.stages` of result.json for a run that started at `started` (since 1970, s).
 
-    `start` is the seconds until the first block was written; `twice` tells how many times as fast
-    it would be with twice of each.
+    `start` is the seconds until the first block was written; `twice` is the speed-up from twice the
+    loaders, actors, writers or bandwidth.
     """
     costs = stages.costs()
     sums = {name: value for name, value in asdict(stages).items() if name not in ("first", "last")}
@@ -172,33 +182,33 @@ def to_details(stages: Stages, nodes: Nodes, started: float) -> dict[str, Any]:
 
 
 def summary(stages: Stages, nodes: Nodes) -> str:
-    """Where time went and what would make it faster, in one line for people."""
+    """Summarise the costs of an image and what would make the job faster, in one line."""
     costs = stages.costs()
     seconds = {name: getattr(costs, name) for name in ("read", "decode", "extract", "write")}
     if not stages.extract:
         del seconds["extract"]
     parts = ", ".join(f"{name} {_milliseconds(value)}" for name, value in seconds.items())
-    told = f"of each image's {_milliseconds(sum(seconds.values()))} ms: {parts}"
-    return f"{told}; {_advice(stages, nodes)}"
+    total = f"each image took {_milliseconds(sum(seconds.values()))} ms: {parts}"
+    return f"{total}; {_advice(stages, nodes)}"
 
 
 def _advice(stages: Stages, nodes: Nodes) -> str:
-    """By how busy the actors were, as measured; where they waited, by the forecast."""
-    costs, told = stages.costs(), ""
-    if stages.blocks < _ENOUGH * max(nodes.actors, 1):
-        return "too few images to tell what would make it faster"
+    """Return advice from the measured share of busy actors and, if they waited, the forecast."""
+    costs, busy = stages.costs(), ""
+    if stages.blocks < _MIN_BLOCKS * max(nodes.actors, 1):
+        return "too few images to say what would make it faster"
     if stages.busy is not None:
-        told = f"the network's actors were busy {100 * stages.busy:.0f} % of the time: "
-        if stages.busy >= _BUSY:
-            return told + "more actors (GPUs, nodes) or, on GPUs, larger batches make it faster"
-    found = forecast(costs, [nodes], stages.images).stages
-    if found["write"] < found["load"]:
-        return told + "they wait for rows to be written: storage that writes faster"
-    if stages.busy is not None and found["extract"] < found["load"]:
-        return told + "loaders could keep up; more memory for blocks or smaller blocks may help"
+        busy = f"actors were busy {100 * stages.busy:.0f} % of the time: "
+        if stages.busy >= _BUSY_SHARE:
+            return busy + "more actors (GPUs, nodes) or, on GPUs, larger batches make it faster"
+    rates = forecast(costs, [nodes], stages.images).stages
+    if rates["write"] < rates["load"]:
+        return busy + "writing rows limits the speed: storage that writes faster helps"
+    if stages.busy is not None and rates["extract"] < rates["load"]:
+        return busy + "loaders could keep up; more memory for blocks or smaller blocks may help"
     if costs.read > costs.decode:
-        return told + "storage that reads faster or is nearer, or more CPU nodes, make it faster"
-    return told + "more CPUs (nodes) to decode make it faster"
+        return busy + "storage that reads faster or is nearer, or more CPU nodes, make it faster"
+    return busy + "more CPUs (nodes) to decode make it faster"
 
 
 def _milliseconds(seconds: float) -> str:

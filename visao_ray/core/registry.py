@@ -1,4 +1,4 @@
-"""What can be chosen by name: the library's own, and what plugins add."""
+"""Registries of values that are chosen by name: built-in ones and those that plugins add."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from visao_ray.core.errors import InputError
 
 
 class Named(Protocol):
-    """Something that is chosen by its name."""
+    """A value that has a name."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in the registry."""
 
 
 T = TypeVar("T", bound=Named)
 
 
 class Registry(Mapping[str, T]):
-    """Values by name, in the order in which they were registered.
+    """Values by name, in the order of registration.
 
-    A look-up in a worker process of Ray first imports the plugins of the job.
+    In a worker process of Ray, a look-up first imports the plugins of the job.
 
     Args:
-        noun: what one of them is, such as "metric".
-        built_in: those of the library.
+        noun: what a value is, such as "metric"; for messages.
+        built_in: values of the library.
     """
 
     def __init__(self, noun: str, built_in: Iterable[T]) -> None:
@@ -37,6 +38,9 @@ class Registry(Mapping[str, T]):
     def register(self, value: T) -> None:
         """Add a value under its name.
 
+        Args:
+            value: the value; registering the same object again does nothing.
+
         Raises:
             InputError: the name is taken.
         """
@@ -45,14 +49,17 @@ class Registry(Mapping[str, T]):
         self._values[value.name] = value
 
     def find(self, name: str, flag: str) -> T:
-        """The value of that name.
+        """Return the value of a name from the command line.
 
         Args:
-            name: as on the command line.
-            flag: that it was given to, which begins the message of an error.
+            name: the name.
+            flag: the flag that has this name, for the error message.
+
+        Returns:
+            The value.
 
         Raises:
-            InputError: there is none; the message names those there are.
+            InputError: there is no such value; the message lists the known names.
         """
         if name in self:
             return self[name]

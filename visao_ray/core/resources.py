@@ -1,7 +1,7 @@
-"""What the cluster can give: how many workers fit on its nodes, and what each of them takes.
+"""Compute how many workers fit on the nodes of a cluster, and the resources of each worker.
 
-Ray waits for ever where no node can hold a task or an actor. Here a request is held against the
-nodes there are, and against those that an autoscaler may start, before anything is asked for.
+Ray waits forever if no node can hold a task or an actor. This module therefore compares a request
+with the current nodes, and with those that an autoscaler may start, before the request is made.
 """
 
 from __future__ import annotations
@@ -17,69 +17,82 @@ from visao_ray.core.ray_internals import node_groups
 _GIB = 1024**3
 _UNLIMITED = 10_000  # nodes of a group without a limit
 _RETRIES = 3
-_READS = 2  # files of rows read at once: hardly any work beside that of their images
+_READS = 2  # files of rows read at once; little work compared to that of their images
 
 
 @dataclass(frozen=True)
 class Node:
-    """A kind of node: what one offers, by Ray's names of resources, and how many there can be."""
+    """A kind of node.
+
+    Attributes:
+        offers: resources of one node, by Ray's names.
+        count: number of such nodes.
+    """
 
     offers: Mapping[str, float]
     count: int = 1
 
     def holds(self, request: Mapping[str, float]) -> int:
-        """How many requests fit on one such node."""
+        """Return how many such requests fit on one node of this kind."""
         fits = [self.offers.get(name, 0.0) / amount for name, amount in request.items() if amount]
         return math.floor(min(fits, default=float(_UNLIMITED)) + 1e-9)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The nodes there are, and those that the autoscaler may bring them to (none without one)."""
+    """The nodes of a cluster and the limits of its autoscaler.
+
+    Attributes:
+        nodes: the current nodes.
+        limits: all nodes after the autoscaler has grown the cluster to its limits; empty without
+            an autoscaler.
+        idle: ids of nodes that take no work, such as a head started with no CPUs.
+        gpu_ids: ids of nodes with GPUs.
+    """
 
     nodes: tuple[Node, ...]
     limits: tuple[Node, ...] = ()
-    idle: tuple[str, ...] = ()  # ids of nodes that take no work, as a head started with no CPUs
-    gpu_ids: tuple[str, ...] = ()  # of the nodes with GPUs
+    idle: tuple[str, ...] = ()
+    gpu_ids: tuple[str, ...] = ()
 
     @property
     def zero_cpu_options(self) -> dict[str, Any]:
-        """Of tasks that ask for no CPU: options that keep them off nodes which take no work."""
+        """Options of tasks that request no CPU; they exclude nodes that take no work."""
         if not self.idle:
             return {"num_cpus": 0}
         return {"num_cpus": 0, "label_selector": {"ray.io/node-id": f"!in({','.join(self.idle)})"}}
 
     @property
     def reader(self) -> dict[str, Any]:
-        """Of a resumable read of rows: options of `ray.data.read_*`.
+        """Options of `ray.data.read_*` for a resumable read of rows.
 
-        No CPU: the filter of rows that are done holds a whole one from the start of a run that goes
-        on, and where there is no other the two would wait for each other.
+        They request no CPU: in a resumed run, the filter of finished rows holds a whole CPU from
+        the start. If there is no other CPU, the two would wait for each other.
         """
         return {"concurrency": _READS, **self.zero_cpu_options}
 
     def holds(self, request: Mapping[str, float]) -> int:
-        """How many requests fit on the cluster when nothing else runs, grown to its limits."""
+        """Return how many such requests fit on the otherwise empty cluster, grown to its limits."""
         return max(
             sum(node.count * node.holds(request) for node in nodes)
             for nodes in (self.nodes, self.limits)
         )
 
     def total(self, name: str) -> float:
-        """How much of a resource there is, or may be."""
+        """Return the amount of a resource in the whole cluster, grown to its limits."""
         return max(
             sum(node.count * node.offers.get(name, 0.0) for node in nodes)
             for nodes in (self.nodes, self.limits)
         )
 
     def largest(self, name: str) -> float:
-        """The most that one node offers."""
+        """Return the largest amount of a resource that one node offers."""
         kinds = (*self.nodes, *self.limits)
         return max((node.offers.get(name, 0.0) for node in kinds), default=0.0)
 
     @property
     def working(self) -> int:
-        """Nodes that take work, those with a CPU: there are, or may be where a limit is set."""
+        """Number of nodes with CPUs, which take work, in the cluster grown to its limits."""
         return max(
             sum(node.count for node in nodes if node.offers.get("CPU") and node.count < _UNLIMITED)
             for nodes in (self.nodes, self.limits)
@@ -87,15 +100,15 @@ class Cluster:
 
     @property
     def avoid_gpu_nodes(self) -> dict[str, Any]:
-        """Of tasks that need no GPU: options that leave nodes with GPUs to those who do.
+        """Options of tasks that need no GPU; they prefer nodes without GPUs.
 
-        Empty where there are no others.
+        Empty if all nodes have GPUs, or none.
         """
         working = sum(bool(node.offers.get("CPU")) for node in self.nodes)
         if not 0 < len(self.gpu_ids) < working:
             return {}
         others = {"ray.io/node-id": f"!in({','.join(self.gpu_ids)})"}
-        # Rather on a GPU's node than not at all.
+        # If no other node has room, a node with GPUs takes the task.
         return {"label_selector": others, "fallback_strategy": [{"label_selector": {}}]}
 
     def __str__(self) -> str:
@@ -108,12 +121,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Worker:
-    """What each worker or actor takes, as its flags say.
+    """Resources of each worker or actor, as the flags set them.
 
     Attributes:
-        gpus: None: 1 where there is one for everybody, else 0.
-        memory: GiB; None: not asked for.
-        resources: of the user's own names, as the cluster's nodes declare them.
+        gpus: GPUs, fractions allowed; None: 1 if the cluster has one for each worker, else 0.
+        memory: GiB; None: no request.
+        resources: amounts of custom resources, by the names that nodes declare.
     """
 
     gpus: float | None = None
@@ -121,12 +134,12 @@ class Worker:
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def request(self) -> dict[str, float]:
-        """By Ray's names; without CPUs, which a job asks for as the cluster has them."""
-        asked = {"GPU": self.gpus or 0.0, "memory": (self.memory or 0.0) * _GIB, **self.resources}
-        return {name: amount for name, amount in asked.items() if amount}
+        """Return the resources by Ray's names, without CPUs: a job adapts these to the cluster."""
+        amounts = {"GPU": self.gpus or 0.0, "memory": (self.memory or 0.0) * _GIB, **self.resources}
+        return {name: amount for name, amount in amounts.items() if amount}
 
     def options(self, cpus: float) -> dict[str, Any]:
-        """As Ray's tasks and actors take it."""
+        """Return the resources as options of Ray's tasks and actors."""
         found: dict[str, Any] = {"num_cpus": cpus, "num_gpus": self.gpus or 0.0}
         if self.memory:
             found["memory"] = int(self.memory * _GIB)
@@ -137,7 +150,17 @@ class Worker:
 
 @dataclass(frozen=True)
 class ActorPool:
-    """How many actors hold the network, and what they and the tasks beside them take."""
+    """Number and options of the actors that run the network, and of the tasks around them.
+
+    Attributes:
+        size: number of actors.
+        gpus: GPUs of each actor.
+        actor: options of each actor.
+        reader: options of the read of rows.
+        loader: options of each task that loads images.
+        writer: options of each task that writes results.
+        writers: number of writing tasks that run at once.
+    """
 
     size: int
     gpus: float
@@ -152,12 +175,15 @@ class ActorPool:
 
 
 def current_cluster() -> Cluster:
-    """The cluster that this process is connected to.
+    """Return the cluster that this process is connected to.
+
+    Returns:
+        The cluster, with at least one node that takes work.
 
     Raises:
         InputError: none of its nodes takes work.
     """
-    found = present()
+    found = read_cluster()
     if not found.total("CPU"):
         raise InputError(
             "the cluster has no node with CPUs for work, only its head; add one "
@@ -167,13 +193,17 @@ def current_cluster() -> Cluster:
 
 
 def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) -> Any:
-    """What a function returns, called once in a task: the driver stays small.
+    """Call a function once in a task, so that the driver's memory stays small.
 
     Args:
-        function: to call.
-        arguments: of it. References stay references; the function gets each in a list of one.
-        keep: return a reference instead. The function must only read: it is called again where its
-            result was on a node that is gone.
+        function: function to call.
+        *arguments: its arguments. A reference is not resolved: the function gets it in a list of
+            one.
+        keep: return a reference instead of the value. The function must only read, because Ray
+            calls it again if the node with its result is lost.
+
+    Returns:
+        The value that the function returns, or a reference to it.
     """
     import ray
 
@@ -183,8 +213,8 @@ def remotely(function: Callable[..., Any], *arguments: Any, keep: bool = False) 
     return reference if keep else ray.get(reference)
 
 
-def present() -> Cluster:
-    """The cluster that this process is connected to, whether it can take work or not."""
+def read_cluster() -> Cluster:
+    """Return the cluster that this process is connected to, even if no node takes work."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -197,30 +227,46 @@ def present() -> Cluster:
 
 
 def fit_workers(workers: int, worker: Worker, cluster: Cluster) -> Worker:
-    """`worker` with its GPU share settled, once it is known that all of them fit.
+    """Check that all workers fit on the cluster, and decide on their GPUs.
+
+    Args:
+        workers: number of workers.
+        worker: requested resources of each worker.
+        cluster: the cluster.
+
+    Returns:
+        `worker`, with a number for `gpus`.
 
     Raises:
-        InputError: the cluster can never hold them; the message names flag, value and what there
-            is.
+        InputError: the cluster can never hold them; the message names flag, value and the cluster.
     """
     if worker.gpus is None:
         worker = Worker(float(cluster.total("GPU") >= workers), worker.memory, worker.resources)
     _check_one(worker, cluster)
     room = cluster.holds(worker.request())
     if room < workers:
-        told = " and ".join(f"{value} each" for value in _flags(worker))
+        requested = " and ".join(f"{value} each" for value in _flags(worker))
         raise InputError(
-            f"--workers {workers} with {told}: the cluster has room for {room} ({cluster})"
+            f"--workers {workers} with {requested}: the cluster has room for {room} ({cluster})"
         )
     return worker
 
 
 def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPool:
-    """Fit the actors that hold a network to the cluster, and the tasks that load images for them.
+    """Fit the actors that run a network, and the tasks that load images for them, to the cluster.
 
-    With GPUs: as many actors as GPU shares. Without: one a node, for TensorFlow's own threads use
-    all its cores. Actors and loaders ask for little of the CPU count so that the resume filter,
-    which asks for a whole one, always finds its place beside them, also on two cores.
+    With GPUs there are as many actors as GPU shares. Without GPUs there is one actor per node,
+    because TensorFlow's own threads use all its cores. Actors and loaders request less than one CPU
+    each on small clusters, so that the resume filter, which requests a whole CPU, also fits, even
+    on two cores.
+
+    Args:
+        workers: number of actors; None: as many as fit.
+        worker: requested resources of each actor.
+        cluster: the cluster.
+
+    Returns:
+        Number and options of the actors and tasks.
 
     Raises:
         InputError: the cluster can never hold them.
@@ -231,8 +277,8 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
         room = cluster.holds(worker.request())
         workers = room if worker.gpus else max(1, min(cluster.working, room))
     worker = fit_workers(workers, worker, cluster)
-    # Loaders never ask for as much as actors, or Ray Data fuses the two and the network waits for
-    # every image.
+    # Loaders must not request the same CPUs as actors: Ray Data would fuse the two operators, and
+    # images would no longer be loaded while the network runs.
     roomy = cluster.total("CPU") >= 2 * workers + 2
     loader = {"num_cpus": 1.0 if roomy else 0.7, **(cluster.avoid_gpu_nodes if worker.gpus else {})}
     return ActorPool(
@@ -241,15 +287,15 @@ def fit_actors(workers: int | None, worker: Worker, cluster: Cluster) -> ActorPo
         actor=worker.options(0.9) if roomy else {**worker.options(0.0), **cluster.zero_cpu_options},
         reader=cluster.reader,
         loader=loader,
-        # Nothing to wait for: what is extracted but not committed is lost in a kill.
+        # Writers must start at once: a kill loses rows that are extracted but not committed.
         writer=cluster.zero_cpu_options,
-        # Writers ask for no CPU; without a limit Ray would start a process for each waiting block.
+        # They request no CPU, so without a limit Ray would start a process for each waiting block.
         writers=(8 if worker.gpus else 2) * workers,
     )
 
 
 def _check_one(worker: Worker, cluster: Cluster) -> None:
-    """Each part of the request by itself, so that the message can name the flag."""
+    """Check each part of the request by itself, so that the message can name the flag."""
     if worker.gpus and cluster.largest("GPU") < worker.gpus:
         raise InputError(
             f"--gpus-per-worker {worker.gpus:g}: no node has so many GPUs ({cluster}); leave it "
@@ -266,8 +312,8 @@ def _check_one(worker: Worker, cluster: Cluster) -> None:
                 f"resource by ray start --resources='{{\"{name}\": {amount:g}}}'"
             )
     if not cluster.holds(worker.request()):
-        told = ", ".join(_flags(worker))
-        raise InputError(f"{told}: no node has all of it at once ({cluster})")
+        requested = ", ".join(_flags(worker))
+        raise InputError(f"{requested}: no node has all of it at once ({cluster})")
 
 
 def _flags(worker: Worker) -> list[str]:

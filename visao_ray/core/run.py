@@ -1,9 +1,9 @@
-"""What every job shares: its output folder, resume, progress, counts, result.json and exit status.
+"""What all jobs share: the output folder, resuming, progress lines, counts and result.json.
 
-`OUT/run.json` is written first and names the settings of the run; `OUT/result.json` is written last
-and at once: without it, a run is not finished. The same command again goes on where it was; other
-settings in the same place are an error unless `--fresh`, and nothing is ever deleted then but moved
-to `OUT/previous/`.
+`OUT/run.json` is written first and holds the settings of the run. `OUT/result.json` is written last
+and atomically: without it, a run is not finished. The same command again resumes the run. Other
+settings with the same folder are an error unless `--fresh` is given; then the earlier files are
+moved to `OUT/previous/`, and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -46,15 +46,32 @@ _PACKAGES = (
 
 @dataclass
 class Run(Generic[S]):
-    """One run of a job: what it was told, where it writes, and what it will say of itself."""
+    """One run of a job: its settings, its output folder, and the content of its result.json.
+
+    Attributes:
+        settings: settings of the job.
+        out: output folder.
+        id: id in logs and results; it stays the same when the run is resumed.
+        command: command line that started the run.
+        step: the latest step, set by `labels`.
+        dataset: name of the dataset of that step.
+        predecessor: the process that died while it held the folder, if any.
+        counts: counts, for result.json; so are the following.
+        metrics: metrics.
+        timings: seconds by name.
+        throughput: rates per second by name.
+        inputs: store, table versions and digests that were read.
+        details: further facts.
+        warnings: lines that users must see.
+    """
 
     settings: S
     out: Location
-    id: str = ""  # the same in logs and results, however often the run is started
-    command: str = ""  # that started it
-    step: str = ""  # the latest, and its dataset
+    id: str = ""
+    command: str = ""
+    step: str = ""
     dataset: str = ""
-    predecessor: Owner | None = None  # the process that died holding the folder, if one did
+    predecessor: Owner | None = None
     counts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -65,29 +82,29 @@ class Run(Generic[S]):
 
     @property
     def owner(self) -> Owner:
-        """This process, as leases and others name it."""
+        """This process, as leases and messages name it."""
         return Owner.here(job=self.settings.job, run=self.id)
 
     @property
     def work(self) -> Location:
-        """Scratch of an unfinished run: marks of finished steps, checkpoints. Gone at its end."""
+        """Scratch folder of an unfinished run: marks of finished steps, checkpoints."""
         return self.out.join("work")
 
     def labels(self, step: str, dataset: str) -> dict[str, str]:
-        """What logs and metrics tell a step of this run by, which begins now."""
+        """Set the current step and return its labels for logs and metrics."""
         self.step, self.dataset = step, dataset
         return {"run": self.id, "verb": self.settings.job, "step": step, "dataset": dataset}
 
     def name(self, step: str, dataset: str) -> str:
-        """What Ray's dashboard calls a step of this run."""
+        """Return the name of a step of this run in Ray's dashboard."""
         return f"{step}-{dataset}-{self.id}"
 
     def say(self, message: str) -> None:
-        """One line of progress on the terminal."""
+        """Print one line of progress."""
         print(f"[{self.settings.job}] {message}", flush=True)
 
     def warn(self, message: str) -> None:
-        """A line that people must see: on the terminal, in result.json and in the report."""
+        """Print a line that users must see; it is also in result.json and in the report."""
         self.warnings.append(message)
         print(f"[{self.settings.job}] WARNING: {message}", file=sys.stderr, flush=True)
 
@@ -99,7 +116,7 @@ class Run(Generic[S]):
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
 
     def once(self, step: str, work: Callable[[], None], *rebuilds: Location) -> None:
-        """Do a step of a job unless an earlier run finished it; `rebuilds` is cleared before."""
+        """Do a step unless an earlier start finished it; delete the `rebuilds` locations first."""
         mark = self.work.join(f"{step}.done")
         if mark.exists():
             return
@@ -111,46 +128,49 @@ class Run(Generic[S]):
 
 
 def execute(settings: S, work: Work[S], command: str = "") -> dict[str, Any]:
-    """Run a job unless it is finished already; returns the content of its result.json.
+    """Run a job unless it is already finished.
 
     Args:
-        settings: of the job.
-        work: does it.
-        command: that started it, for reports.
+        settings: settings of the job.
+        work: function that does the job.
+        command: command line that started it, for reports.
+
+    Returns:
+        The content of its result.json.
 
     Raises:
-        InputError: another run, or somebody else's files, stand in `--out`.
+        InputError: `--out` holds another run or files of another origin.
     """
     if isinstance(settings, StoreJobSettings):
-        return _grow(settings, work, command)
+        return _execute_store_job(settings, work, command)
     out = locate(settings.out)
-    run = Run(settings=settings, out=out, id=_identify(out, _now()), command=command)
+    run = Run(settings=settings, out=out, id=_run_id(out, _now()), command=command)
     with _writable(out):
-        finished = _finished(run)
+        finished = _finished_result(run)
         if finished is not None:
             return finished
     with _leased(run):
         with _writable(out):
-            previous = _previous(out, settings)
+            previous = _read_previous(out, settings)
             if settings.fresh and previous is not None:
-                _put_aside(out, settings)
+                _move_previous(out, settings)
                 previous = None
             if previous is None:
                 run.id = _claim(out, settings)
             else:
-                run.id = _identify(out, previous["started"])
-                run.say(f"going on with the run of {previous['started']} in {out.uri}")
+                run.id = _run_id(out, previous["started"])
+                run.say(f"resuming the run of {previous['started']} in {out.uri}")
         return _perform(settings, run, work)
 
 
-def _finished(run: Run[S]) -> dict[str, Any] | None:
-    """The content of result.json where the run is finished and shall not be done again.
+def _finished_result(run: Run[S]) -> dict[str, Any] | None:
+    """Return the content of result.json if the run is finished and `--fresh` is not given.
 
     Raises:
-        InputError: another run, or somebody else's files, stand in `--out`.
+        InputError: `--out` holds another run or files of another origin.
     """
     out, settings = run.out, run.settings
-    previous = _previous(out, settings)
+    previous = _read_previous(out, settings)
     if previous is None:
         _check_free(out, settings)
         return None
@@ -161,41 +181,41 @@ def _finished(run: Run[S]) -> dict[str, Any] | None:
     result = out.join("result.json")
     if not result.exists():
         return None
-    run.work.delete()  # a kill right after the result was written leaves it behind
+    run.work.delete()  # it still exists if the job was killed right after it wrote the result
     run.say(f"already finished: {result.uri} (--fresh to do it again)")
     return dict(_read_json(result) or {})
 
 
-def _previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
-    """What an earlier start in this folder wrote first; None where there was none.
+def _read_previous(out: Location, settings: JobSettings) -> dict[str, Any] | None:
+    """Return the content of run.json from an earlier start; None if there is none.
 
     Raises:
         InputError: the folder belongs to another job.
     """
     previous = _read_json(out.join("run.json"))
     if previous is not None:
-        _check_ours(out, previous, settings)
+        _check_job(out, previous, settings)
     return previous
 
 
-def _grow(settings: Any, work: Work[Any], command: str) -> dict[str, Any]:
-    """Run a job that finds out what is new and does that; it never goes on with an earlier run."""
+def _execute_store_job(settings: Any, work: Work[Any], command: str) -> dict[str, Any]:
+    """Run a job that processes what is new for a store; it never resumes an earlier run."""
     started = _now()
     out = locate(settings.out_uri(started))
-    identity = _identify(out, f"{started} {os.getpid()}")
+    identity = _run_id(out, f"{started} {os.getpid()}")
     run = Run(settings=settings, out=out, id=identity, command=command)
     with _writable(out):
         previous = _read_json(out.join("result.json"))
         if previous is not None:
-            _check_ours(out, previous, settings)
+            _check_job(out, previous, settings)
     with _leased(run):
-        run.work.delete()  # of a start that was killed: the store knows what is done
+        run.work.delete()  # left by a killed start; the store knows what is done
         return _perform(settings, run, work)
 
 
 @contextlib.contextmanager
 def _leased(run: Run[Any]) -> Iterator[None]:
-    """Hold the run's folder, so that no second process works in it at the same time.
+    """Hold the lease of the run's folder, so that no second process works in it.
 
     Raises:
         InputError: another process holds it; the message names it.
@@ -215,7 +235,7 @@ def _leased(run: Run[Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writable(out: Location) -> Iterator[None]:
-    """Say plainly where --out cannot be written; an outage of the object store says nothing."""
+    """Turn an OSError into an InputError for --out, unless it is an outage of the object store."""
     try:
         yield
     except OSError as error:
@@ -225,7 +245,7 @@ def _writable(out: Location) -> Iterator[None]:
 
 
 def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
-    """Do the work and write `result.json`, whose content is returned."""
+    """Do the work, write result.json and return its content."""
     result = run.out.join("result.json")
     started, clock = _now(), time.perf_counter()
     with _logged(run):
@@ -251,7 +271,7 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
         "started": started,
         "finished": _now(),
     }
-    content = _plain(content)  # as the file holds it, so without infinities
+    content = _plain(content)  # as in the file: infinities are null
     result.write_bytes(to_json(content))
     run.work.delete()
     run.say(f"finished in {duration(run.timings['total'])}: {result.uri}")
@@ -260,7 +280,7 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _logged(run: Run[Any]) -> Iterator[None]:
-    """Keep what Ray and Python warn of in the block, and say at its end how much there is."""
+    """Write warnings of Ray and Python to a log file, and print their number at the end."""
     log = DriverLog(run.out.join("log"))
     try:
         with log:
@@ -272,7 +292,7 @@ def _logged(run: Run[Any]) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `8.3 s`, `4 min 10 s`, `2 h 05 min`."""
+    """Format seconds as `8.3 s`, `4 min 10 s` or `2 h 05 min`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -282,7 +302,7 @@ def duration(seconds: float) -> str:
 
 
 def to_json(content: Any) -> bytes:
-    """JSON as files hold it: readable, and NaN or infinity as null."""
+    """Encode as indented JSON, with NaN and infinity as null."""
     return (json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -299,24 +319,24 @@ def _plain(value: Any) -> Any:
 
 
 def _check_free(out: Location, settings: JobSettings) -> None:
-    """Refuse a folder with tables that no run of ours made.
+    """Check that a folder holds no outputs of another origin.
 
     Raises:
-        InputError: it holds such.
+        InputError: it holds some.
     """
     for name in ("result.json", "work", *settings.writes):
         if out.join(name).exists():
             raise InputError(
-                f"--out {out.uri} already holds '{name}' that no run of {settings.job} put there; "
+                f"--out {out.uri} already holds '{name}', which no run of {settings.job} wrote; "
                 "choose another --out"
             )
 
 
 def _claim(out: Location, settings: JobSettings) -> str:
-    """Take an output folder for this run; returns the run's id."""
+    """Write run.json to claim an output folder; return the run's id."""
     _check_free(out, settings)
     started = _now()
-    run = _identify(out, started)
+    run = _run_id(out, started)
     content = {
         "job": settings.job,
         "run": run,
@@ -327,12 +347,12 @@ def _claim(out: Location, settings: JobSettings) -> str:
     return run
 
 
-def _identify(out: Location, started: str) -> str:
-    """Eight digits by which logs, metrics and results of one run are found."""
+def _run_id(out: Location, started: str) -> str:
+    """Return eight hexadecimal digits that identify a run in logs, metrics and results."""
     return hashlib.sha256(f"{out.uri} {started}".encode()).hexdigest()[:8]
 
 
-def _put_aside(out: Location, settings: JobSettings) -> None:
+def _move_previous(out: Location, settings: JobSettings) -> None:
     stamp = _now().replace(":", "-")
     names = (f"{stamp}.{number}" if number else stamp for number in itertools.count())
     place = next(place for name in names if not (place := out.join("previous", name)).exists())
@@ -341,8 +361,8 @@ def _put_aside(out: Location, settings: JobSettings) -> None:
             out.join(name).move(place.join(name))
 
 
-def _check_ours(out: Location, previous: dict[str, Any], settings: JobSettings) -> None:
-    """Refuse the folder of another job, also with --fresh: its tables are not ours to move."""
+def _check_job(out: Location, previous: dict[str, Any], settings: JobSettings) -> None:
+    """Refuse the folder of another job, even with --fresh, so that its files are not moved."""
     if previous["job"] != settings.job:
         raise InputError(
             f"--out {out.uri} belongs to a run of {previous['job']}; choose another --out"
@@ -352,10 +372,10 @@ def _check_ours(out: Location, previous: dict[str, Any], settings: JobSettings) 
 def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) -> str:
     old, new = previous["settings"], settings.identity()
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    told = ", ".join(
+    changes = ", ".join(
         f"--{name.replace('_', '-')} was {old.get(name)}, now {new.get(name)}" for name in changed
     )
-    return f"--out {out.uri} belongs to a run with other settings ({told}); --fresh starts anew"
+    return f"--out {out.uri} belongs to a run with other settings ({changes}); --fresh starts anew"
 
 
 def _read_json(location: Location) -> dict[str, Any] | None:
@@ -366,7 +386,7 @@ def _read_json(location: Location) -> dict[str, Any] | None:
     except ValueError:
         content = None
     if not isinstance(content, dict) or not {"job", "settings", "started"} <= content.keys():
-        raise InputError(f"{location.uri} is not one of visao_ray's; choose another --out")
+        raise InputError(f"{location.uri} was not written by visao_ray; choose another --out")
     return content
 
 

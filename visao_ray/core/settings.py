@@ -1,7 +1,7 @@
-"""The typed settings of every job, and the one place where their values are checked.
+"""Base classes of the typed settings of jobs, and the parser of flags and TOML files.
 
-A setting is a field here and nowhere else: its flag, its key in a TOML file, its default, its check
-and its line in `--help` come from the field. Flags win over the file given by `--settings`.
+Each setting is one field: its flag, its key in a TOML file, its default, its check and its line in
+`--help` come from the field. Flags override the file given by `--settings`.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from visao_ray.core.resources import Worker
 C = TypeVar("C", bound="CommandSettings")
 S = TypeVar("S", bound="JobSettings")
 
-#: Marks settings that change how a job runs but not what it makes: a resumed run may change them.
+#: Marks settings that do not change the result of a job: a resumed run may change them.
 OPERATIONAL: dict[str, Any] = {"operational": True}
 
-#: Marks settings that stand in a fixed place on the command line, without a flag.
+#: Marks settings that are positional arguments, without a flag.
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 
 class CommandSettings(BaseSettings):
-    """What all commands share.
+    """Base of the settings of all commands.
 
     Attributes:
+        model_config: configuration of pydantic.
         job: name of the file in jobs/; empty for groups of settings.
-        example: flags to try, for `--help`.
+        example: example flags, for `--help`.
         again: what the same command does the second time, for `--help`.
     """
 
@@ -62,7 +63,7 @@ class CommandSettings(BaseSettings):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Let `--help` end with a command to try."""
+        """Add an example command to the end of `--help`."""
         super().__pydantic_init_subclass__(**kwargs)
         if cls.job:
             command = f"  %(prog)s {cls.example}"  # argparse writes the name of the program there
@@ -70,17 +71,20 @@ class CommandSettings(BaseSettings):
 
     @classmethod
     def variant(cls, arguments: Sequence[str], values: Mapping[str, Any]) -> type[Self]:
-        """The class that settings are checked by; a job may have several.
+        """Choose the class that checks the settings; a job may have more than one.
 
         Args:
-            arguments: of the command line.
-            values: of the TOML file, by name.
+            arguments: arguments of the command line.
+            values: values of the TOML file, by name.
+
+        Returns:
+            This class, or another variant of it.
         """
         return cls
 
     @classmethod
     def foreign(cls, name: str) -> str | None:
-        """Why a setting is none of this class, if it is one of another variant."""
+        """Explain why a setting is not part of this class, if it belongs to another variant."""
         return None
 
     @classmethod
@@ -92,44 +96,52 @@ class CommandSettings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # never from environment variables: a run must be told in full
+        """Read no environment variables, so that a command line describes a run completely."""
+        return (init_settings,)
 
 
 class JobSettings(CommandSettings):
-    """What all jobs share: an output folder with a result.json.
+    """Base of the settings of all jobs, which write an output folder with a result.json.
 
     Attributes:
-        writes: what the job writes below `out`, beside run.json and result.json.
+        again: what the same command does the second time, for `--help`.
+        writes: names that the job writes below `out`, in addition to run.json and result.json.
+        out: output folder.
+        seed: seed of all random numbers.
+        fresh: start again; move the earlier run's files to `previous/`.
     """
 
-    again: ClassVar[str] = "The same command again goes on where an interrupted run was."
+    again: ClassVar[str] = "The same command again resumes an interrupted run."
     writes: ClassVar[tuple[str, ...]] = ()
 
     out: str = Field(description="folder or s3://bucket/prefix for the tables and result.json")
-    seed: int = Field(0, ge=0, description="same seed, same result")
+    seed: int = Field(0, ge=0, description="the same seed gives the same result")
     fresh: bool = Field(
         False,
-        description="start anew; what an earlier run left in --out is moved to OUT/previous/. "
-        "Without it (or with --resume) an unfinished run goes on where it was",
+        description="start again; the files of an earlier run in --out are moved to OUT/previous/. "
+        "Without it (or with --resume) an unfinished run is resumed",
         json_schema_extra=OPERATIONAL,
     )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what the job makes: those that a resumed run must repeat."""
-        how = {
+        """Return the settings that decide the result: a resumed run must have the same ones."""
+        operational = {
             name
             for name, field in type(self).model_fields.items()
             if (field.json_schema_extra or {}) == OPERATIONAL
         }
-        return self.model_dump(mode="json", exclude=how | {"out"})
+        return self.model_dump(mode="json", exclude=operational | {"out"})
 
     def part(self, kind: type[S], without: type[BaseSettings] | None = None, **changes: Any) -> S:
-        """The settings of another job that this one contains, with `changes`.
+        """Build the settings of another job that this job contains.
 
         Args:
-            kind: of the other job.
-            without: a group of settings that are left at their defaults.
-            changes: values by name.
+            kind: class of the other job's settings.
+            without: a group of settings to leave at their defaults.
+            **changes: values by name that replace those of this job.
+
+        Returns:
+            The settings of the other job.
         """
         left_out = without.model_fields if without is not None else {}
         shared = {
@@ -141,42 +153,42 @@ class JobSettings(CommandSettings):
 
 
 class PluginOptions(BaseSettings):
-    """What is added to the library's datasets, metrics, families and engines."""
+    """Options that add datasets, metrics, families and engines to those of the library."""
 
     plugin: list[str] = Field(
         [],
         description="FILE.py, or import path of a module on all nodes, that registers a dataset, "
-        "metric, family or engine (see examples/); may be given again",
+        "metric, family or engine (see examples/); may be repeated",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _load_plugins(cls, values: Any) -> Any:
-        """Before other settings are checked: they may be names that a plugin registers."""
+        """Load plugins before other settings are checked, because these may use their names."""
         given = values.get("plugin", ())
         if isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
-            plugins.load(given)  # a value of another type is refused as that of any setting is
+            plugins.load(given)  # the check of the field refuses values of other types
         return values
 
 
 class StoreOptions(BaseSettings):
-    """Where the dataset's store is."""
+    """Option that names the dataset's store."""
 
     store: str | None = Field(
         None, description="folder or s3://bucket/prefix of the dataset's store (OUT/store)"
     )
 
     def store_uri(self) -> str:
-        """The store: --store, or one below --out."""
+        """Return the URI of the store: --store, or a folder below --out."""
         if self.store is not None:
             return self.store
         return f"{str(getattr(self, 'out', None) or '').rstrip('/')}/store"
 
 
 class StoreJobSettings(StoreOptions, JobSettings):
-    """What jobs share that read and write a store."""
+    """Base of the settings of jobs that read and write a store."""
 
-    again: ClassVar[str] = "The same command again does what is new."
+    again: ClassVar[str] = "The same command again processes only what is new."
 
     out: str | None = Field(  # type: ignore[assignment]
         None, description="folder or s3://bucket/prefix for result.json (STORE/runs/DATE-JOB)"
@@ -187,56 +199,56 @@ class StoreJobSettings(StoreOptions, JobSettings):
         if self.out is None and self.store is None:
             raise ValueError("--store is missing: folder or s3://bucket/prefix of the store")
         if self.fresh:
-            raise ValueError("--fresh: a store only grows; choose another --store to start anew")
+            raise ValueError("--fresh: a store only grows; choose another --store to start again")
         return self
 
     def out_uri(self, started: str) -> str:
-        """The folder of a start at that time: --out, or one below the store."""
+        """Return the output folder of a start at that time: --out, or a folder below the store."""
         if self.out is not None:
             return self.out
         return f"{self.store_uri().rstrip('/')}/runs/{started.replace(':', '-')}-{self.job}"
 
 
 class WorkerOptions(BaseSettings):
-    """What each process that holds a network takes of the cluster."""
+    """Resources of each process that runs a network."""
 
     gpus_per_worker: float | None = Field(
         None,
         ge=0,
-        description="GPUs a worker, fractions allowed (1 where there is a GPU, else 0)",
+        description="GPUs per worker, fractions allowed (1 if there is a GPU, else 0)",
         json_schema_extra=OPERATIONAL,
     )
     memory_per_worker: float | None = Field(
         None,
         gt=0,
-        description="GiB a worker; it goes where a node has them left",
+        description="GiB per worker; workers run only on nodes with so much free memory",
         json_schema_extra=OPERATIONAL,
     )
     worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         {},
         description="NAME=AMOUNT of a resource that nodes declare (ray start --resources): workers "
-        "run on those nodes alone",
+        "run only on those nodes",
         json_schema_extra=OPERATIONAL,
     )
 
     def worker(self) -> Worker:
-        """As the cluster is asked for it."""
+        """Return the resources of one worker."""
         return Worker(self.gpus_per_worker, self.memory_per_worker, self.worker_resources)
 
 
 class ActorOptions(WorkerOptions):
-    """The actors that hold a network."""
+    """Number and resources of the actors that run a network."""
 
     workers: int | None = Field(
         None,
         ge=1,
-        description="actors that hold the network (one a GPU share; without GPUs one a node)",
+        description="actors that run the network (one per GPU share; without GPUs one per node)",
         json_schema_extra=OPERATIONAL,
     )
 
 
 class EvaluateOptions(BaseSettings):
-    """How the judging is done."""
+    """Options of the evaluation of a model."""
 
     target_recall: float = Field(
         0.95,
@@ -248,28 +260,38 @@ class EvaluateOptions(BaseSettings):
 
 
 def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Settings of a job from its values by name.
+    """Build the settings of a job from values by name.
+
+    Args:
+        kind: class of the settings.
+        values: values by name.
+
+    Returns:
+        The settings.
 
     Raises:
-        InputError: unknown name, wrong value, missing value; one line that names it.
+        InputError: unknown name, wrong value or missing value; the message is one line.
     """
     try:
         kind = kind.variant((), values)
         return kind(**values)
     except ValidationError as error:
-        raise _refusal(kind, error) from None
+        raise _input_error(kind, error) from None
 
 
 def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -> C:
-    """Settings of a job from its command line and the TOML file named by `--settings`.
+    """Build the settings of a job from its command line and the TOML file of `--settings`.
 
     Args:
-        kind: of the settings.
-        arguments: of the command line.
-        program: how the command line begins, for `--help`; the name of the script if None.
+        kind: class of the settings.
+        arguments: arguments of the command line.
+        program: first words of the command line, for `--help`; None: the name of the script.
+
+    Returns:
+        The settings.
 
     Raises:
-        InputError: unknown flag, wrong value, missing value; one line that names it.
+        InputError: unknown flag, wrong value or missing value; the message is one line.
         SystemExit: after `--help`.
     """
     rest = [argument for argument in arguments if argument != "--resume"]
@@ -280,19 +302,19 @@ def parse(kind: type[C], arguments: Sequence[str], program: str | None = None) -
         if file is not None:
             _check_keys(kind, file, values)
         return kind(_cli_parse_args=rest, _cli_prog_name=program, **values)  # type: ignore[call-arg]
-    except SystemExit:  # after --help, which knows the fields alone
-        print("  --settings FILE       TOML file with any of these settings; flags win over it")
+    except SystemExit:  # after --help, which lists only the fields
+        print("  --settings FILE       TOML file with any of these settings; flags override it")
         if issubclass(kind, JobSettings):
-            print("  --resume              go on with an unfinished run, as without it")
+            print("  --resume              resume an unfinished run; this is the default")
         raise
     except ValidationError as error:
-        raise _refusal(kind, error) from None
+        raise _input_error(kind, error) from None
     except SettingsError as error:
         raise InputError(_explain_flag(kind, str(error))) from None
 
 
 def _take_file(arguments: list[str]) -> str | None:
-    """Remove `--settings FILE` from a command line; returns the file's name.
+    """Remove `--settings FILE` from a command line and return the name of the file.
 
     Raises:
         InputError: the name is missing.
@@ -314,12 +336,12 @@ def _flags(kind: type[CommandSettings]) -> list[str]:
 
 
 def flag_of(kind: type[CommandSettings], name: str) -> str:
-    """A setting as people write it: a flag, or a word for what stands in a fixed place."""
+    """Return the flag of a setting, or the upper-case name of a positional argument."""
     field = kind.model_fields.get(name)
     if field is not None and _POSITIONAL in field.metadata:
         return name.upper()
-    called = field.alias or name if field is not None else name
-    return "--" + called.replace("_", "-")
+    public = field.alias or name if field is not None else name
+    return "--" + public.replace("_", "-")
 
 
 def _read_toml(name: str) -> dict[str, Any]:
@@ -335,17 +357,17 @@ def _read_toml(name: str) -> dict[str, Any]:
 def _check_keys(kind: type[CommandSettings], name: str, values: Mapping[str, Any]) -> None:
     for key in values:
         if key not in kind.model_fields:
-            told = kind.foreign(key) or f"unknown key '{key}'" + _closest(kind, key)
-            raise InputError(f"--settings {name}: {told}")
+            message = kind.foreign(key) or f"unknown key '{key}'" + _suggest(kind, key)
+            raise InputError(f"--settings {name}: {message}")
 
 
-def _closest(kind: type[CommandSettings], name: str) -> str:
+def _suggest(kind: type[CommandSettings], name: str) -> str:
     flag = "--" + name.lstrip("-").replace("_", "-")
     close = difflib.get_close_matches(flag, _flags(kind), n=1)
     return f"; did you mean {close[0]}?" if close else "; see --help"
 
 
-def _refusal(kind: type[CommandSettings], error: ValidationError) -> InputError:
+def _input_error(kind: type[CommandSettings], error: ValidationError) -> InputError:
     return InputError("; ".join(_explain(kind, problem) for problem in error.errors()))
 
 
@@ -358,7 +380,7 @@ def _explain(kind: type[CommandSettings], problem: Any) -> str:
         field = kind.model_fields[str(problem["loc"][0])]
         return f"{flag} is missing: {field.description}"
     if problem["type"] == "extra_forbidden":
-        return f"unknown setting {flag}" + _closest(kind, flag)
+        return f"unknown setting {flag}" + _suggest(kind, flag)
     return f"{flag} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
@@ -369,7 +391,7 @@ def _explain_flag(kind: type[CommandSettings], text: str) -> str:
     if unknown:
         flag = unknown.group(1).split("=")[0]
         foreign = kind.foreign(flag.removeprefix("--").removeprefix("no-").replace("-", "_"))
-        return foreign or f"unknown flag {unknown.group(1)}" + _closest(kind, flag)
+        return foreign or f"unknown flag {unknown.group(1)}" + _suggest(kind, flag)
     missing = re.search(r"arguments are required: (\w+)", text)
     if missing:
         field = kind.model_fields[missing.group(1).lower()]

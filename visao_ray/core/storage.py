@@ -1,8 +1,8 @@
-"""Where things are: one URI in, one place out, on a local disk or in an S3 bucket.
+"""Locations on a local disk or in an S3 bucket, given by one URI.
 
-Credentials come from the environment alone (the standard AWS variables, profile or instance role),
-never from a URI or a setting, so none can end in a log or a result file. `AWS_ENDPOINT_URL` points
-at S3-compatible servers.
+Credentials come only from the environment (the standard AWS variables, profile or instance role),
+never from a URI or a setting, so no log and no result file can contain them. `AWS_ENDPOINT_URL`
+selects an S3-compatible server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tenacity
 
 from visao_ray.core.errors import InputError
 
-#: Words in the errors of an object store that is down, busy or cut off: the file is not at fault.
+#: Patterns in the errors of an object store that is down, busy or unreachable.
 OUTAGES = (
     "AWS Error NETWORK_CONNECTION",
     "AWS Error SLOW_DOWN",
@@ -33,17 +33,23 @@ OUTAGES = (
     r"HTTP status 5\d\d",
     r"Generic S3 error: .* after \d+ retries",  # of Lance and obstore
 )
-_ATTEMPTS = 11  # of one S3 request before it counts as failed: 26 s, each wait twice the one before
+_ATTEMPTS = 11  # of one S3 request: 26 s in total, each wait twice as long as the one before
 _CONNECT_S = 5.0
-_SILENCE_S = 20.0  # of a server in the middle of an answer
-#: A store's refusal that was longer than the bytes asked for: pyarrow loses it, and does not retry.
-_LOST_REFUSAL = "Failed to flush response stream"
+_SILENCE_S = 20.0  # the longest pause of a server within a response
+#: pyarrow's error for a response to a failed request that is longer than the bytes requested: it
+#: loses the response, and does not retry.
+_LOST_RESPONSE = "Failed to flush response stream"
 
 T = TypeVar("T")
 
 
 class Entry(NamedTuple):
-    """A name directly below a location."""
+    """A file or folder directly below a location.
+
+    Attributes:
+        name: its name, without a path.
+        is_folder: whether it is a folder.
+    """
 
     name: str
     is_folder: bool
@@ -51,7 +57,13 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: `path` on `filesystem`, called `uri` by people."""
+    """A file or folder.
+
+    Attributes:
+        uri: address for users and messages.
+        filesystem: file system that holds it.
+        path: path on that file system.
+    """
 
     uri: str
     filesystem: pafs.FileSystem
@@ -59,25 +71,28 @@ class Location:
 
     @property
     def is_local(self) -> bool:
+        """Whether it is on a local disk."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def join(self, *parts: str) -> Location:
-        """The location below this one."""
+        """Return the location with this path below this one."""
         tail = "/".join(parts)
         return Location(
             f"{self.uri.rstrip('/')}/{tail}", self.filesystem, f"{self.path.rstrip('/')}/{tail}"
         )
 
     def exists(self) -> bool:
+        """Whether there is such a file or folder."""
         return bool(self._info().type != pafs.FileType.NotFound)
 
     def is_folder(self) -> bool:
+        """Whether it is a folder."""
         return bool(self._info().type == pafs.FileType.Directory)
 
     def children(self) -> list[Entry]:
-        """Files and folders directly below, sorted by name; none when there is no such folder.
+        """List files and folders directly below, sorted by name; none if there is no such folder.
 
-        A local link that leads nowhere is listed as a file (pyarrow would pass over it silently).
+        A broken local link is listed as a file (pyarrow would silently omit it).
         """
         if self.is_local:
             try:
@@ -94,9 +109,9 @@ class Location:
         return sorted(entries)
 
     def walk(self, ignore: Collection[str] = ()) -> Iterator[str]:
-        """Paths of all files below, relative to here, in no order; links are followed once.
+        """Iterate over the relative paths of all files below, in no order.
 
-        Some folders are left out: see `is_ignored`.
+        Links are followed once. Folders for which `is_ignored` is true are left out.
         """
         if self.is_local:
             seen = set()
@@ -120,14 +135,14 @@ class Location:
                 yield path
 
     def files(self) -> Iterator[Location]:
-        """Every file below, at any depth, also in hidden folders."""
+        """Iterate over all files below, at any depth, including hidden folders."""
         selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type == pafs.FileType.File:
                 yield self.join(info.path[len(self.path.rstrip("/")) + 1 :])
 
     def read_bytes(self) -> bytes:
-        """The whole file. Raises OSError with the file system's reason."""
+        """Read the whole file; raises OSError with the file system's reason."""
 
         def read() -> bytes:
             with self.filesystem.open_input_stream(self.path) as stream:
@@ -136,7 +151,7 @@ class Location:
         return with_retries(read)
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the whole file at once: a reader sees the old content or the new, never half."""
+        """Write the whole file atomically: a reader sees either the old or the new content."""
         if self.is_local:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             partial = f"{self.path}.{uuid.uuid4().hex}.partial"
@@ -150,9 +165,9 @@ class Location:
                 stream.write(data)
 
     def delete(self) -> None:
-        """Remove the file or the folder with all that is in it; nothing happens if it is absent."""
+        """Remove the file or the whole folder; do nothing if it does not exist."""
         kind = self._info().type
-        # An object store may tell of a folder for a while after its last object went.
+        # An object store may report a folder for a while after its last object was deleted.
         with contextlib.suppress(FileNotFoundError):
             if kind == pafs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
@@ -160,7 +175,7 @@ class Location:
                 self.filesystem.delete_file(self.path)
 
     def move(self, to: Location) -> None:
-        """Move a file or folder to another place on the same file system."""
+        """Move a file or folder to another path on the same file system."""
         sources = list(self.files()) if self.is_folder() else [self]
         for source in sources:
             target = to.join(source.path[len(self.path) + 1 :]) if source is not self else to
@@ -174,7 +189,13 @@ class Location:
 
 
 def locate(uri: str) -> Location:
-    """Find the file system of a local path, `file://…` or `s3://bucket/prefix`; asks nothing of it.
+    """Return the location of a URI without accessing its file system.
+
+    Args:
+        uri: local path, `file://…` or `s3://bucket/prefix`.
+
+    Returns:
+        The location.
 
     Raises:
         InputError: another scheme, no bucket, or credentials inside the URI.
@@ -205,7 +226,7 @@ def locate(uri: str) -> Location:
 
 
 def is_ignored(name: str, ignore: Collection[str]) -> bool:
-    """Whether a folder is none of the user's: hidden, left by macOS in archives, or ignored."""
+    """Whether to skip a folder: it is hidden, an artefact of macOS archives, or in `ignore`."""
     return name.startswith(".") or name == "__MACOSX" or name in ignore
 
 
@@ -215,14 +236,14 @@ def _s3() -> pafs.S3FileSystem:
     return _s3_at(endpoint, region)
 
 
-@functools.cache  # one keeps its connections open: a new one for each image would connect anew
+@functools.cache  # the file system keeps its connections; a new one per image would reconnect
 def _s3_at(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
     options: dict[str, object] = {
-        # The standard strategy gives up early when many requests fail at once, as in an outage.
+        # The standard strategy stops retrying early if many requests fail at once, as in an outage.
         "retry_strategy": pafs.AwsDefaultS3RetryStrategy(max_attempts=_ATTEMPTS),
         "connect_timeout": _CONNECT_S,
         "request_timeout": _SILENCE_S,
-        # A small file is one request instead of three.
+        # Write a small file with one request instead of three.
         "allow_delayed_open": True,
     }
     if endpoint:
@@ -238,31 +259,31 @@ def _s3_at(endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the object store failed, so that the same file may be readable a minute later."""
+    """Whether the object store failed, so that the same request may succeed later."""
     return any(re.search(words, str(error)) for words in OUTAGES)
 
 
 def with_retries(read: Callable[[], T]) -> T:
-    """What a read returns, tried again as other S3 requests are when a busy store refuses it.
+    """Call a read and return its result; retry it if a busy object store refuses it.
 
-    pyarrow itself retries a 503, unless fewer bytes were asked for than the refusal has: its text
-    then overflows the buffer (a column of a few short words is read so).
+    pyarrow itself retries a 503, unless the read requested fewer bytes than the error response has:
+    the response then overflows the buffer. This happens when a column of a few short words is read.
     """
 
-    def lost(error: BaseException) -> bool:
-        return isinstance(error, OSError) and _LOST_REFUSAL in str(error)
+    def is_lost(error: BaseException) -> bool:
+        return isinstance(error, OSError) and _LOST_RESPONSE in str(error)
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lost),
+        retry=tenacity.retry_if_exception(is_lost),
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
-        wait=tenacity.wait_exponential(multiplier=0.025),  # as the other retries: 26 s in all
+        wait=tenacity.wait_exponential(multiplier=0.025),  # 26 s in total, as for other requests
         reraise=True,
     )
     return retrying(read)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, short enough for one line of output."""
+    """Return the first line of an error's message, shortened to 300 characters."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
@@ -270,8 +291,12 @@ def reason(error: BaseException) -> str:
 def require_folder(location: Location, flag: str) -> None:
     """Check that a folder (or prefix) can be listed, before any work.
 
+    Args:
+        location: the folder.
+        flag: flag that names the folder, for the error message.
+
     Raises:
-        InputError: it is missing or cannot be read; the message names `flag`.
+        InputError: it is missing or cannot be read.
     """
     try:
         if location.is_folder() or location.children():

@@ -1,7 +1,7 @@
-"""The tables that jobs write beside a store: Parquet folders with one schema each.
+"""Tables that runs write outside a store: folders of Parquet files with one schema each.
 
-A table is a folder of Parquet files below a job's output (`OUT/predictions/…`). Its name and
-version stand in the schema metadata; the classes of predictions stand there too.
+A table is a folder of Parquet files below the output folder (`OUT/predictions/…`). The metadata of
+its schema holds its name and version, and for predictions the classes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
 _CURRENT = b"1"
-_NAME, _VERSION, _METADATA = b"visao_ray.table", b"visao_ray.version", b"visao_ray.about"
+_NAME, _VERSION, _METADATA = b"visao_ray.table", b"visao_ray.version", b"visao_ray.metadata"
 
 SPLITS = ("train", "val", "test")
 
@@ -34,12 +34,12 @@ _AHEAD = 4  # files read at once
 
 
 def named_schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
-    """A table's schema with its name and version in the metadata, as `validate` looks for them."""
+    """Return a schema with the table's name and version in its metadata, for `validate`."""
     return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: _CURRENT})
 
 
 def predictions(classes: Sequence[str]) -> pa.Schema:
-    """Schema of a predictions table: `probability` is float32[C] in the order of `classes`."""
+    """Return the schema of predictions: `probability` is float32[C] in the order of `classes`."""
     schema = named_schema(
         "predictions",
         [
@@ -57,7 +57,7 @@ def predictions(classes: Sequence[str]) -> pa.Schema:
 
 
 def embeddings(width: int) -> pa.Schema:
-    """Schema of an embeddings table: `embedding` is float32[width], one row an image."""
+    """Return the schema of embeddings: one row per image, `embedding` is float32[width]."""
     return named_schema(
         "embeddings",
         [
@@ -74,36 +74,40 @@ def embeddings(width: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in its files: nothing of them is read before its rows are asked for.
+    """A table in Parquet files; no file is read before rows are requested.
 
-    Rows are chosen by `filter` and columns by `columns`, as pyarrow's datasets do. Reads raise
-    OSError when the store fails for good.
+    `filter` selects rows and `columns` selects columns, as for pyarrow's datasets. Reads raise
+    OSError if the object store keeps failing.
+
+    Attributes:
+        dataset: the files.
     """
 
     dataset: pads.Dataset
 
     @property
     def schema(self) -> pa.Schema:
+        """The schema of the rows."""
         return self.dataset.schema
 
     def count_rows(self, filter: pads.Expression | None = None) -> int:
-        """Rows there are; from the footers alone where all are counted."""
-        return sum(self._each(lambda file: file.count_rows(filter=filter)))
+        """Count rows; without a filter only footers are read."""
+        return sum(self._map_files(lambda file: file.count_rows(filter=filter)))
 
     def head(self, rows: int, columns: Sequence[str]) -> pa.Table:
-        """The first rows."""
+        """Read the first rows."""
         return with_retries(lambda: self.dataset.head(rows, columns=columns))
 
     def to_table(
         self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
     ) -> pa.Table:
-        """The rows in memory."""
+        """Read rows into memory."""
         return pa.concat_tables(self._read(columns, filter))
 
     def to_batches(
         self, columns: Sequence[str] | None = None, filter: pads.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Stream the rows; memory stays at a few files."""
+        """Stream rows; only a few files are in memory at once."""
         for table in self._read(columns, filter):
             yield from table.to_batches()
 
@@ -111,12 +115,15 @@ class Table:
         self, columns: Sequence[str] | None, filter: pads.Expression | None
     ) -> Iterator[pa.Table]:
         schema = self.dataset.schema
-        yield from self._each(
+        yield from self._map_files(
             lambda file: file.to_table(schema=schema, columns=columns, filter=filter)
         )
 
-    def _each(self, read: Callable[[pads.Fragment], T]) -> Iterator[T]:
-        """Of each file in turn; retried one by one, for hundreds in a row may not succeed."""
+    def _map_files(self, read: Callable[[pads.Fragment], T]) -> Iterator[T]:
+        """Read each file and yield the results in order.
+
+        Each file is retried by itself: in an outage, hundreds of reads in a row may not succeed.
+        """
         fragments = self.dataset.get_fragments()
         with ThreadPoolExecutor(_AHEAD) as pool:
             while some := list(itertools.islice(fragments, _AHEAD)):
@@ -124,10 +131,17 @@ class Table:
 
 
 def open_table(location: Location, name: str) -> Table:
-    """A table, of which nothing but the list of files and one schema is read.
+    """Open a table; this reads only the list of files and one schema.
+
+    Args:
+        location: folder of the table.
+        name: expected name of the table.
+
+    Returns:
+        The table.
 
     Raises:
-        InputError: no such table there, it is another table or version, or no Parquet file.
+        InputError: there is no such table, it is another table or version, or not a Parquet file.
     """
     files = _parquet_files(location)
     if not files:
@@ -145,10 +159,15 @@ def _parquet_files(location: Location) -> list[str]:
 
 
 def validate(schema: pa.Schema, name: str, where: str) -> None:
-    """Check that a schema is that of the table `name`, in the version this code writes.
+    """Check that a schema belongs to a table, in the version that this code writes.
+
+    Args:
+        schema: the schema.
+        name: expected name of the table.
+        where: location of the table, for the error message.
 
     Raises:
-        InputError: it is not; the message says which table it is instead.
+        InputError: it does not; the message says which table it is instead.
     """
     metadata = schema.metadata or {}
     found = metadata.get(_NAME, b"none of visao_ray's").decode()
@@ -158,12 +177,12 @@ def validate(schema: pa.Schema, name: str, where: str) -> None:
     if version != _CURRENT:
         raise InputError(
             f"{where}: table '{name}' has version {version.decode()}, this program reads "
-            f"{_CURRENT.decode()}; make it again"
+            f"{_CURRENT.decode()}; create it again"
         )
 
 
 def rows(location: Location) -> int:
-    """Rows of a folder of Parquet files, from their footers alone; 0 when there is none."""
+    """Count the rows of a folder of Parquet files from their footers; 0 if there are no files."""
     files = _parquet_files(location)
     if not files:
         return 0
@@ -171,18 +190,18 @@ def rows(location: Location) -> int:
 
 
 def matrix(column: pa.ChunkedArray) -> Vectors:
-    """A column of vectors without nulls as float32[N, D]."""
+    """Convert a column of vectors without nulls to float32[N, D]."""
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.float32).reshape(len(column), column.type.list_size)
 
 
 def vectors(values: Vectors) -> pa.FixedSizeListArray:
-    """float32[N, D] as a column of vectors."""
+    """Convert float32[N, D] to a column of vectors."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 def write(location: Location, table: pa.Table, schema: pa.Schema) -> None:
-    """Write a small table as one file, atomically, replacing what was there under that name."""
+    """Write a small table atomically as one file, replacing an earlier one."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.select(schema.names).cast(schema), sink)
     location.join("part-0.parquet").write_bytes(sink.getvalue().to_pybytes())

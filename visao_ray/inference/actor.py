@@ -56,7 +56,7 @@ class ModelActor:
         for name in self._engine.outputs:
             kind = self._schema.field(name).type
             columns[name] = _spread(found.get(name), readable, kind.list_size)
-        columns[SPENT] = profiling.extracted(block[SPENT], wait, seconds)
+        columns[SPENT] = profiling.add_actor_costs(block[SPENT], wait, seconds)
         rows = pa.table(columns).select(self._schema.names).cast(self._schema)
         self._idle_since = time.perf_counter()
         return rows

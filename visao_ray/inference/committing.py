@@ -85,7 +85,7 @@ class Committer:
         self._commit()
         self._writer.append(self._writer.store.images, self._late)
         self._merge()
-        self._done.costs = profiling.total(self._costs)
+        self._done.costs = profiling.sum_stages(self._costs)
         return self._done
 
     def _commit(self) -> None:

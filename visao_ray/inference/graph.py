@@ -144,7 +144,7 @@ def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, starte
     free = current_cluster().total("CPU") - size * pool.actor["num_cpus"]
     loaders = max(1, math.floor(free / pool.loader["num_cpus"] + 1e-9))
     nodes = Nodes(1, loaders, size, pool.writers)
-    run.details.setdefault("stages", {})[work.step] = profiling.to_details(costs, nodes, started)
+    run.details.setdefault("stages", {})[work.step] = profiling.to_json(costs, nodes, started)
     run.say(profiling.summary(costs, nodes))
 
 

@@ -117,7 +117,7 @@ def load_unit(block: pa.Table, unit: Unit) -> pa.Table:
         parts = list(pool.map(lambda file: _rows(file, answers[file.number], unit), files))
     rows = [row for part, _ in parts for row in part]
     made = pa.Table.from_pylist(rows, schema=LOADED)
-    spent = profiling.loaded(
+    spent = profiling.loader_costs(
         [len(part) for part, _ in parts],
         [cost for _, cost in parts],
         time.perf_counter() - start,
@@ -165,7 +165,7 @@ def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
 def _rows(
     file: _File, answer: Answer, unit: Unit
 ) -> tuple[list[dict[str, Any]], tuple[float, float, float, float]]:
-    """The rows of a file, and its costs as `profiling.loaded` takes them."""
+    """The rows of a file, and its costs as `profiling.loader_costs` takes them."""
     start = time.perf_counter()
     image = {f"image_{name}": value for name, value in file.listed.items() if name != "row"}
     image |= {"image_first_seen": unit.now, "image_batch": unit.batch}

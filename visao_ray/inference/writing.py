@@ -104,7 +104,7 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         pq.write_table(changed, sink)
         place.write_bytes(sink.getvalue().to_pybytes())
         updates.append(place.uri)
-    costs = profiling.summed(
+    costs = profiling.sum_costs(
         block[profiling.SPENT],
         _failed(block),
         block.nbytes,
@@ -142,6 +142,6 @@ def _failed(block: pa.Table) -> pa.ChunkedArray:
 
 
 def _reasons(block: pa.Table) -> dict[str, int]:
-    rows = block.filter(pa.array(profiling.counted(block[profiling.SPENT])))
+    rows = block.filter(pa.array(profiling.first_views(block[profiling.SPENT])))
     failed = rows.filter(_failed(rows))["image_error"].to_pylist()
     return dict(Counter(str(error).split(":", 1)[0] for error in failed))

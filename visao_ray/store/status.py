@@ -160,7 +160,7 @@ def _writer(writer: Mapping[str, Any] | None) -> str:
     owner = writer["owner"]
     return (
         f"{owner['host']} pid {owner['pid']} (job {owner['job']}, run {owner['run']}) since "
-        f"{writer['since']}, last sign of life {writer['seen']}"
+        f"{writer['since']}, last heartbeat {writer['seen']}"
     )
 
 
