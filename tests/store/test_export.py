@@ -241,7 +241,7 @@ def test_a_run_is_exported_again_as_it_was(tmp_path, ray_cluster):
         ({"where": "labl = 'vazio'"}, "--where labl = 'vazio': .*labl.*content_id, view"),
         ({"where": "label = 'vazio'"}, "No field named label.*columns: content_id"),
         ({"where": "avg ="}, "--where avg =: .*Expected"),
-        ({"join": True, "where": "label > 3"}, "one of both tables"),
+        ({"join": True, "where": "label > 3"}, "one of the two tables"),
         ({"extractor": "resnet"}, "--extractor resnet: .*tiny-00000000"),
         ({"recipe": "G1@0"}, "has no vectors/tiny-00000000/G1@0"),
         ({"table": "verdicts"}, "has no verdicts"),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
@@ -24,7 +22,7 @@ from visao_ray.datasets.labels import check_labels
 from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.settings import SourceOptions
-from visao_ray.datasets.spec import SPLITS, Dataset
+from visao_ray.datasets.spec import Dataset
 from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.committing import Done
 from visao_ray.inference.engines.base import EngineFactory
@@ -32,6 +30,7 @@ from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
 from visao_ray.store import proof, schemas
+from visao_ray.store.counts import count_images
 from visao_ray.store.store import Description, Store, Writer, create_or_open
 from visao_ray.store.table import Table, TableVersion
 
@@ -373,7 +372,7 @@ def keep_in_order(run: Run[Any], writer: Writer) -> None:
     """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
-    run.counts["store"] = remotely(count_images, writer.version(writer.store.images))
+    run.counts["store"] = remotely(count_images, writer.version(writer.store.images)).to_json()
     run.inputs |= {
         "store": writer.store.uri,
         "versions": {
@@ -465,29 +464,3 @@ def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
         f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known; "
         f"{counted.new:,} new = {counted.new - errors:,} ok + {errors:,} errors"
     )
-
-
-def count_images(images: TableVersion) -> dict[str, Any]:
-    """All images of a store: `images`, `ok`, `errors` by reason, and `by_split`. For a task.
-
-    `by_split` counts readable images by split and label; "" stands for none.
-    """
-    by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    reasons: Counter[str] = Counter()
-    for batch in images.scan(["split", "label", "status", "error"], None, 65_536):
-        rows = pa.table(batch)
-        usable = pc.equal(rows["status"], schemas.OK)
-        grouped = rows.filter(usable).group_by(["split", "label"]).aggregate([([], "count_all")])
-        for row in grouped.to_pylist():
-            labels = by_split.setdefault(row["split"] or "", Counter())
-            labels[row["label"] or ""] += row["count_all"]
-        failed = rows.filter(pc.invert(usable)).select(["status", "error"]).to_pylist()
-        reasons.update((row["error"] or row["status"]).split(":", 1)[0] for row in failed)
-    ok, errors = sum(labels.total() for labels in by_split.values()), reasons.total()
-    return {
-        "images": ok + errors,
-        "ok": ok,
-        "errors": errors,
-        "errors_by_reason": dict(reasons.most_common()),
-        "by_split": {split: dict(sorted(labels.items())) for split, labels in by_split.items()},
-    }

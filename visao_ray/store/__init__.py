@@ -1,4 +1,4 @@
-"""One store a dataset: Lance tables that grow, have versions, and are read by every job."""
+"""The store of a dataset: versioned Lance tables that grow and that all jobs read."""
 
 from visao_ray.store.store import Store
 

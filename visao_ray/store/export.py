@@ -1,7 +1,7 @@
-"""The export job: a table of a store, joined with images or not, as Parquet files for other tools.
+"""The export job: write a table of a store as Parquet files, optionally joined with images.
 
-Each task streams one range of rows into one file and gives it its name when it is whole. Types are
-plain: digests are hexadecimal text, vectors are lists of floats.
+Each task streams one range of rows into one file, and renames the file when it is complete. Types
+are simple: digests are hexadecimal text, vectors are lists of floats.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from visao_ray.store.table import LOOKUP_INDEX_CACHE, TableVersion, quoted, reas
 #: Files between half and twice this size suit DuckDB, Spark and object stores.
 FILE_BYTES = 256 * 1024**2
 
-_GROUP_BYTES = 64 * 1024**2  # of rows that a task holds until it writes a row group
-_SAMPLE_BYTES = 8 * 1024**2  # of rows from whose size in Parquet that of all is foretold
-_BATCH_ROWS = 4096  # also the images that are asked of an index at once
+_GROUP_BYTES = 64 * 1024**2  # of rows that a task collects for one row group
+_SAMPLE_BYTES = 8 * 1024**2  # of rows in a sample, from which the size in Parquet is estimated
+_BATCH_ROWS = 4096  # also the number of images in one query of an index
 _IO_BUFFER = 64 * 1024**2
 _PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows, with which columns; small and picklable.
+    """The rows and columns of an export; small and picklable.
 
     Attributes:
-        table: rows of this one.
-        where: SQL expression that they fulfil; None: all.
-        images: table of files whose columns are added; None: none.
-        images_where: SQL expression that the files fulfil; None: all.
-        on: column that both have, by which they are joined.
+        table: the table to export.
+        where: SQL condition on its rows; None: all rows.
+        images: table of files to join; None: no join.
+        images_where: SQL condition on the files; None: all files.
+        on: column of both tables for the join.
     """
 
     table: TableVersion
@@ -59,7 +59,7 @@ class Selection:
     on: str = "content_id"
 
     def schema(self) -> pa.Schema:
-        """Of the rows in plain types: images' columns first, in the order of the tables."""
+        """Return the schema of the export: first the columns of images, then those of the table."""
         own = self.table.schema
         fields = [
             *(field.with_name(name) for field, name in self.image_columns()),
@@ -71,7 +71,7 @@ class Selection:
         )
 
     def image_columns(self) -> list[tuple[pa.Field, str]]:
-        """Columns of images that are added, each with its name in the export."""
+        """Return the columns of images in the export, each with its name there."""
         if self.images is None:
             return []
         own = set(self.table.schema.names) - {self.on}
@@ -86,8 +86,8 @@ class Part:
     """The rows of one file.
 
     Attributes:
-        number: of the file, from 0.
-        ranges: fragment, first row of those that are selected, and how many.
+        number: number of the file, from 0.
+        ranges: fragment, first row among its selected rows, and number of rows.
     """
 
     number: int
@@ -95,21 +95,25 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return f"part-{self.number:05}.parquet"
 
 
 def export_table(settings: ExportSettings, run: Run[Any]) -> None:
-    """The export job.
+    """Export a table of a store: the export job.
+
+    Args:
+        settings: settings of the job.
+        run: the run.
 
     Raises:
-        InputError: no such store, table, model or run, or a condition that does not fit.
+        InputError: no such store, table, model or run, or an invalid condition.
     """
     store = Store.open(settings.store)
     name = _table_name(store, settings)
     start_ray()
     images = None
-    if settings.join:  # before the table: whatever is in images is in the vectors then
+    if settings.join:  # pinned before the table, so that all of its contents are in the table
         images = pin_table(store, "images", run.id, settings.as_of)
     table = pin_table(store, name, run.id, settings.as_of)
     selection = _select(settings, table, images)
@@ -128,16 +132,18 @@ def export_table(settings: ExportSettings, run: Run[Any]) -> None:
 
 
 def _table_name(store: Store, settings: ExportSettings) -> str:
-    """As `Store.tables` has it."""
+    """Return the name of the table, as in `Store.tables`."""
     if settings.table == "vectors":
         extractor = store.the_extractor(settings.extractor)
         return f"vectors/{extractor}/{settings.recipe or PLAIN}"
     if settings.table == "predictions":
         models = store.models()
-        if settings.model is None and len(models) != 1:
-            what = f"of {', '.join(models)}; choose one with --model" if models else "yet"
+        if settings.model is None and not models:
+            raise InputError(f"--store {store.uri}: has no predictions yet")
+        if settings.model is None and len(models) > 1:
             raise InputError(
-                f"--store {store.uri}: has {'' if models else 'no '}predictions {what}"
+                f"--store {store.uri}: has predictions of {', '.join(models)}; choose one with "
+                "--model"
             )
         return f"predictions/{settings.model or models[0]}"
     return settings.table
@@ -150,9 +156,9 @@ def _select(
     if settings.split:
         split = f"split IN ({', '.join(quoted(name) for name in settings.split)})"
         if images is None:
-            of_table = _both(split, of_table)
+            of_table = _and(split, of_table)
         else:
-            of_images = _both(split, of_images)
+            of_images = _and(split, of_images)
     on = "key" if settings.table == "verdicts" else "content_id"
     return Selection(table, of_table, images, of_images, on)
 
@@ -160,10 +166,10 @@ def _select(
 def _place_condition(
     where: str | None, table: TableVersion, images: TableVersion | None
 ) -> tuple[str | None, str | None]:
-    """The condition on the table, and that on images: it belongs to one of them.
+    """Return the conditions on the table and on images; --where applies to one of the two.
 
     Raises:
-        InputError: it names other columns, or is no condition.
+        InputError: it names other columns, or is not a condition.
     """
     if where is None:
         return None, None
@@ -175,7 +181,7 @@ def _place_condition(
         if wrong is None:
             return None, where
     columns = ", ".join(dict.fromkeys(table.schema.names + (images.schema.names if images else [])))
-    of_one = " of one of both tables" if images is not None else ""
+    of_one = " of one of the two tables" if images is not None else ""
     raise InputError(f"--where {where}: {wrong}; write a condition on columns{of_one}: {columns}")
 
 
@@ -187,12 +193,12 @@ def _wrong_condition(table: TableVersion, where: str) -> str | None:
     return None
 
 
-def _both(first: str, second: str | None) -> str:
+def _and(first: str, second: str | None) -> str:
     return first if second is None else f"({first}) AND ({second})"
 
 
 def _plan_once(run: Run[Any], selection: Selection) -> list[Part]:
-    """The parts; those of the earlier start where the run goes on."""
+    """Return the parts; a resumed run reads those of its earlier start."""
     file = run.work.join("plan.json")
     if not file.exists():
         parts = remotely(plan_parts, selection)
@@ -202,9 +208,9 @@ def _plan_once(run: Run[Any], selection: Selection) -> list[Part]:
 
 
 def plan_parts(selection: Selection, file_bytes: int = FILE_BYTES) -> list[Part]:
-    """Share the selected rows out to files of about `file_bytes`, in their order. For a task.
+    """Divide the selected rows, in order, into files of about `file_bytes`. For a task.
 
-    How many bytes a row takes in Parquet is measured on the first ones.
+    The size of a row in Parquet is measured on the first rows.
     """
     dataset = selection.table.open()
     counts = {
@@ -226,26 +232,26 @@ def plan_parts(selection: Selection, file_bytes: int = FILE_BYTES) -> list[Part]
 
 
 def _row_bytes(selection: Selection, counts: dict[int, int]) -> float:
-    """Bytes in Parquet of what becomes of one selected row of the table."""
+    """Estimate the bytes in Parquet per selected row of the table, including joined columns."""
     every = Part(0, tuple((fragment, 0, count) for fragment, count in counts.items()))
-    taken, batches = 0, []
+    sampled, batches = 0, []
     for rows, batch in read_part(every, selection):
-        taken += rows
+        sampled += rows
         batches.append(batch)
         if sum(one.nbytes for one in batches) >= _SAMPLE_BYTES:
             break
-    if not taken:
+    if not sampled:
         return 0.0
     sink = io.BytesIO()
-    with _parquet(sink, selection.schema()) as writer:
+    with _parquet_writer(sink, selection.schema()) as writer:
         writer.write_table(pa.concat_tables(batches))
-    return sink.tell() / taken
+    return sink.tell() / sampled
 
 
 def write_parts(
     run: Run[Any], selection: Selection, parts: Sequence[Part], folder: str
 ) -> tuple[int, int]:
-    """Write the files of a table below `run.out` in tasks; returns rows and bytes."""
+    """Write the files of a table below `run.out` in tasks; return rows and bytes."""
     import ray
 
     cluster = current_cluster()
@@ -271,16 +277,16 @@ def write_parts(
 def write_part(
     part: Part, selection: Selection, target: Location, scratch: Location
 ) -> tuple[int, int]:
-    """Write one file, unless it is there. For a task.
+    """Write one file, unless it exists. For a task.
 
     Args:
-        part: its rows.
-        selection: that they belong to.
-        target: the file; it appears when it is whole.
-        scratch: the file until then.
+        part: rows of the file.
+        selection: selection that they belong to.
+        target: location of the complete file.
+        scratch: location of the file until it is complete.
 
     Returns:
-        Its rows and bytes.
+        Rows and bytes of the file.
     """
     if not target.exists():
         if scratch.is_local:
@@ -288,9 +294,9 @@ def write_part(
         schema = selection.schema()
         with (
             scratch.filesystem.open_output_stream(scratch.path) as stream,
-            _parquet(stream, schema) as writer,
+            _parquet_writer(stream, schema) as writer,
         ):
-            for group in _groups(batch for _, batch in read_part(part, selection)):
+            for group in _row_groups(batch for _, batch in read_part(part, selection)):
                 writer.write_table(group)
         scratch.move(target)
     with target.filesystem.open_input_file(target.path) as file:
@@ -298,11 +304,15 @@ def write_part(
 
 
 def read_part(part: Part, selection: Selection) -> Iterator[tuple[int, pa.Table]]:
-    """Stream the rows of a part in plain types.
+    """Stream the rows of a part in the types of the export.
+
+    Args:
+        part: the part.
+        selection: selection that it belongs to.
 
     Yields:
-        How many rows of the table were taken, and what became of them: with images, one row a file
-        that belongs to one of them.
+        Number of rows that were read from the table, and the rows of the export: with a join, one
+        row per file.
     """
     dataset = selection.table.open()
     images = selection.images.open(LOOKUP_INDEX_CACHE) if selection.images is not None else None
@@ -319,7 +329,7 @@ def read_part(part: Part, selection: Selection) -> Iterator[tuple[int, pa.Table]
             batch_readahead=2,
             io_buffer_size=_IO_BUFFER,
             scan_in_order=True,
-            use_scalar_index=False,  # which would hand the rows out in another order
+            use_scalar_index=False,  # an index would return the rows in another order
         )
         for batch in scanner.to_batches():
             found = pa.table(batch)
@@ -329,14 +339,14 @@ def read_part(part: Part, selection: Selection) -> Iterator[tuple[int, pa.Table]
 
 
 def _with_images(rows: pa.Table, images: lance.LanceDataset, selection: Selection) -> pa.Table:
-    """Rows with the columns of their images: a row a file, in the order of rows, then of keys."""
+    """Join rows with images: one row per file, in the order of the rows, then of the keys."""
     on = selection.on
     wanted = rows[on].to_pylist()
     columns = selection.image_columns()
     listed = ", ".join(_literal(value) for value in dict.fromkeys(wanted))
     found = images.to_table(
         columns=[field.name for field, _ in columns],
-        filter=_both(f"{on} IN ({listed})", selection.images_where),
+        filter=_and(f"{on} IN ({listed})", selection.images_where),
     ).sort_by("key")
     places: dict[Any, list[int]] = {}
     for place, value in enumerate(found[on].to_pylist()):
@@ -352,7 +362,7 @@ def _with_images(rows: pa.Table, images: lance.LanceDataset, selection: Selectio
 
 
 def _plain(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Rows in the types of `_plain_type`."""
+    """Convert rows to the types of `_plain_type`."""
     columns = [
         pa.array([value and value.hex() for value in column.to_pylist()], pa.string())
         if pa.types.is_fixed_size_binary(column.type)
@@ -366,8 +376,8 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_fixed_size_binary(kind) else kind
 
 
-def _groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables of some `_GROUP_BYTES`, each to be a row group."""
+def _row_groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Combine batches into tables of at least `_GROUP_BYTES`, one for each row group."""
     held: list[pa.Table] = []
     size = 0
     for batch in batches:
@@ -380,12 +390,12 @@ def _groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _parquet(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer; numbers are not worth a dictionary."""
+def _parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a writer with dictionaries for text columns only; numbers do not profit from them."""
     texts = [field.name for field in schema if pa.types.is_string(field.type)]
     return pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts)
 
 
 def _literal(value: bytes | str) -> str:
-    """A value as SQL has it."""
+    """Return a value as a literal of SQL."""
     return f"X'{value.hex()}'" if isinstance(value, bytes) else quoted(value)

@@ -1,8 +1,8 @@
-"""Images, alone or joined with results, at the versions that a run has pinned.
+"""Read images, alone or joined with results, at the versions that a run has pinned.
 
-Ids are joined first: `images` at its version, then the table of results at its own. Rows are
-ordered by content; one content counts once, whatever the number of files that hold it. Vectors are
-then read in one sequential scan and put in their places.
+Ids are joined first: `images` at its version, then the table of results at its version. Rows are
+ordered by content; a content counts once, even if more than one file has it. Vectors are then read
+in one sequential scan and put in their places.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.store import PLAIN, Store, name_of
 from visao_ray.store.table import TableVersion
 
-#: Before the id of a run, the name of the tags on versions that it reads.
+#: Prefix of the tags on versions that a run reads; the id of the run follows.
 RUN_TAG = "run-"
 
 _SCAN_ROWS = 65_536
 _VECTOR_ROWS = 2048
-#: Where a content has files in several splits, it belongs to the first of these: what test holds
-#: is never trained on.
+#: If a content has files in more than one split, it belongs to the first of these, so that no
+#: content of the test split is used for training.
 _PRECEDENCE = ("test", "val", "train")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a run reads of a store; small and picklable.
+    """The table versions that a run reads; small and picklable.
 
     Attributes:
-        store: URI.
+        store: URI of the store.
         images: table of files.
-        verdicts: people's decisions; None where there are none.
-        results: vectors of images as they are, or predictions; None where pixels are read.
-        augmented: vectors of augmented views; None where they are not asked for.
+        verdicts: decisions of people; None if there are none.
+        results: vectors of unaugmented images, or predictions; None if pixels are read.
+        augmented: vectors of augmented views; None if they are not used.
     """
 
     store: str
@@ -51,7 +51,7 @@ class Snapshot:
     augmented: TableVersion | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The versions, as result.json keeps them."""
+        """Return the versions as result.json has them."""
         return {
             "store": self.store,
             "versions": {
@@ -71,17 +71,20 @@ def pin(
 ) -> Snapshot:
     """Tag the versions that a run is going to read, so that clean-up keeps them.
 
-    A run that goes on finds its tags again and reads the same versions.
+    A resumed run finds its tags and reads the same versions.
 
     Args:
         store: the store.
         run: id of the run.
-        results: name of a table of results, as `Store.tables` has it; None for images alone.
-        recipe: of augmented views beside the vectors, if any.
-        as_of: id of an earlier run, whose versions are read instead of the newest.
+        results: name of a table of results, as in `Store.tables`; None for images alone.
+        recipe: recipe of augmented views to read in addition to the vectors, if any.
+        as_of: id of an earlier run, to read its versions instead of the newest.
+
+    Returns:
+        The versions.
 
     Raises:
-        InputError: that run has no tags in the store, or there is no such table.
+        InputError: the earlier run has no tags in the store, or there is no such table.
     """
     names = {"images": "images", "verdicts": "verdicts"}
     if results is not None:
@@ -91,7 +94,7 @@ def pin(
     if not store.verdicts.exists() or (
         as_of is not None and RUN_TAG + as_of not in store.verdicts.tags()
     ):
-        del names["verdicts"]  # there are none, or there were none when that run read the store
+        del names["verdicts"]  # there are none, or were none when the earlier run read the store
     found: dict[str, TableVersion | None] = {"verdicts": None}
     found |= {role: pin_table(store, name, run, as_of) for role, name in names.items()}
     return Snapshot(store=store.uri, **found)  # type: ignore[arg-type]
@@ -100,20 +103,29 @@ def pin(
 def pin_table(store: Store, name: str, run: str, as_of: str | None = None) -> TableVersion:
     """Tag the version of one table that a run is going to read; see `pin`.
 
+    Args:
+        store: the store.
+        name: name of the table, as in `Store.tables`.
+        run: id of the run.
+        as_of: id of an earlier run, to read its version instead of the newest.
+
+    Returns:
+        The version.
+
     Raises:
-        InputError: as `pin`.
+        InputError: the earlier run has no tag on the table, or there is no such table.
     """
     tables = store.tables()
     if name not in tables:
-        there = ", ".join(each for each in tables if "/" in each) or "no vectors"
-        raise InputError(f"--store {store.uri}: has no {name}; it has {there}")
+        existing = ", ".join(each for each in tables if "/" in each) or "no vectors"
+        raise InputError(f"--store {store.uri}: has no {name}; it has {existing}")
     table = tables[name]
     tags = table.tags()
     read = RUN_TAG + (as_of if as_of is not None else run)
     if as_of is not None and read not in tags:
         raise InputError(
             f"--as-of {as_of}: no run of that id has read {name} of {store.uri}, or it was "
-            "forgotten; the id stands in the run's result.json"
+            "forgotten; the id is in the result.json of the run"
         )
     at = table.at(tags[read]) if read in tags else table.latest()
     table.tag(RUN_TAG + run, at.version)
@@ -121,24 +133,24 @@ def pin_table(store: Store, name: str, run: str, as_of: str | None = None) -> Ta
 
 
 def plain_vectors(extractor: str) -> str:
-    """Name of the table of an extractor's vectors of images as they are."""
+    """Return the name of the table with an extractor's vectors of unaugmented images."""
     return f"vectors/{extractor}/{PLAIN}"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images that have results (or that can be read), one a content, in the order of contents.
+    """Images that have results (or that can be read), one per content, in the order of contents.
 
     Attributes:
-        contents: `S32`[N], sorted.
-        keys: string[N], one file of each; the first in alphabetical order of those with a label, or
-            of all where none has one.
-        labels: dictionary of strings [N]; null where it is not known.
+        contents: S32[N], sorted.
+        keys: string[N], one file of each content: the first in alphabetical order of those with a
+            label, or of all if none has a label.
+        labels: dictionary of strings [N]; null if unknown.
         groups: dictionary of strings [N].
-        splits: dictionary of strings [N]; null where there is none.
-        conflicts: contents that were left out because their files have different labels.
-        mixed: contents whose files stand in several splits.
-        without: contents that were left out because they have no results.
+        splits: dictionary of strings [N]; null if there is none.
+        conflicts: number of contents that were left out because their files have different labels.
+        mixed: number of contents with files in more than one split.
+        without: number of contents that were left out because they have no results.
     """
 
     contents: Contents
@@ -154,7 +166,7 @@ class Examples:
         return len(self.contents)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Examples:
-        """These rows, which must be in ascending order."""
+        """Return these rows, int64[n] in ascending order."""
         chosen = pa.array(rows)
         return replace(
             self,
@@ -169,21 +181,24 @@ class Examples:
 def read_examples(
     snapshot: Snapshot, splits: Sequence[str] | None = None, labelled: bool = True
 ) -> Examples:
-    """The images of some splits that have results, or that can be read where there are none.
+    """Read the images of some splits that have results; without results, all readable ones.
 
-    For a task: 200 bytes a file at the peak.
+    For a task: 200 bytes per file at the peak.
 
     Args:
-        snapshot: what to read.
-        splits: of train, val and test; None: images of every split and of none.
+        snapshot: versions to read.
+        splits: a selection of train, val and test; None: all images, also those without a split.
         labelled: leave out images without a label.
+
+    Returns:
+        The images.
     """
     columns = ["content_id", "key", "label", "group", "split"]
-    # A file of another split may hold the same content, so all are read.
-    rows = _decided(snapshot, snapshot.images.read(columns, f"status = '{schemas.OK}'"))
+    # A file of another split may have the same content, so all files are read.
+    rows = _apply_verdicts(snapshot, snapshot.images.read(columns, f"status = '{schemas.OK}'"))
     if labelled:
         rows = rows.filter(rows["label"].is_valid())
-    rows = _encoded(rows)
+    rows = _dictionary_encoded(rows)
     contents = as_bytes(rows["content_id"])
     names = rows["split"].combine_chunks()
     rank = _ranks(names)
@@ -228,14 +243,15 @@ def read_examples(
 def scan_vectors(
     results: TableVersion, contents: Contents, columns: Sequence[str]
 ) -> Iterator[tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float32]], pa.Array]]:
-    """Vectors of some contents, in the order in which they lie: one scan of the table.
-
-    Yields the places in `contents` int64[n], vectors float32[n, D] by column, and views int16[n].
+    """Read the vectors of some contents in one scan, in the physical order of the table.
 
     Args:
         results: table of results.
-        contents: `S32`[N], sorted.
-        columns: of vectors.
+        contents: S32[N], sorted.
+        columns: columns of vectors.
+
+    Yields:
+        Positions in `contents` int64[n], vectors float32[n, D] by column, and views int16[n].
     """
     names = ["content_id", "view", *columns]
     for batch in results.scan(names, f"status = '{schemas.OK}'", _VECTOR_ROWS):
@@ -254,8 +270,8 @@ def scan_vectors(
         yield places[hit].astype(np.int64), vectors, batch["view"].filter(pa.array(hit))
 
 
-def _decided(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
-    """Rows as people decided: relabelled, or left out."""
+def _apply_verdicts(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
+    """Relabel or drop rows by the latest verdict on each file."""
     if snapshot.verdicts is None or not snapshot.verdicts.count():
         return rows
     verdicts = snapshot.verdicts.read(["key", "verdict", "label", "when"]).sort_by("when")
@@ -275,7 +291,7 @@ def _decided(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
     return rows.filter(pa.array(keep))
 
 
-def _encoded(rows: pa.Table) -> pa.Table:
+def _dictionary_encoded(rows: pa.Table) -> pa.Table:
     for name in ("label", "group", "split"):
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, name, rows[name].combine_chunks().dictionary_encode())
@@ -283,7 +299,7 @@ def _encoded(rows: pa.Table) -> pa.Table:
 
 
 def _ranks(splits: pa.DictionaryArray) -> npt.NDArray[np.int64]:
-    """Place of each row's split in `_PRECEDENCE`, int64[N]; its length where there is none."""
+    """Return each row's position of its split in `_PRECEDENCE`, int64[N]; 3 without a split."""
     rank = {name: place for place, name in enumerate(_PRECEDENCE)}
     of_code = np.array([rank[name] for name in splits.dictionary.to_pylist()], np.int64)
     codes = splits.indices.fill_null(-1).to_numpy()
@@ -293,7 +309,7 @@ def _ranks(splits: pa.DictionaryArray) -> npt.NDArray[np.int64]:
 def _differs(
     column: pa.DictionaryArray, order: npt.NDArray[np.int64], first: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.bool_]:
-    """Whether the rows of a content have several values, bool[contents]; null is none."""
+    """Whether the rows of a content have different values, bool[contents]; nulls do not count."""
     if not len(first):
         return np.zeros(0, bool)
     codes = column.indices.fill_null(-1).to_numpy()[order]

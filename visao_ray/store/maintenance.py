@@ -1,6 +1,7 @@
-"""Keeping a table small: compaction, scalar indexes, removal of old versions and orphan files.
+"""Maintenance of a table: compaction, scalar indexes, removal of old versions and orphan files.
 
-For whoever holds the store's lease, after its fence, in a task: see `Writer.maintain`.
+Only the holder of the store's lease may do it, after the fence and in a task: see
+`Writer.maintain`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from datetime import timedelta
 from lance.optimize import Compaction, CompactionOptions
 
 from visao_ray.core.lease import LeaseLost
-from visao_ray.store.table import TableVersion, refusals
+from visao_ray.store.table import TableVersion, conflict_as_lease_lost
 
 KEEP = timedelta(days=14)
 
-#: Fragments below so many rows are joined once there are so many of them. Two sizes: with the
-#: large one alone, every sixteen small fragments would rewrite up to 65,535 rows of 8 kB.
+#: Pairs (rows, number): fragments with fewer rows are merged as soon as there are that many of
+#: them. With the large size alone, every sixteen small fragments would cause a rewrite of up to
+#: 65,535 rows of 8 kB.
 TIERS = ((8192, 16), (65_536, 16))
 _BATCH_ROWS = 1024
 _THREADS = 2
@@ -25,7 +27,13 @@ _THREADS = 2
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What clean-up removed: bytes, and the number of versions and of data files."""
+    """What clean-up removed.
+
+    Attributes:
+        bytes: size of all removed files.
+        versions: number of removed versions.
+        files: number of removed data files.
+    """
 
     bytes: int
     versions: int
@@ -33,19 +41,22 @@ class Cleaned:
 
 
 def compact(at: TableVersion, at_least: int | None = None) -> TableVersion:
-    """Join small fragments; rows, their order by content and their values stay.
+    """Merge small fragments; rows and their values do not change.
 
     Args:
         at: the newest version.
-        at_least: small fragments from which on they are joined; None: as `TIERS` has it.
+        at_least: number of small fragments from which on they are merged; None: as in `TIERS`.
+
+    Returns:
+        The new version, or `at` if nothing was merged.
 
     Raises:
-        LeaseLost: somebody else changed the table since `at`.
+        LeaseLost: another process changed the table since `at`.
     """
-    for rows, enough in TIERS:
+    for rows, minimum in TIERS:
         dataset = at.open()
         small = sum(each.count_rows() < rows for each in dataset.get_fragments())
-        if small < (enough if at_least is None else at_least):
+        if small < (minimum if at_least is None else at_least):
             continue
         options: CompactionOptions = {
             "target_rows_per_fragment": rows,
@@ -56,23 +67,23 @@ def compact(at: TableVersion, at_least: int | None = None) -> TableVersion:
         plan = Compaction.plan(dataset, options)
         if not plan.num_tasks():
             continue
-        with refusals(at.uri):
+        with conflict_as_lease_lost(at.uri):
             Compaction.commit(dataset, [task.execute(dataset) for task in plan.tasks])
         at = TableVersion(at.uri, int(dataset.version))
     return at
 
 
 def index(at: TableVersion, columns: Sequence[str]) -> TableVersion:
-    """Create or bring up to date a BTREE index on each of the columns.
+    """Create or update a BTREE index on each of the columns.
 
-    Only columns that updates leave alone: an update of part of a column's rows makes Lance scan all
-    of them until the index is built again.
+    Use it only for columns that no update changes: after an update of some rows of an indexed
+    column, Lance scans all rows until the index is built again.
     """
     dataset = at.open()
     if not dataset.count_rows():
         return at
-    there = {found["name"]: found for found in dataset.list_indices()}
-    missing = [column for column in columns if f"{column}_idx" not in there]
+    existing = {found["name"]: found for found in dataset.list_indices()}
+    missing = [column for column in columns if f"{column}_idx" not in existing]
     for column in missing:
         dataset.create_scalar_index(column, "BTREE")
     if len(missing) < len(columns) and _unindexed(dataset, columns):
@@ -81,17 +92,20 @@ def index(at: TableVersion, columns: Sequence[str]) -> TableVersion:
 
 
 def clean(at: TableVersion, keep: timedelta = KEEP) -> Cleaned:
-    """Remove versions older than `keep` that no run has tagged, and files that no version names.
+    """Remove versions older than `keep` that no run has tagged, and files that no version uses.
 
-    Files that a killed job wrote and never committed are removed at once, which is safe behind a
-    fence alone: a stale writer that committed them later would name files that are gone.
+    Files that a killed job wrote and never committed are removed at once. This is safe only after a
+    fence: without it, a stale writer could later commit files that no longer exist.
 
     Args:
         at: the newest version.
-        keep: age of a version from which on it goes.
+        keep: age of a version from which on it is removed.
+
+    Returns:
+        What was removed.
 
     Raises:
-        LeaseLost: somebody else changed the table since `at`, and may be about to commit files.
+        LeaseLost: another process changed the table since `at`, and may commit more files.
     """
     dataset = at.open()
     if dataset.latest_version != at.version:

@@ -1,10 +1,10 @@
-"""Vectors of a store as memory-mapped files: one copy a node, shared by all its processes.
+"""Memory-mapped files with vectors of a store: one copy per node, shared by all its processes.
 
-    TMP/visao_ray-UID/DIGEST/lock        held shared by whoever reads, alone by whoever writes
-    TMP/visao_ray-UID/DIGEST/avg.npy     float32[R, D]; complete from the moment it has this name
+    TMP/visao_ray-UID/DIGEST/lock        shared lock of readers, exclusive lock of the writer
+    TMP/visao_ray-UID/DIGEST/avg.npy     float32[R, D]; complete as soon as it has this name
 
-The first process of a node that opens them writes them, in one scan of each table; the others wait
-for it. What nobody has used for a day is removed by the next that opens any.
+The first process of a node that opens the files writes them, in one scan of each table; the others
+wait for it. Each process that opens files removes those that have not been used for a day.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class TableRows:
     """The rows of a file that come from one table.
 
     Attributes:
-        table: of results.
-        contents: `S32`[N], sorted.
-        first_view: the view that column 0 of `rows` is about.
-        rows: int64[N, V], the row of the file that a content's view has; -1: none.
+        table: table of results.
+        contents: S32[N], sorted.
+        first_view: number of the view in column 0 of `rows`.
+        rows: int64[N, V], the row in the file for each content and view; -1: none.
     """
 
     table: TableVersion
@@ -54,13 +54,13 @@ class TableRows:
 
 @dataclass(frozen=True)
 class VectorFile:
-    """Which vectors stand in the files; small and picklable, the files are made where it is opened.
+    """Description of files with vectors; small and picklable. `open` writes the files of a node.
 
     Attributes:
-        images: table of files, which names an image in messages.
-        columns: of vectors; a file each.
-        parts: where the rows come from; together they fill every row once.
-        rows: R.
+        images: table of files, to name an image in messages.
+        columns: columns of vectors, one file each.
+        parts: sources of the rows; together they fill every row exactly once.
+        rows: number of rows R.
     """
 
     images: TableVersion
@@ -70,26 +70,29 @@ class VectorFile:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Numbers a row of each column."""
+        """Width D of each column."""
         found = schemas.outputs(self.parts[0].table.schema)
         return {column: found[column] for column in self.columns}
 
     def take(self, rows: npt.NDArray[np.int64]) -> VectorFile:
-        """A file with these rows, int64[n], in this order; each at most once."""
-        renumbered = np.full(self.rows + 1, -1)  # the last is what -1 asks for
+        """Return a file with only these rows, int64[n], in this order; each at most once."""
+        renumbered = np.full(self.rows + 1, -1)  # the last element is the one for row -1
         renumbered[rows] = np.arange(len(rows))
         parts = []
         for part in self.parts:
             numbers = renumbered[part.rows]
-            kept = (numbers >= 0).any(axis=1)
-            parts.append(TableRows(part.table, part.contents[kept], part.first_view, numbers[kept]))
+            used = (numbers >= 0).any(axis=1)
+            parts.append(TableRows(part.table, part.contents[used], part.first_view, numbers[used]))
         return VectorFile(self.images, self.columns, tuple(parts), len(rows))
 
     def open(self) -> MappedVectors:
-        """Map the files of this node; write them first where nobody has.
+        """Map the files of this node into memory; write them first if they do not exist.
+
+        Returns:
+            The vectors.
 
         Raises:
-            InputError: a vector that is not finite, or no room for the files.
+            InputError: a vector is not finite, or there is no room for the files.
         """
         root = _root()
         _remove_unused(root)
@@ -102,10 +105,10 @@ class VectorFile:
                 if not self._is_complete(folder):
                     fcntl.flock(lock, fcntl.LOCK_UN)
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    if _is_there(lock) and not self._is_complete(folder):
+                    if _has_path(lock) and not self._is_complete(folder):
                         self._write(folder)
                     fcntl.flock(lock, fcntl.LOCK_SH)
-                if _is_there(lock):  # else it was removed while this process waited
+                if _has_path(lock):  # else it was removed while this process waited
                     os.utime(lock.name)
                     files = {column: folder / f"{column}.npy" for column in self.columns}
                     return MappedVectors(files, lock)
@@ -115,7 +118,7 @@ class VectorFile:
             lock.close()
 
     def _digest(self) -> str:
-        """Over everything that decides the files' content."""
+        """Return a digest of everything that decides the content of the files."""
         found = hashlib.sha256(json.dumps([self.columns, self.rows]).encode())
         for part in self.parts:
             where = [part.table.uri, part.table.version, part.first_view, part.rows.shape]
@@ -159,37 +162,41 @@ class VectorFile:
             (folder / f"{column}.part").rename(folder / f"{column}.npy")
 
     def _check(self, column: str, values: Vectors, contents: Contents) -> None:
-        strange = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if not len(strange):
+        invalid = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if not len(invalid):
             return
-        content = bytes(contents[strange[0]]).ljust(32, b"\0")
+        content = bytes(contents[invalid[0]]).ljust(32, b"\0")
         keys = self.images.read(["key"], f"content_id = X'{content.hex()}'")["key"].to_pylist()
         raise InputError(
             f"{self.parts[0].table.uri}: the {column} vector of '{min(keys)}' holds NaN or "
-            "infinity; extract it anew, or drop the image by a verdict"
+            "infinity; extract it again, or drop the image by a verdict"
         )
 
 
 class MappedVectors:
-    """Vectors of a `VectorFile` in this process, which nobody removes while it lives.
+    """Vectors of a `VectorFile`; the files are not removed while this object exists.
+
+    Args:
+        files: file of each column.
+        lock: open lock file; it is closed with this object.
 
     Attributes:
         vectors: float32[R, D] by column, memory-mapped and read-only.
     """
 
+    vectors: dict[str, Vectors]
+
     def __init__(self, files: dict[str, Path], lock: IO[str]) -> None:
-        self.vectors: dict[str, Vectors] = {
-            column: np.load(file, mmap_mode="r") for column, file in files.items()
-        }
+        self.vectors = {column: np.load(file, mmap_mode="r") for column, file in files.items()}
         weakref.finalize(self, lock.close)
 
 
 def _root() -> Path:
-    """The folder of this user's files on this node."""
+    """Return the folder of this user's files on this node."""
     root = Path(tempfile.gettempdir(), f"visao_ray-{os.getuid()}")
     root.mkdir(mode=0o700, exist_ok=True)
     if root.stat().st_uid != os.getuid():
-        raise InputError(f"{root}: belongs to somebody else; set TMPDIR to a folder of your own")
+        raise InputError(f"{root}: belongs to another user; set TMPDIR to a folder of your own")
     return root
 
 
@@ -201,14 +208,14 @@ def _remove_unused(root: Path) -> None:
                 continue
             with lock.open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _is_there(file):
+                if _has_path(file):
                     shutil.rmtree(folder)
-        except OSError:  # in use, or gone already
+        except OSError:  # in use, or already removed
             continue
 
 
-def _is_there(lock: IO[str]) -> bool:
-    """Whether the file that this process has locked still has its name."""
+def _has_path(lock: IO[str]) -> bool:
+    """Whether the path still leads to the file that this process has locked."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The operator's job: what is in a store, whether it is sound, and how to keep it small."""
+"""The store job: show the status of a store, verify it, and keep it small."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from visao_ray.store.verification import find_problems
 
 
 def operate_store(settings: StoreToolSettings) -> int:
-    """Do one action on a store.
+    """Run one action on a store.
+
+    Args:
+        settings: settings of the job.
 
     Returns:
-        Exit status: 1 where `verify` found something wrong, else 0.
+        Exit status: 1 if `verify` found a problem, else 0.
 
     Raises:
-        InputError: no such store; somebody else writes to it; no such run to forget.
+        InputError: no such store, another process writes to it, or no such run to forget.
     """
     store = Store.open(settings.store)
     start_ray()
@@ -43,7 +46,7 @@ def _verify(store: Store, settings: StoreToolSettings) -> int:
     for problem in problems:
         print(f"problem: {problem}")
     if not problems:
-        _say(f"{store.uri}: nothing is missing, nothing is there twice, every file can be opened")
+        _say(f"{store.uri}: nothing is missing or duplicated, every file can be opened")
     return 1 if problems else 0
 
 
@@ -66,13 +69,14 @@ def _clean(store: Store, settings: StoreToolSettings) -> int:
 
 
 def _forget(store: Store, settings: StoreToolSettings) -> int:
-    """Remove a run's tags; what they alone have kept goes if it is old enough."""
+    """Remove the tags of a run; then clean-up may remove the versions that only it has tagged."""
     tag = f"{RUN_TAG}{settings.run}"
     with _writing(store, settings) as writer:
         forgotten = [name for name, table in store.tables().items() if table.untag(tag)]
         if not forgotten:
             raise InputError(
-                f"forget {settings.run}: no run of that id has read {store.uri}; status lists them"
+                f"forget {settings.run}: no run of that id has read {store.uri}; status lists "
+                "the runs"
             )
         _say(f"run {settings.run} is forgotten: {', '.join(forgotten)}")
         _say_cleaned(writer.maintain())
@@ -106,8 +110,8 @@ def _say_cleaned(cleaned: dict[str, Cleaned]) -> None:
     for name, found in cleaned.items():
         if found.versions or found.files:
             _say(
-                f"{name}: {found.versions:,} old versions and {found.files:,} data files are "
-                f"removed, {size(found.bytes)}"
+                f"{name}: removed {found.versions:,} old versions and {found.files:,} data files, "
+                f"{size(found.bytes)}"
             )
     _say(f"{size(sum(found.bytes for found in cleaned.values()))} freed")
 

@@ -1,4 +1,4 @@
-"""What must hold of a table of results at the end of a job: nothing missing, nothing twice."""
+"""Checks of a table of results at the end of a job: no row is missing, none is duplicated."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SCAN_ROWS = 65_536
 
 
 def contents_without(images: TableVersion, results: TableVersion | None, views: int) -> Contents:
-    """Contents of readable images that lack results of some view, sorted, as `S32`.
+    """Return the contents of readable images without results of all views, sorted, S32[N].
 
-    A content whose results say `error` lacks nothing.
+    An error counts as a result of all views.
     """
     wanted = np.unique(ids(images, f"status = '{schemas.OK}'"))
     if results is None or not len(wanted):
@@ -28,7 +28,7 @@ def contents_without(images: TableVersion, results: TableVersion | None, views: 
 
 
 def repeated_rows(results: TableVersion) -> npt.NDArray[np.uint64]:
-    """Ids of rows whose content and view an earlier row has already."""
+    """Return the ids of rows that repeat content and view of an earlier row, uint64[N]."""
     scanner = results.open().scanner(
         columns=["content_id", "view"], with_row_id=True, batch_size=_SCAN_ROWS
     )
@@ -43,22 +43,22 @@ def repeated_rows(results: TableVersion) -> npt.NDArray[np.uint64]:
 
 
 def remove_repeated(results: TableVersion) -> tuple[TableVersion, int]:
-    """Keep one row of each content and view; returns the new version and the rows removed.
+    """Remove repeated rows of each content and view; return the new version and their number.
 
-    Rows can be there twice where the actor that assigns contents was lost in the middle of a job.
+    Rows can be duplicated if the actor that assigns contents was lost in the middle of a job.
     """
     surplus = repeated_rows(results).tolist()
     return table.delete(results, surplus), len(surplus)
 
 
 def ids(of: TableVersion, where: str | None = None) -> Contents:
-    """The contents of a table's rows, in the order they lie there, as `S32`[N]."""
+    """Return the contents of a table's rows in physical order, S32[N]."""
     parts = [as_bytes(batch["content_id"]) for batch in of.scan(["content_id"], where, _SCAN_ROWS)]
     return np.concatenate([*parts, np.zeros(0, "S32")])
 
 
 def as_bytes(column: pa.Array | pa.ChunkedArray) -> Contents:
-    """A column of digests without nulls as `S32`[N]; they sort as their bytes do."""
+    """Convert a column of digests without nulls to S32[N], which sorts like the bytes."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     start = column.offset * 32

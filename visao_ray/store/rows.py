@@ -1,4 +1,4 @@
-"""Rows of a table of results by their content: found by one scan of ids, then read in order."""
+"""Find rows of a table of results by content in one scan of ids, and read them in order."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Positions = npt.NDArray[np.int64]
 
 _SCAN_ROWS = 65_536
 _BATCH_ROWS = 2048  # a row of vectors has 8 kB
-#: Rows are read by a scan where one of so many is wanted, and one by one where fewer are.
+#: Rows are read by a scan if at least one in so many is wanted, otherwise one by one.
 _SPARSE = 8
 
 
 def places_of(ids: Contents, contents: Contents) -> Positions:
-    """Place of each id in sorted contents, int64[N]; -1 where it is none of them."""
+    """Return the position of each id in sorted contents, int64[N]; -1 if it is not among them."""
     if not len(contents):
         return np.full(len(ids), -1, np.int64)
     places = np.minimum(np.searchsorted(contents, ids), len(contents) - 1)
@@ -29,20 +29,23 @@ def places_of(ids: Contents, contents: Contents) -> Positions:
 
 
 def find_rows(results: TableVersion, contents: Contents, status: str) -> Positions:
-    """Positions of the rows of some contents, int64[n], ascending; one row a content.
+    """Find the rows of some contents, one row per content.
 
     Args:
         results: table of results of one view.
-        contents: `S32`[N], sorted.
-        status: that the rows must have.
+        contents: S32[N], sorted.
+        status: status that the rows must have.
+
+    Returns:
+        Positions of the rows, int64[n], ascending.
     """
     seen = np.zeros(len(contents), bool)
     found = [np.zeros(0, np.int64)]
     start = 0
     for batch in results.scan(["content_id", "status"], batch_rows=_SCAN_ROWS):
         places = places_of(as_bytes(batch["content_id"]), contents)
-        there = pc.equal(batch["status"], status).to_numpy(zero_copy_only=False)
-        rows = np.flatnonzero((places >= 0) & there)
+        matches = pc.equal(batch["status"], status).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero((places >= 0) & matches)
         rows = rows[~seen[places[rows]]]
         _, first = np.unique(places[rows], return_index=True)
         rows = rows[np.sort(first)]
@@ -55,13 +58,16 @@ def find_rows(results: TableVersion, contents: Contents, status: str) -> Positio
 def read_rows(
     results: TableVersion, rows: Positions, columns: Sequence[str], batch_rows: int = _BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Columns of the rows at some positions, in their order.
+    """Read the rows at some positions, in this order.
 
     Args:
-        results: the table in which the positions were found.
-        rows: int64[N], ascending.
-        columns: to read.
-        batch_rows: rows that are in memory at once.
+        results: the table version of the positions.
+        rows: positions, int64[N], ascending.
+        columns: columns to read.
+        batch_rows: number of rows that are in memory at once.
+
+    Yields:
+        Batches of the columns.
     """
     if not len(rows):
         return

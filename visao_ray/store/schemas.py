@@ -1,7 +1,7 @@
-"""The tables of a store: their columns, keys and format version.
+"""Schemas of the tables of a store: columns, keys and format version.
 
-A table's name and format version stand in the metadata of its schema. What made a table of results
-(`vectors`, `predictions`) stands there too, as JSON: see `description`.
+The metadata of a schema holds the table's name and format version. For a table of results
+(`vectors`, `predictions`) it also describes, as JSON, what produced the results: see `description`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import pyarrow as pa
 
 from visao_ray.core.errors import InputError
 
-#: Raised whenever a column changes its meaning; a store of another format is refused.
+#: Increased whenever the meaning of a column changes; a store of another format is refused.
 FORMAT = "1"
 _NAME, _FORMAT, _DESCRIPTION = b"visao_ray.table", b"visao_ray.format", b"visao_ray.description"
 
-#: Lance's own mark of a key column: without it, two upserts of one new key insert two rows.
+#: Lance's mark of a key column. Without it, two upserts of the same new key insert two rows.
 KEY_MARK = {b"lance-schema:unenforced-primary-key": b"true"}
 
 #: SHA-256 of a file's bytes.
 CONTENT_ID = pa.binary(32)
 TIME = pa.timestamp("us", tz="UTC")
 
-#: What became of a file. Images that are `ok` or `error` are not read again while they stay as
-#: they are; `unread` ones could not be fetched, `missing` ones were there before.
+#: Status of a file. Images with `ok` or `error` are not read again until the file changes. `unread`
+#: files could not be fetched; `missing` files no longer exist.
 OK, ERROR, UNREAD, MISSING = "ok", "error", "unread", "missing"
 LASTING = (OK, ERROR)
 
@@ -49,8 +49,8 @@ def _schema(
     return pa.schema(columns, metadata=metadata)
 
 
-#: One row a file that was ever seen. `wanted_split` is what its folder or the labels file asks for;
-#: `split` is what was decided, once, and null until then.
+#: One row per file that was ever listed. `wanted_split` is the split that its folder or the labels
+#: file names; `split` is the final split, which is decided once and null until then.
 IMAGES = _schema(
     "images",
     [
@@ -73,12 +73,12 @@ IMAGES = _schema(
     key="key",
 )
 
-#: One row a patient, container or whatever must stay on one side.
+#: One row per patient, container or other group of images that must stay in one split.
 GROUPS = _schema(
     "groups", [("group", pa.string()), ("split", pa.string()), ("first_seen", TIME)], key="group"
 )
 
-#: One row a decision of a person about an image; the latest of a key counts.
+#: One row per decision of a person on an image; the latest one for a key counts.
 VERDICTS = _schema(
     "verdicts",
     [
@@ -93,11 +93,14 @@ VERDICTS = _schema(
 
 
 def results(outputs: Mapping[str, int], description: Mapping[str, Any]) -> pa.Schema:
-    """Schema of `vectors` and `predictions`: one row a content and view, `ok` or `error`.
+    """Build the schema of `vectors` or `predictions`: one row per content and view.
 
     Args:
-        outputs: name and width of each output, float32[width]; null on error rows.
-        description: what made them; all of it decides the numbers.
+        outputs: name and width of each output, float32[width]; null in rows with an error.
+        description: everything that decides the numbers.
+
+    Returns:
+        The schema.
     """
     return _schema(
         "results",
@@ -114,7 +117,7 @@ def results(outputs: Mapping[str, int], description: Mapping[str, Any]) -> pa.Sc
 
 
 def outputs(schema: pa.Schema) -> dict[str, int]:
-    """Name and width of each output of a table of results."""
+    """Return name and width of each output of a table of results."""
     return {
         field.name: field.type.list_size
         for field in schema
@@ -123,15 +126,20 @@ def outputs(schema: pa.Schema) -> dict[str, int]:
 
 
 def description(schema: pa.Schema) -> dict[str, Any]:
-    """What made a table of results; empty where it says nothing."""
+    """Return the description of what produced a table of results; empty if there is none."""
     return dict(json.loads((schema.metadata or {}).get(_DESCRIPTION, b"{}")))
 
 
 def validate(schema: pa.Schema, name: str, where: str) -> None:
-    """Check that a schema is that of the table `name`, in the format this code writes.
+    """Check that a schema belongs to a table, in the format that this code writes.
+
+    Args:
+        schema: the schema.
+        name: expected name of the table.
+        where: location of the table, for the error message.
 
     Raises:
-        InputError: it is not; the message says which table or format it is instead.
+        InputError: it does not; the message says which table or format it is instead.
     """
     metadata = schema.metadata or {}
     found = metadata.get(_NAME, b"none of visao_ray's").decode()

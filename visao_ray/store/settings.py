@@ -1,4 +1,4 @@
-"""Settings of the jobs that look into a store, and groups that say what of it is read."""
+"""Settings of the export and store jobs, and options that select what jobs read from a store."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from visao_ray.core.settings import CommandSettings, JobSettings
 
 
 class VersionOptions(BaseSettings):
-    """At which version a store is read."""
+    """Option for the version of a store to read."""
 
     as_of: str | None = Field(
         None,
-        description="id of an earlier run (in its result.json): read the store as that run did",
+        description="id of an earlier run (see its result.json): read the same versions of the "
+        "store",
     )
 
 
 class VectorOptions(VersionOptions):
-    """Which vectors of a store are read, and at which version."""
+    """Options for the vectors of a store to read."""
 
     extractor: str | None = Field(
-        None, description="whose vectors, where the store has those of several (jobs/store.py)"
+        None,
+        description="extractor of the vectors, if the store has more than one (see jobs/store.py)",
     )
     recipe: str | None = Field(
-        None, description="augmented views of train to learn from too, such as G1@0 (recipe@seed)"
+        None,
+        description="augmented views of train to use in training too, such as G1@0 (recipe@seed)",
     )
 
 
@@ -40,31 +43,32 @@ class ExportSettings(VersionOptions, JobSettings):
     )
     writes: ClassVar[tuple[str, ...]] = ("images", "groups", "verdicts", "vectors", "predictions")
 
-    store: str = Field(description="store that jobs/extract.py made")
+    store: str = Field(description="store that jobs/extract.py created")
     table: Literal["images", "groups", "verdicts", "vectors", "predictions"] = Field(
-        description="which table"
+        description="table to export"
     )
     extractor: str | None = Field(
-        None, description="vectors: whose, where the store has those of several (jobs/store.py)"
+        None,
+        description="vectors: extractor, if the store has more than one (see jobs/store.py)",
     )
     recipe: str | None = Field(
-        None, description="vectors: augmented views, such as G1@0 (images as they are)"
+        None, description="vectors: augmented views, such as G1@0 (unaugmented images)"
     )
     model: str | None = Field(
-        None, description="predictions: whose, where the store has those of several (jobs/store.py)"
+        None,
+        description="predictions: model, if the store has more than one (see jobs/store.py)",
     )
     join: bool = Field(
         False,
-        description="vectors, predictions, verdicts: with the columns of images, one row a file "
-        "that has them",
+        description="vectors, predictions, verdicts: add the columns of images; one row per file",
     )
     where: str | None = Field(
         None,
-        description="SQL condition on columns of the table; with --join on columns of the table or "
-        "of images: label = 'vazio'",
+        description="SQL condition on columns of the table or, with --join, of images, such as "
+        "label = 'vazio'",
     )
     split: list[Literal["train", "val", "test"]] = Field(
-        [], description="images of this split alone; may be given again (all)"
+        [], description="export only images of this split; may be repeated (all)"
     )
 
     @model_validator(mode="after")
@@ -79,33 +83,34 @@ class ExportSettings(VersionOptions, JobSettings):
         if self.join and self.table in ("images", "groups"):
             raise ValueError(f"--join is for vectors, predictions and verdicts, not {self.table}")
         if self.split and not self.join and self.table not in ("images", "groups"):
-            raise ValueError(f"--split: {self.table} have no split; add --join")
+            raise ValueError(f"--split: {self.table} has no column split; add --join")
         return self
 
 
 class StoreToolSettings(CommandSettings):
-    """What is in a store, whether it is sound, and how to keep it small.
+    """Show the status of a store, verify it, and keep it small.
 
-    status and verify only read; the others take the store's lease. verify ends with status 1 where
-    something is wrong.
+    status and verify only read; the other actions take the store's lease. verify exits with status
+    1 if it finds a problem.
     """
 
     job: ClassVar[str] = "store"
     example: ClassVar[str] = "status --store s3://bucket/store"
 
     action: CliPositionalArg[Literal["status", "verify", "compact", "clean", "forget"]] = Field(
-        description="status: tables, images, coverage, runs; verify: is all there, once; compact: "
-        "join small files; clean: remove old versions; forget: release what a run read"
+        description="status: show tables, images, coverage, runs; verify: check that no row is "
+        "missing or duplicated; compact: merge small files; clean: remove old versions; forget: "
+        "release the versions that a run read"
     )
     run: CliPositionalArg[str | None] = Field(
-        None, description="forget: id of the run, as status and its result.json have it"
+        None, description="forget: id of the run, from status or its result.json"
     )
     store: str = Field(description="folder or s3://bucket/prefix of the store")
     as_json: bool = Field(False, alias="json", description="status: print JSON")
     older_than: timedelta | None = Field(
         None,
         ge=timedelta(0),
-        description="clean: age from which on versions go that no run has read, such as 7d (14d)",
+        description="clean: remove versions of this age that no run has read, such as 7d (14d)",
     )
 
     @model_validator(mode="after")
@@ -118,5 +123,5 @@ class StoreToolSettings(CommandSettings):
             if value is not None and self.action != action:
                 raise ValueError(f"{name} is for {action}, not {self.action}")
         if self.action == "forget" and self.run is None:
-            raise ValueError("forget: RUN is missing: id of a run, as status shows it")
+            raise ValueError("forget: RUN is missing: id of a run, from status")
         return self

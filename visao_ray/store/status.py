@@ -1,4 +1,4 @@
-"""What is in a store: tables, images, how many have results, and which runs read it."""
+"""Status of a store: its tables, images, coverage by results, and the runs that read it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from visao_ray.core.lease import read_holder
 from visao_ray.core.object_store import list_files
+from visao_ray.core.tables import SPLITS
 from visao_ray.store import proof, schemas
+from visao_ray.store.counts import count_images
 from visao_ray.store.join import RUN_TAG
 from visao_ray.store.store import PLAIN, Store
 from visao_ray.store.table import Table, TableVersion
 
 _SCAN_ROWS = 65_536
 _LABELS_SHOWN = 30
-_SPLITS = ("train", "val", "test", "")
 _READABLE = f"status = '{schemas.OK}'"
 
 
 def read_status(uri: str) -> dict[str, Any]:
-    """What is in a store, as JSON has it. For a task: 100 bytes an image at the peak.
+    """Read the status of a store, ready for JSON. For a task: 100 bytes per image at the peak.
 
     Args:
-        uri: of the store.
+        uri: URI of the store.
 
     Returns:
-        `store`, `description` (dataset, seed and shares of the splits), `writer` (who holds the
+        `store`, `description` (dataset, seed and shares of the splits), `writer` (the holder of the
         lease, or null), `tables`, `images` (rows by status, readable ones by split and label; ""
-        is none), `results` (of each extractor and model, how many images have them) and `runs`
-        (tables that each run has read).
+        stands for none), `results` (number of images with results of each extractor and model) and
+        `runs` (tables that each run has read).
 
     Raises:
         InputError: there is no store, or it has another format.
@@ -61,7 +61,7 @@ def read_status(uri: str) -> dict[str, Any]:
 
 
 def render_status(status: Mapping[str, Any]) -> str:
-    """The same for people: lines of aligned columns."""
+    """Format the status as text with aligned columns."""
     description, writer = status["description"], status["writer"]
     dataset = description["dataset"]
     facts = [
@@ -74,7 +74,8 @@ def render_status(status: Mapping[str, Any]) -> str:
         (
             "splits",
             f"seed {description['seed']}, val {description['val_share']:.0%}, "
-            f"test {description['test_share']:.0%} of the groups that no folder or file assigns",
+            f"test {description['test_share']:.0%} of the groups without a split in folders or "
+            "labels",
         ),
         ("writer", _writer(writer)),
     ]
@@ -87,7 +88,7 @@ def render_status(status: Mapping[str, Any]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes in MB or GB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
@@ -109,26 +110,19 @@ def _table(table: Table, at: TableVersion) -> dict[str, Any]:
 
 
 def _images(images: TableVersion) -> dict[str, Any]:
-    columns = ["status", "split", "label"]
-    status: Counter[str] = Counter()
-    splits: dict[str, Counter[str]] = {}
-    for batch in images.scan(columns, batch_rows=_SCAN_ROWS):
-        rows = pa.table(batch).group_by(columns).aggregate([([], "count_all")])
-        for row in rows.to_pylist():
-            status[row["status"]] += row["count_all"]
-            if row["status"] == schemas.OK:
-                of_split = splits.setdefault(row["split"] or "", Counter())
-                of_split[row["label"] or ""] += row["count_all"]
+    counts = count_images(images)
     return {
-        "status": dict(sorted(status.items())),
-        "splits": {name: dict(sorted(labels.items())) for name, labels in sorted(splits.items())},
+        "status": dict(sorted(counts.status.items())),
+        "splits": {
+            split: dict(sorted(labels.items())) for split, labels in sorted(counts.labels.items())
+        },
     }
 
 
 def _coverage(
     images: TableVersion, versions: Mapping[str, TableVersion]
 ) -> dict[str, dict[str, int]]:
-    """By table of results, the readable images that have all views there are."""
+    """Count, for each table of results, the readable images that have all of its views."""
     found = {}
     for name, results in versions.items():
         if "/" not in name:
@@ -156,7 +150,7 @@ def _views(results: TableVersion) -> int:
 
 def _writer(writer: Mapping[str, Any] | None) -> str:
     if writer is None:
-        return "nobody"
+        return "none"
     owner = writer["owner"]
     return (
         f"{owner['host']} pid {owner['pid']} (job {owner['job']}, run {owner['run']}) since "
@@ -171,7 +165,7 @@ def _tables(tables: Mapping[str, Mapping[str, Any]]) -> str:
     for name, facts in tables.items():
         indexes = [
             column
-            + (f" ({index['not_indexed']} fragments not yet)" if index["not_indexed"] else "")
+            + (f" ({index['not_indexed']} fragments not indexed)" if index["not_indexed"] else "")
             for column, index in facts["indexes"].items()
         ]
         numbers = [f"{facts[key]:,}" for key in ("rows", "version", "versions", "fragments")]
@@ -187,7 +181,7 @@ def _counts(images: Mapping[str, Any]) -> str:
     for labels in splits.values():
         totals.update(labels)
     shown = [label for label, _ in totals.most_common(_LABELS_SHOWN)]
-    names = [split for split in _SPLITS if split in splits]
+    names = [split for split in (*SPLITS, "") if split in splits]
     rows: list[tuple[str, ...]] = [
         ("readable images", *(split or "no split" for split in names), "all")
     ]
@@ -213,7 +207,7 @@ def _results(results: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int, also_left: Sequence[int] = ()) -> str:
-    """Rows of text in columns; the first `left` columns begin alike, numbers end alike."""
+    """Align rows of text: the first `left` columns and `also_left` to the left, others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -1,14 +1,14 @@
-"""The store of a dataset: its tables, who may write to them, and what a run read.
+"""The store of a dataset: its tables, and the writer that may change them.
 
     STORE/store.json                         the dataset, the seed and the shares of the splits
-    STORE/images.lance                       a row a file
-    STORE/groups.lance                       a row a group, with its split
-    STORE/verdicts.lance                     people's decisions
-    STORE/vectors/EXTRACTOR/RECIPE.lance     a row a content and view
-    STORE/predictions/MODEL.lance            a row a content
-    STORE/lease                              who writes now
+    STORE/images.lance                       one row per file
+    STORE/groups.lance                       one row per group, with its split
+    STORE/verdicts.lance                     decisions of people
+    STORE/vectors/EXTRACTOR/RECIPE.lance     one row per content and view
+    STORE/predictions/MODEL.lance            one row per content
+    STORE/lease                              the current writer
 
-Anybody may read at any time, at a version. Writers take the store's lease: see `Store.writing`.
+Any process may read a version at any time. Writers take the store's lease: see `Store.writing`.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from visao_ray.store.maintenance import KEEP, Cleaned
 from visao_ray.store.table import Table, TableVersion
 
 _SUFFIX = ".lance"
-#: The recipe of images as they are.
+#: The recipe of unaugmented images.
 PLAIN = "none"
 
-#: Columns of each table that are asked for by value, and that no update touches.
+#: Columns of each table that are searched by value and that no update changes.
 _INDEXED = {"images": ("key", "content_id"), "groups": ("group",)}
 _RESULTS_INDEXED = ("content_id",)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a store is for; fixed when it is created.
+    """Description of a store; fixed when it is created.
 
     Attributes:
-        dataset: the dataset's fields, as JSON.
-        seed: of the splits.
-        val_share, test_share: of the groups whose split nobody asked for.
-        created: when, in UTC.
+        dataset: fields of the dataset, as JSON.
+        seed: seed of the splits.
+        val_share: share of val among the groups without a split in folders or labels.
+        test_share: share of test among them.
+        created: time of creation, in UTC.
     """
 
     dataset: Mapping[str, Any]
@@ -57,11 +58,11 @@ class Description:
 
 
 class Store:
-    """A store that exists, for reading.
+    """An existing store, for reading.
 
     Args:
         location: its folder or prefix.
-        description: what it is for.
+        description: its description.
     """
 
     def __init__(self, location: Location, description: Description) -> None:
@@ -72,20 +73,32 @@ class Store:
     def open(cls, uri: str) -> Store:
         """Open a store.
 
+        Args:
+            uri: URI of the store.
+
+        Returns:
+            The store.
+
         Raises:
             InputError: there is none, or it has another format.
         """
         found = cls.find(uri)
         if found is None:
             raise InputError(
-                f"--store {uri}: there is no store (no store.json); jobs/extract.py --data … "
-                "--store … makes one"
+                f"--store {uri}: there is no store (no store.json); create one with "
+                "jobs/extract.py --data … --store …"
             )
         return found
 
     @classmethod
     def find(cls, uri: str) -> Store | None:
-        """Open a store; None where there is none yet.
+        """Open a store if it exists.
+
+        Args:
+            uri: URI of the store.
+
+        Returns:
+            The store; None if there is none yet.
 
         Raises:
             InputError: it has another format, or cannot be read.
@@ -108,7 +121,7 @@ class Store:
 
     @property
     def uri(self) -> str:
-        """As people call it."""
+        """URI of the store."""
         return self.location.uri
 
     @property
@@ -123,19 +136,22 @@ class Store:
 
     @property
     def verdicts(self) -> Table:
-        """The table of people's decisions."""
+        """The table of decisions of people."""
         return self._table("verdicts")
 
     def vectors(self, extractor: str, recipe: str = PLAIN) -> Table:
-        """The vectors of an extractor; of images as they are, or of an augmentation recipe."""
+        """Return the vectors of an extractor, of unaugmented images or of an augmentation recipe.
+
+        The table may not exist yet.
+        """
         return self._table("vectors", extractor, recipe)
 
     def predictions(self, model: str) -> Table:
-        """The predictions of a model."""
+        """Return the predictions of a model; the table may not exist yet."""
         return self._table("predictions", model)
 
     def extractors(self) -> dict[str, list[str]]:
-        """Name of each extractor that left vectors, with its recipes."""
+        """Return the extractors that have vectors, with the recipes of each."""
         found = {}
         for name in self._below("vectors"):
             recipes = [entry.removesuffix(_SUFFIX) for entry in self._below("vectors", name)]
@@ -144,10 +160,16 @@ class Store:
         return found
 
     def the_extractor(self, wanted: str | None) -> str:
-        """The extractor of that name, or the only one there is.
+        """Return the wanted extractor, or the only one of the store.
+
+        Args:
+            wanted: name of the extractor; None: the only one.
+
+        Returns:
+            The name of the extractor.
 
         Raises:
-            InputError: no such extractor, none at all, or several to choose from.
+            InputError: no such extractor, none at all, or more than one to choose from.
         """
         names = list(self.extractors())
         if wanted is not None:
@@ -159,7 +181,7 @@ class Store:
         if not names:
             raise InputError(
                 f"--store {self.uri}: has no vectors yet; jobs/extract.py --data … --store "
-                f"{self.uri} makes them"
+                f"{self.uri} creates them"
             )
         if len(names) > 1:
             raise InputError(
@@ -169,11 +191,11 @@ class Store:
         return names[0]
 
     def models(self) -> list[str]:
-        """Models that left predictions."""
+        """Return the models that have predictions."""
         return [name.removesuffix(_SUFFIX) for name in self._below("predictions")]
 
     def tables(self) -> dict[str, Table]:
-        """Every table there is, by its name below the store."""
+        """Return every existing table by its name below the store."""
         found = {name: self._table(name) for name in ("images", "groups", "verdicts")}
         for extractor, recipes in self.extractors().items():
             for recipe in recipes:
@@ -189,15 +211,18 @@ class Store:
         say: Callable[[str], None] | None = None,
         dead: Owner | None = None,
     ) -> Iterator[Writer]:
-        """Take the store's lease, fence its tables against stale writers, and write.
+        """Take the store's lease and fence its tables against stale writers.
 
         Args:
             owner: this process.
-            say: prints one line.
+            say: function that prints one line.
             dead: see `Lease`.
 
+        Yields:
+            The writer; the lease is released at the end of the block.
+
         Raises:
-            InputError: somebody else holds the lease, or the server ignores conditional puts.
+            InputError: another process holds the lease, or the server ignores conditional puts.
         """
         require_conditional_puts(self.location)
         with Lease(self.location.join("lease"), owner, say=say, dead=dead) as lease:
@@ -211,7 +236,7 @@ class Store:
 
 
 def name_of(table: TableVersion, store: str) -> str:
-    """The name of a table below its store, as `Store.tables` has it."""
+    """Return the name of a table below its store, as in `Store.tables`."""
     return table.uri.removeprefix(store).strip("/").removesuffix(_SUFFIX)
 
 
@@ -223,17 +248,20 @@ def create_or_open(
     say: Callable[[str], None] | None = None,
     dead: Owner | None = None,
 ) -> Iterator[Writer]:
-    """Open a store for writing; where there is none, create it first.
+    """Open a store for writing; create it first if it does not exist.
 
     Args:
-        uri: of the store.
-        description: what it is for.
+        uri: URI of the store.
+        description: description of a new store.
         owner: this process.
-        say: prints one line.
+        say: function that prints one line.
         dead: see `Lease`.
 
+    Yields:
+        The writer; the lease is released at the end of the block.
+
     Raises:
-        InputError: as `Store.writing`; the store is there and for another dataset.
+        InputError: as `Store.writing`, or the store exists and is for another dataset.
     """
     location = locate(uri)
     require_conditional_puts(location)
@@ -248,21 +276,21 @@ def create_or_open(
             store = Store.open(uri)
         elif dict(store.description.dataset) != dict(description.dataset):
             raise InputError(
-                f"--store {uri}: is for dataset {store.description.dataset['name']} as it was "
-                "described then; leave --dataset out, or choose another --store"
+                f"--store {uri}: is for dataset {store.description.dataset['name']}, as described "
+                "when it was created; leave --dataset out, or choose another --store"
             )
         yield Writer(store, lease)
 
 
 class Writer:
-    """A store whose lease this process holds; every change of a table goes through here.
+    """Writer of a store: this process holds the lease, and every change of a table is made here.
 
-    Versions are those that this writer made: the newest of somebody else would hide that its lease
-    is lost.
+    The writer continues from the versions that it made itself. If it continued from the newest
+    version, it would not notice that another process has taken the lease.
 
     Args:
         store: the store.
-        lease: held.
+        lease: the lease, which is held.
     """
 
     def __init__(self, store: Store, lease: Lease) -> None:
@@ -273,22 +301,29 @@ class Writer:
             self._versions[found.uri] = table.fence(found.latest())
 
     def check(self) -> None:
-        """Raise LeaseLost where somebody else may write by now."""
+        """Raise LeaseLost if another process may hold the lease now."""
         self._lease.check()
 
     def version(self, of: Table) -> TableVersion:
-        """The newest version of a table that this writer knows."""
+        """Return the newest version of a table that this writer knows."""
         return self._versions[of.uri]
 
     def ensure(self, of: Table, schema: pa.Schema) -> TableVersion:
         """Create a table unless it exists.
+
+        Args:
+            of: the table.
+            schema: its schema.
+
+        Returns:
+            Its newest version.
 
         Raises:
             InputError: it exists with other columns.
         """
         if of.uri not in self._versions:
             self.check()
-            # A stale writer may have created it since this one began.
+            # A stale writer may have created it since this writer started.
             self._versions[of.uri] = table.fence(TableVersion(of.uri, of.create(schema)))
         found = self._versions[of.uri]
         if found.schema.names != schema.names:
@@ -299,36 +334,39 @@ class Writer:
         return found
 
     def append(self, to: Table, fragments: Sequence[str]) -> None:
-        """Commit fragments that tasks wrote; `fragments` is their metadata as JSON."""
+        """Commit fragments that tasks wrote; `fragments` holds their metadata as JSON."""
         self.check()
         self._versions[to.uri] = table.append(self.version(to), fragments)
 
     def merge(
         self, into: Table, rows: pa.RecordBatchReader | pa.Table, when: str | None = None
     ) -> int:
-        """Update rows by the table's key; returns how many. See `table.merge`."""
+        """Update rows by the table's key and return their number; see `table.merge`."""
         self.check()
         self._versions[into.uri], changed = table.merge(self.version(into), rows, when)
         return changed
 
     def insert_new(self, into: Table, rows: pa.RecordBatchReader | pa.Table) -> int:
-        """Add rows whose keys are not there yet; returns how many."""
+        """Add rows with new keys and return their number."""
         self.check()
         self._versions[into.uri], added = table.insert_new(self.version(into), rows)
         return added
 
     def moved(self, of: Table, to: TableVersion) -> None:
-        """Go on from a version that a task of this writer made."""
+        """Continue from a version that a task of this writer made."""
         self._versions[of.uri] = to
 
     def maintain(self, keep: timedelta = KEEP, at_least: int | None = None) -> dict[str, Cleaned]:
-        """Compact every table, then index it, then remove what nobody needs; in tasks.
+        """Compact and index every table, then remove old versions and unused files; in tasks.
 
-        Nothing that was written and not committed may be under way.
+        No uncommitted fragments may exist, because they would be removed.
 
         Args:
-            keep: age from which on versions without a tag go.
+            keep: age from which on versions without a tag are removed.
             at_least: see `maintenance.compact`.
+
+        Returns:
+            What was removed, by table.
         """
         import ray
 

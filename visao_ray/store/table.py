@@ -1,8 +1,8 @@
 """One Lance table: opened at a version, and changed by commits that happen exactly once.
 
-Tasks write fragments (`write_fragments`) and hand back their metadata; whoever holds the store's
-lease commits them. A commit is a transaction with an id of its own: after an error it is looked for
-among the versions since, because an acknowledgement that is lost must not append rows twice.
+Tasks write fragments (`write_fragments`) and return their metadata; the holder of the store's lease
+commits them. A commit is a transaction with its own id. After an error, the id is searched among
+the versions since, because a lost acknowledgement must not append rows twice.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ from visao_ray.core.object_store import storage_options
 from visao_ray.core.storage import Location, is_outage, reason
 from visao_ray.store import schemas
 
-#: Lance's own default is 6 GiB a process. Look-up actors take the larger one.
+#: Lance's default is 6 GiB per process. Look-up actors use the larger cache.
 INDEX_CACHE = 64 * 1024**2
 LOOKUP_INDEX_CACHE = 512 * 1024**2
 _METADATA_CACHE = 64 * 1024**2
-#: Written into each table when it is created, so that no later release of Lance changes it.
+#: Set for each table when it is created, so that no later release of Lance changes it.
 _FILE_FORMAT: Literal["2.1"] = "2.1"
 
 _BATCH_ROWS = 4096  # of a scan; a row of vectors has 8 kB
 _IO_BUFFER = 64 * 1024**2
-_MERGE_ROWS = 8192  # Lance joins a source of small batches in little memory, a whole table not
-_TRIES = 5  # to see a commit through
+_MERGE_ROWS = 8192  # Lance joins a source of small batches in little memory, but not a whole table
+_TRIES = 5  # attempts of a commit
 _PAUSE_S = 1.0
-_RETRIES = 12  # of one S3 request: some 20 s; with Lance's 3 a server that restarts fails the job
+_RETRIES = 12  # of one S3 request, about 20 s; Lance's 3 are too few for a restart of the server
 
 
 @dataclass(frozen=True)
 class TableVersion:
-    """A table at one version: small, picklable and without secrets, so it may go to any task.
+    """A table at one version: small, picklable and without secrets, so any task may get it.
 
     Attributes:
-        uri: of the table, a local path or s3://bucket/prefix.
-        version: of the table, from 1.
+        uri: local path or s3://bucket/prefix of the table.
+        version: number of the version, from 1.
     """
 
     uri: str
     version: int
 
     def open(self, index_cache: int = INDEX_CACHE) -> lance.LanceDataset:
-        """The table at this version, with bounded caches."""
+        """Open the table at this version, with caches of limited size."""
         return _open(self.uri, self.version, index_cache)
 
     @property
     def schema(self) -> pa.Schema:
-        """Its columns, with what made it in the metadata."""
+        """Schema of the table, with its description in the metadata."""
         return self.open().schema
 
     def count(self, where: str | None = None) -> int:
-        """Rows there are, or those for which the SQL expression `where` holds."""
+        """Count all rows, or those for which the SQL expression `where` holds."""
         return int(self.open().count_rows(where))
 
     def scan(
@@ -72,7 +72,7 @@ class TableVersion:
         where: str | None = None,
         batch_rows: int = _BATCH_ROWS,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream columns of the rows for which `where` holds, in the order they lie there."""
+        """Stream columns of the rows for which `where` holds, in physical order."""
         scanner = self.open().scanner(
             columns=list(columns),
             filter=where,
@@ -85,7 +85,7 @@ class TableVersion:
         yield from scanner.to_batches()
 
     def read(self, columns: Sequence[str], where: str | None = None) -> pa.Table:
-        """Columns of rows in memory."""
+        """Read columns of the rows for which `where` holds into memory."""
         kinds = self.schema
         schema = pa.schema([kinds.field(name).remove_metadata() for name in columns])
         batches = [
@@ -96,7 +96,7 @@ class TableVersion:
 
 
 class Table:
-    """A table of a store, at its place.
+    """A table of a store, which may not exist yet.
 
     Args:
         location: folder of the table.
@@ -107,7 +107,7 @@ class Table:
 
     @property
     def uri(self) -> str:
-        """As Lance takes it."""
+        """Address for Lance: a local path or an S3 URI."""
         return self.location.path if self.location.is_local else self.location.uri
 
     def exists(self) -> bool:
@@ -115,11 +115,11 @@ class Table:
         versions = self.location.join("_versions")
         if not versions.is_local:
             return versions.exists()
-        # A kill in the middle of its creation leaves folders without a version.
+        # If a process is killed while it creates the table, folders without a version remain.
         return any(entry.name.endswith(".manifest") for entry in versions.children())
 
     def create(self, schema: pa.Schema) -> int:
-        """Create the empty table unless it exists; returns its version."""
+        """Create the empty table unless it exists; return its version."""
         if self.exists():
             return self.latest().version
         dataset = lance.write_dataset(
@@ -133,25 +133,25 @@ class Table:
         return int(dataset.version)
 
     def latest(self) -> TableVersion:
-        """The newest version there is."""
+        """Return the newest version."""
         return TableVersion(self.uri, int(_open(self.uri, None).version))
 
     def at(self, version: int | str) -> TableVersion:
-        """The version of that number or tag."""
+        """Return the version with this number or tag."""
         return TableVersion(self.uri, int(_open(self.uri, version).version))
 
     def tags(self) -> dict[str, int]:
-        """Name and version of each tag."""
+        """Return name and version of each tag."""
         found = _open(self.uri, None).tags.list()
         return {name: int(tag["version"]) for name, tag in found.items()}
 
     def tag(self, name: str, version: int) -> None:
-        """Keep a version from clean-up under a name; an existing tag of that name stays."""
+        """Tag a version, so that clean-up keeps it; an existing tag of this name is not moved."""
         if name not in self.tags():
             _open(self.uri, None).tags.create(name, version)
 
     def untag(self, name: str) -> bool:
-        """Remove a tag; returns whether there was one."""
+        """Remove a tag; return whether there was one."""
         if name not in self.tags():
             return False
         _open(self.uri, None).tags.delete(name)
@@ -161,9 +161,9 @@ class Table:
 def write_fragments(
     uri: str, schema: pa.Schema, rows: pa.Table, max_rows: int = 1024**2
 ) -> list[str]:
-    """Write rows as files of a table that no version names yet; returns their metadata as JSON.
+    """Write rows as fragments that are not part of a version yet; return their metadata as JSON.
 
-    Runs in tasks. Files that are never committed are removed by clean-up.
+    For tasks. Clean-up removes fragments that are never committed.
     """
     found = lance.fragment.write_fragments(
         rows.select(schema.names).cast(schema),
@@ -178,10 +178,17 @@ def write_fragments(
 
 
 def append(at: TableVersion, fragments: Iterable[str]) -> TableVersion:
-    """Commit fragments on top of a version.
+    """Commit fragments.
+
+    Args:
+        at: the version to start from.
+        fragments: metadata of the fragments, as JSON.
+
+    Returns:
+        The new version, or `at` without fragments.
 
     Raises:
-        LeaseLost: somebody fenced the table since `at`.
+        LeaseLost: another process fenced the table since `at`.
     """
     metadata = [FragmentMetadata.from_json(fragment) for fragment in fragments]
     if not metadata:
@@ -196,84 +203,94 @@ def merge(
 
     Args:
         at: the version to start from; its schema declares the key.
-        rows: the key column and those to update, every key at most once.
+        rows: the key column and the columns to update; each key at most once.
         when: SQL expression on `source.…` and `target.…` that restricts the update.
 
     Returns:
-        The new version, and how many rows were updated.
+        The new version, and the number of updated rows.
 
     Raises:
-        LeaseLost: somebody else changed the table since `at`.
+        LeaseLost: another process changed the table since `at`.
     """
     builder = at.open().merge_insert(_key(at)).when_matched_update_all(when)
     if when is not None:
-        builder.use_index(False)  # with both, Lance takes the key for one that may be null
-    return _merged(at, builder, rows)
+        builder.use_index(False)  # with an index and a condition, Lance treats the key as nullable
+    return _execute_merge(at, builder, rows)
 
 
 def insert_new(at: TableVersion, rows: pa.RecordBatchReader | pa.Table) -> tuple[TableVersion, int]:
-    """Add the rows whose keys are not there yet; returns the new version and how many those were.
+    """Add the rows with new keys.
+
+    Args:
+        at: the version to start from; its schema declares the key.
+        rows: the rows; each key at most once.
+
+    Returns:
+        The new version, and the number of added rows.
 
     Raises:
-        LeaseLost: somebody else changed the table since `at`.
+        LeaseLost: another process changed the table since `at`.
     """
-    # Two inserts of one key do not conflict for Lance where they are committed as transactions; a
-    # fence between reading and committing does.
-    at = commit(at, _nothing(at))
+    # For Lance, two inserts of the same key do not conflict if they are committed as transactions.
+    # A fence between reading and committing does conflict.
+    at = commit(at, _no_op(at))
     builder = at.open().merge_insert(_key(at)).when_not_matched_insert_all()
-    return _merged(at, builder, rows)
+    return _execute_merge(at, builder, rows)
 
 
 def delete(at: TableVersion, rows: Sequence[int]) -> TableVersion:
-    """Delete rows by their numbers, as a scan with row ids of this version gives them.
+    """Delete rows by their row ids.
+
+    Args:
+        at: the version to start from.
+        rows: row ids from a scan of this version.
+
+    Returns:
+        The new version, or `at` without rows.
 
     Raises:
-        LeaseLost: somebody else changed the table since `at`.
+        LeaseLost: another process changed the table since `at`.
     """
     by_fragment: dict[int, list[int]] = {}
     for row in rows:
         by_fragment.setdefault(row >> 32, []).append(row)
     fragments = {fragment.fragment_id: fragment for fragment in at.open().get_fragments()}
-    changed, gone = [], []
+    changed, removed = [], []
     for number, part in by_fragment.items():
-        left = fragments[number].delete(f"_rowid IN ({','.join(map(str, part))})")
-        if left is None:
-            gone.append(number)
+        remaining = fragments[number].delete(f"_rowid IN ({','.join(map(str, part))})")
+        if remaining is None:
+            removed.append(number)
         else:
-            changed.append(left)
-    return commit(at, LanceOperation.Delete(changed, gone, "by row id")) if by_fragment else at
+            changed.append(remaining)
+    return commit(at, LanceOperation.Delete(changed, removed, "by row id")) if by_fragment else at
 
 
 def fence(at: TableVersion) -> TableVersion:
-    """Make commits of whoever started from an earlier version fail: a change of nothing.
+    """Commit an operation that changes nothing, so that commits from earlier versions fail.
 
-    It puts the table's own fragments in the place of its fragments, so that Lance refuses an
-    append, an update, a deletion or a rewrite that was begun before. That is measured, not
-    documented; `tests/store/test_rules.py` says when it no longer holds.
+    The operation replaces the table's fragments by themselves. Lance then refuses an append, an
+    update, a deletion or a rewrite that started from an earlier version. This was found by
+    measurement and is not documented; `tests/store/test_rules.py` fails if it no longer holds.
     """
     for attempt in range(_TRIES):
         found = TableVersion(at.uri, int(_open(at.uri, None).version))
         try:
-            return commit(found, _nothing(found))
+            return commit(found, _no_op(found))
         except LeaseLost:  # a stale writer committed in between; after the fence it cannot
             if attempt == _TRIES - 1:
                 raise
     raise AssertionError
 
 
-def _nothing(at: TableVersion) -> LanceOperation.BaseOperation:
+def _no_op(at: TableVersion) -> LanceOperation.BaseOperation:
     dataset = at.open()
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
     return LanceOperation.Merge(fragments, dataset.lance_schema)
 
 
 @contextmanager
-def refusals(uri: str) -> Iterator[None]:
-    """Say that the lease is lost where Lance refuses a commit of its own making.
-
-    Raises:
-        LeaseLost: somebody else changed the table since.
-    """
+def conflict_as_lease_lost(uri: str) -> Iterator[None]:
+    """Raise `LeaseLost` if Lance refuses a commit because another process changed the table."""
     try:
         yield
     except (CommitConflictError, OSError) as error:
@@ -283,22 +300,29 @@ def refusals(uri: str) -> Iterator[None]:
 
 
 def commit(at: TableVersion, operation: LanceOperation.BaseOperation) -> TableVersion:
-    """Commit an operation that was prepared on `at`, exactly once.
+    """Commit an operation that was prepared on a version, exactly once.
+
+    Args:
+        at: the version.
+        operation: the operation.
+
+    Returns:
+        The new version.
 
     Raises:
-        LeaseLost: it conflicts with what somebody else committed since.
-        OSError: the store kept failing.
+        LeaseLost: it conflicts with a commit of another process since `at`.
+        OSError: the object store kept failing.
     """
-    return _see_through(at, Transaction(at.version, operation))
+    return _commit_once(at, Transaction(at.version, operation))
 
 
-def _see_through(at: TableVersion, transaction: Transaction) -> TableVersion:
+def _commit_once(at: TableVersion, transaction: Transaction) -> TableVersion:
     failure: Exception | None = None
     for attempt in range(_TRIES):
         time.sleep(_PAUSE_S * max(0, attempt - 1))
         try:
-            # The attempt before may have taken effect although its answer said otherwise, or none
-            # came.
+            # The previous attempt may have succeeded although its response was an error or was
+            # lost.
             found = _find(at, transaction.uuid) if failure is not None else None
             if found is not None:
                 return found
@@ -309,12 +333,12 @@ def _see_through(at: TableVersion, transaction: Transaction) -> TableVersion:
         except Exception as error:
             failure = error
     assert failure is not None
-    with refusals(at.uri):
+    with conflict_as_lease_lost(at.uri):
         raise failure
 
 
 def _find(at: TableVersion, uuid: str) -> TableVersion | None:
-    """The version that a transaction made after `at`, if any."""
+    """Return the version after `at` that a transaction made, if any."""
     dataset = _open(at.uri, None)
     for version in range(at.version + 1, int(dataset.version) + 1):
         transaction = dataset.read_transaction(version)
@@ -323,7 +347,7 @@ def _find(at: TableVersion, uuid: str) -> TableVersion | None:
     return None
 
 
-def _merged(
+def _execute_merge(
     at: TableVersion, builder: Any, rows: pa.RecordBatchReader | pa.Table
 ) -> tuple[TableVersion, int]:
     if isinstance(rows, pa.Table):
@@ -334,7 +358,7 @@ def _merged(
     changed = int(counts["num_updated_rows"] + counts["num_inserted_rows"])
     if not changed:
         return at, 0
-    return _see_through(at, transaction), changed
+    return _commit_once(at, transaction), changed
 
 
 def _key(at: TableVersion) -> str:
@@ -356,7 +380,7 @@ def _open(
             storage_options=_options(uri),
         )
     except ValueError as error:
-        if is_outage(error):  # Lance calls it a wrong value
+        if is_outage(error):  # Lance reports an outage as a ValueError
             raise OSError(str(error)) from error
         raise
 
@@ -368,11 +392,11 @@ def _options(uri: str) -> dict[str, str] | None:
 
 
 def quoted(text: str) -> str:
-    """A text as a literal of SQL."""
+    """Return a text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def reason_of_lance(error: BaseException) -> str:
-    """The first line of an error, without the place in Lance's own source where it was raised."""
+    """Return the first line of an error, without its position in Lance's source code."""
     text = re.sub(r"\.?,? /\S+\.rs:\d.*$", "", str(error), flags=re.MULTILINE)
     return reason(OSError(text.removeprefix("Invalid user input: ")))

@@ -1,4 +1,4 @@
-"""What can be wrong with a store: files that are gone, rows that are missing or there twice."""
+"""Verification of a store: unreadable files, missing rows, duplicated rows, divided groups."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ _READABLE = f"status = '{schemas.OK}'"
 _IMAGE_STATUS = ", ".join(
     f"'{status}'" for status in (*schemas.LASTING, schemas.UNREAD, schemas.MISSING)
 )
-#: Conditions on rows of `images` that none may meet, and what is wrong with those that do.
+#: Conditions on rows of `images` that mean a problem, with the description of the problem.
 _WRONG_IMAGES = {
     f"status IS NULL OR status NOT IN ({_IMAGE_STATUS})": "have no valid status",
     f"{_READABLE} AND content_id IS NULL": "are readable and have no content_id",
-    f"{_READABLE} AND split IS NULL": "are readable and have no split (jobs/extract.py gives one)",
+    f"{_READABLE} AND split IS NULL": "are readable and have no split (run jobs/extract.py)",
     f"status = '{schemas.ERROR}' AND error IS NULL": "are errors without a reason",
 }
 
 
 def find_problems(uri: str) -> list[str]:
-    """What is wrong with a store, a line each; empty where nothing is.
-
-    For a task: 300 bytes an image at the peak.
+    """Find the problems of a store. For a task: 300 bytes per image at the peak.
 
     Args:
-        uri: of the store.
+        uri: URI of the store.
+
+    Returns:
+        One line per problem.
 
     Raises:
         InputError: there is no store, or it has another format.
@@ -55,13 +56,13 @@ def find_problems(uri: str) -> list[str]:
         if "/" in name:
             problems += _check_results(name, results)
         if images is not None and name.startswith("vectors/") and name.endswith(f"/{PLAIN}"):
-            problems += _lacking(name, images, results)
+            problems += _missing_results(name, images, results)
     return problems
 
 
 def _check_images(images: TableVersion) -> list[str]:
     return [
-        *_conditions("images", images, _WRONG_IMAGES),
+        *_wrong_rows("images", images, _WRONG_IMAGES),
         *_repeated("images", images, "key"),
         *_divided(images, "group"),
         *_divided(images, "content_id"),
@@ -77,40 +78,40 @@ def _check_results(name: str, results: TableVersion) -> list[str]:
         f"{_READABLE} AND ({empty})": "are ok and have no numbers",
         f"status = '{schemas.ERROR}' AND message IS NULL": "are errors without a reason",
     }
-    problems = _conditions(name, results, wrong)
-    twice = len(proof.repeated_rows(results))
-    if twice:
-        problems.append(f"{name}: {twice:,} rows are there twice (jobs/extract.py removes them)")
+    problems = _wrong_rows(name, results, wrong)
+    repeated = len(proof.repeated_rows(results))
+    if repeated:
+        problems.append(f"{name}: {repeated:,} rows are duplicates (jobs/extract.py removes them)")
     return problems
 
 
-def _lacking(name: str, images: TableVersion, results: TableVersion) -> list[str]:
-    """Readable images whose content the table does not have."""
+def _missing_results(name: str, images: TableVersion, results: TableVersion) -> list[str]:
+    """Report readable images without a row of their content in the table."""
     contents = proof.ids(images, f"{_READABLE} AND content_id IS NOT NULL")
-    lacking = int(np.isin(contents, proof.contents_without(images, results, 1)).sum())
-    if not lacking:
+    missing = int(np.isin(contents, proof.contents_without(images, results, 1)).sum())
+    if not missing:
         return []
     return [
-        f"{name}: {lacking:,} of {len(contents):,} readable images have no row "
-        "(jobs/extract.py with this extractor's settings makes them)"
+        f"{name}: {missing:,} of {len(contents):,} readable images have no row "
+        "(run jobs/extract.py with the settings of this extractor)"
     ]
 
 
-def _conditions(name: str, at: TableVersion, wrong: Mapping[str, str]) -> list[str]:
+def _wrong_rows(name: str, at: TableVersion, wrong: Mapping[str, str]) -> list[str]:
     counts = {what: at.count(where) for where, what in wrong.items()}
     return [f"{name}: {count:,} rows {what}" for what, count in counts.items() if count]
 
 
 def _repeated(name: str, at: TableVersion, column: str) -> list[str]:
     counts = pc.value_counts(at.read([column])[column])
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    if not len(twice):
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if not len(repeated):
         return []
-    return [f"{name}: {len(twice):,} values of {column} are there twice, such as '{twice[0]}'"]
+    return [f"{name}: {len(repeated):,} values of {column} are repeated, such as '{repeated[0]}'"]
 
 
 def _divided(images: TableVersion, column: str) -> list[str]:
-    """Groups or contents that stand in several splits."""
+    """Report groups or contents with images in more than one split."""
     rows = images.read([column, "split"], f"{_READABLE} AND split IS NOT NULL")
     sides = rows.group_by(column).aggregate([("split", "count_distinct")])
     divided = sides.filter(pc.greater(sides["split_count_distinct"], 1))[column]
@@ -119,6 +120,6 @@ def _divided(images: TableVersion, column: str) -> list[str]:
     example = divided[0].as_py()
     example = example.hex() if isinstance(example, bytes) else example
     return [
-        f"images: {len(divided):,} values of {column} stand in several splits, such as "
-        f"'{example}': test figures look better than they are"
+        f"images: {len(divided):,} values of {column} are in more than one split, such as "
+        f"'{example}': metrics on test are too optimistic"
     ]
