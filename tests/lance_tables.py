@@ -1,4 +1,4 @@
-"""Rows for small Lance tables of tests."""
+"""Rows and files of small Lance tables in tests."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from visao_ray.store.table import TableVersion, write_fragments
 
 
 def group_rows(names: Sequence[str], split: str | None = "train") -> pa.Table:
-    """Rows of `groups`."""
+    """Build rows of `groups`."""
     count = len(names)
     columns = [pa.array(names, pa.string()), pa.array([split] * count, pa.string())]
     return pa.table([*columns, pa.nulls(count, schemas.TIME)], schema=schemas.GROUPS)
@@ -22,7 +22,7 @@ def append_groups(at: TableVersion, names: Sequence[str], split: str = "train") 
 
 
 def files_of(uri: str) -> dict[str, int]:
-    """Size of every file below a table, by its path in it."""
+    """Return the size of every file of a table, by path relative to the table."""
     place = locate(uri)
     found = {}
     for file in place.files():

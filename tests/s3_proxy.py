@@ -1,10 +1,10 @@
-"""A proxy before the S3 server that makes trouble on demand: slow, failing, cutting off, holding.
+"""A proxy for the S3 server that injects faults: slow, failing, dropped and held requests.
 
     python s3_proxy.py PORT SERVER_PORT FOLDER
 
-`FOLDER/faults.json` says what share of requests meets which fault, and may change at any time;
-`FOLDER/met.json` counts those that did. Faults of chosen requests, and the counts of all requests,
-go over `CONTROL`, a path that is no bucket's.
+`FOLDER/faults.json` sets the share of requests for each fault, and may change at any time.
+`FOLDER/met.json` counts the requests with faults. Faults of selected requests, and the counts of
+all requests, are controlled through `CONTROL`, a path that is not a bucket.
 """
 
 import asyncio
@@ -38,21 +38,21 @@ _STALL_S = 10.0
 _HOPS = {"transfer-encoding", "connection", "keep-alive", "expect"}
 _CONDITIONS = {"if-match", "if-none-match"}
 _START_S = 60
-#: Asks this machine itself, whatever web proxy the environment names.
+#: Opens URLs of this machine directly, even if the environment sets a web proxy.
 _DIRECTLY = build_opener(ProxyHandler({}))
-_KEEP_S = 5.0  # less than servers keep an idle connection: a PUT on a closed one would fail
+_KEEP_S = 5.0  # shorter than servers keep idle connections; a PUT on a closed one would fail
 
 
 @dataclass
 class Chosen:
-    """Requests by method and a regular expression that is searched in `bucket/key`."""
+    """Requests selected by method and by a regular expression that is searched in `bucket/key`."""
 
     method: str
     pattern: str
     times: int
 
     def takes(self, method: str, path: str) -> bool:
-        """Whether this is one of them; counts down."""
+        """Whether the request is one of the next `times` selected ones; each match counts down."""
         if not self.times or method != self.method or not re.search(self.pattern, path):
             return False
         self.times -= 1
@@ -60,7 +60,7 @@ class Chosen:
 
 
 class Proxy:
-    """Hands requests on as they are, or not."""
+    """The proxy: passes requests on unchanged, or with a fault."""
 
     def __init__(self, target: int, folder: Path) -> None:
         self._target, self._folder = target, folder
@@ -69,11 +69,11 @@ class Proxy:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._lost: list[Chosen] = []
         self._paused: list[Chosen] = []
-        self._held: dict[asyncio.Future[bool], str] = {}  # its result: whether to pass it on
+        self._held: dict[asyncio.Future[bool], str] = {}  # the result says whether to pass it on
         self._ignores_conditions = False
 
     async def connect(self, _: web.Application) -> AsyncIterator[None]:
-        """Connections to the server, for as long as the proxy runs."""
+        """Open connections to the server while the proxy runs."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S)
         async with aiohttp.ClientSession(
             connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -81,7 +81,7 @@ class Proxy:
             yield
 
     async def control(self, request: web.Request) -> web.Response:
-        """One order of a test: its name and arguments as JSON."""
+        """Handle a command of a test: its name and arguments as JSON."""
         order = await request.json()
         answer = getattr(self, f"_order_{order.pop('order')}")(**order)
         return web.json_response(answer)
@@ -115,7 +115,7 @@ class Proxy:
         self._held.clear()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """One request."""
+        """Handle a request."""
         body = await request.read()
         if request.path == "/proxy-is-up":
             return web.Response(text="yes")
@@ -147,7 +147,7 @@ class Proxy:
         (self._folder / "met.json").write_text(json.dumps(self._met))
 
     async def _hold(self, path: str) -> bool:
-        """Wait for a release; returns whether the request goes on."""
+        """Wait until the request is released; return whether to pass it on."""
         released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._held[released] = path
         return await released
@@ -161,12 +161,12 @@ class Proxy:
         return self._reset(request)
 
     def _reset(self, request: web.Request) -> web.Response:
-        if request.transport is not None:  # the other side may have gone first
-            request.transport.abort()  # a reset, for the other side
+        if request.transport is not None:  # the client may have disconnected first
+            request.transport.abort()  # the client sees a reset
         return web.Response()
 
     async def _pass_on(self, request: web.Request, body: bytes) -> web.StreamResponse:
-        # As written: a path that is encoded anew would not fit its signature.
+        # Keep the encoding: another encoding of the path would not match its signature.
         url = URL(f"http://127.0.0.1:{self._target}{request.raw_path}", encoded=True)
         sent = {k: v for k, v in request.headers.items() if k.lower() not in _HOPS}
         if self._ignores_conditions and _CONDITIONS & {name.lower() for name in sent}:
@@ -177,7 +177,7 @@ class Proxy:
             ) as found:
                 headers = {k: v for k, v in found.headers.items() if k.lower() not in _HOPS}
                 content = await found.read()
-        except aiohttp.ClientError:  # the server is gone: so are we
+        except aiohttp.ClientError:  # the server does not answer
             return self._reset(request)
         if request.method == "HEAD":
             response = web.StreamResponse(status=found.status, headers=headers)
@@ -190,20 +190,24 @@ class Proxy:
 def _without_conditions(
     method: str, url: str, headers: dict[str, str], body: bytes
 ) -> dict[str, str]:
-    """The headers of a request without its conditions, signed anew: the signature covers them."""
-    unsigned = _CONDITIONS | {"authorization", "x-amz-date"}
-    kept = {k: v for k, v in headers.items() if k.lower() not in unsigned}
-    again = AWSRequest(method=method, url=url, headers=kept, data=body)
-    S3SigV4Auth(Credentials(ACCESS_KEY, SECRET), "s3", "us-east-1").add_auth(again)
-    return dict(again.headers.items())
+    """Return the headers without conditions, with a new signature because it covers them."""
+    removed = _CONDITIONS | {"authorization", "x-amz-date"}
+    unsigned = {k: v for k, v in headers.items() if k.lower() not in removed}
+    signed = AWSRequest(method=method, url=url, headers=unsigned, data=body)
+    S3SigV4Auth(Credentials(ACCESS_KEY, SECRET), "s3", "us-east-1").add_auth(signed)
+    return dict(signed.headers.items())
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What a running proxy does.
+    """Control of a running proxy.
 
-    Paths are `bucket/key`, as `Location.path` has them; patterns are regular expressions that are
+    Paths are `bucket/key`, as in `Location.path`; patterns are regular expressions that are
     searched in them.
+
+    Attributes:
+        folder: folder of the proxy's files.
+        port: port of the proxy.
     """
 
     folder: Path
@@ -211,7 +215,7 @@ class Faults:
 
     @contextlib.contextmanager
     def met(self, **shares: float) -> Iterator[None]:
-        """Let shares of the requests meet faults: slow_down (503), reset, stall (10 s)."""
+        """Inject faults into shares of the requests: slow_down (503), reset, stall (10 s)."""
         (self.folder / "faults.json").write_text(json.dumps(shares))
         try:
             yield
@@ -219,16 +223,16 @@ class Faults:
             (self.folder / "faults.json").write_text("{}")
 
     def count(self) -> dict[str, int]:
-        """Requests that met each fault so far."""
+        """Return the number of requests with each fault so far."""
         file = self.folder / "met.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
     def requests(self, method: str, prefix: str) -> int:
-        """Number of requests of a method to paths that start with a prefix, since the reset."""
+        """Count requests of a method to paths with a prefix, since the reset."""
         return sum(self.paths(method, prefix).values())
 
     def paths(self, method: str, prefix: str) -> dict[str, int]:
-        """The same, path by path."""
+        """Count requests of a method to paths with a prefix, by path, since the reset."""
         return dict(self._order("requests", method=method, prefix=prefix))
 
     def reset(self) -> None:
@@ -236,12 +240,12 @@ class Faults:
         self._order("reset")
 
     def lose_responses(self, method: str, pattern: str, times: int = 1) -> None:
-        """Pass the next such requests on, and drop the connection instead of answering."""
+        """Pass the next such requests on, but drop the connection instead of sending a response."""
         self._order("lose", method=method, pattern=pattern, times=times)
 
     @contextlib.contextmanager
     def ignored_conditions(self) -> Iterator[None]:
-        """Let the server see no If-Match and no If-None-Match, as one that ignores them."""
+        """Remove If-Match and If-None-Match, to imitate a server that ignores them."""
         self._order("ignore_conditions", yes=True)
         try:
             yield
@@ -250,9 +254,9 @@ class Faults:
 
     @contextlib.contextmanager
     def paused(self, method: str, pattern: str, times: int = sys.maxsize) -> Iterator[None]:
-        """Hold such requests before the server sees them; those still held at the end are dropped.
+        """Hold the next `times` such requests before they reach the server.
 
-        Hold the first `times` of them only, if that is given.
+        Requests that are still held at the end of the block are dropped.
         """
         self._order("pause", method=method, pattern=pattern, times=times)
         try:
@@ -261,7 +265,7 @@ class Faults:
             self.release(drop=True)
 
     def wait_until_held(self, timeout: float = 60.0) -> list[str]:
-        """Paths of the held requests, as soon as there are any. Raises TimeoutError."""
+        """Wait until requests are held and return their paths; raises TimeoutError."""
         end = time.monotonic() + timeout
         while not (held := list(self._order("held"))):
             if time.monotonic() > end:
@@ -270,7 +274,7 @@ class Faults:
         return held
 
     def release(self, drop: bool = False) -> None:
-        """Pass held requests on (or drop them, as if they had never left), and hold no more."""
+        """Pass held requests on (or drop them, as if they were never sent), and hold no more."""
         self._order("release", drop=drop)
 
     def _order(self, order: str, **arguments: object) -> Any:
@@ -282,7 +286,7 @@ class Faults:
 
 @contextlib.contextmanager
 def proxy(port: int, target: int, folder: Path) -> Iterator[Faults]:
-    """Run the proxy in a process of its own."""
+    """Run the proxy in a separate process."""
     (folder / "faults.json").write_text("{}")
     process = subprocess.Popen([sys.executable, __file__, str(port), str(target), str(folder)])
     up = f"http://127.0.0.1:{port}/proxy-is-up"

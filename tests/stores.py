@@ -1,4 +1,4 @@
-"""Small stores from arrays, written through the store's own writer."""
+"""Create small stores from arrays, with the store's own writer."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,23 @@ def make_store(
     augmented: Mapping[str, Sequence[Vectors]] | None = None,
     fragment_rows: int = 1024**2,
 ) -> Store:
-    """A store with these images and their vectors; called again, it adds to the store.
+    """Create a store with these images and their vectors, or add them to an existing store.
 
     Args:
         place: folder or URI.
-        dataset: that the store is for.
-        rows: an image each: `key`, and where they differ from the default `label` (None), `group`
-            (the key), `split` (None: not decided), `content` (text that stands for the file's
-            bytes; the key) and any other column of `images`. Rows of one content have one vector,
-            that of the first.
-        vectors: float32[N, D] by column, of images as they are; None: images alone.
+        dataset: dataset of the store.
+        rows: one image each: `key` and, if different from the default, `label` (None), `group`
+            (the key), `split` (None: not decided), `content` (text in place of the file's bytes;
+            the key) and any other column of `images`. Rows with the same content have one vector,
+            that of the first row.
+        vectors: float32[N, D] by column, of unaugmented images; None: write images only.
         extractor: name of the vectors.
-        description: what made them.
-        augmented: recipe to views; the first is view 1. They are written for train rows alone.
-        fragment_rows: rows a file of `images` and of vectors.
+        description: description of what produced the vectors.
+        augmented: views by recipe; the first is view 1. Only views of train rows are written.
+        fragment_rows: rows per file of `images` and of vectors.
+
+    Returns:
+        The store.
     """
     rows = [{**_DEFAULTS, "group": row["key"], "content": row["key"], **row} for row in rows]
     contents = [content_id(row["content"]) for row in rows]
@@ -89,7 +92,7 @@ def make_store(
 
 
 def content_id(text: str) -> bytes:
-    """The SHA-256 that stands for a file with this text."""
+    """Return the SHA-256 of a file with this text."""
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -100,7 +103,7 @@ def results_table(
     vectors: Vectors,
     places: Sequence[int],
 ) -> pa.Table:
-    """Rows of a table of results: `vectors[name][places]` of `contents`."""
+    """Build rows of a table of results, with the vectors `vectors[name][places]`."""
     count = len(contents)
     columns: dict[str, Any] = {
         "content_id": pa.array(contents, schemas.CONTENT_ID),

@@ -1,4 +1,4 @@
-"""Images a second by arithmetic: the slowest stage, and what more of each would give."""
+"""Forecast of images per second: the slowest stage, and the speed-up from more of each slot."""
 
 import math
 from dataclasses import replace
@@ -29,7 +29,7 @@ def test_the_slowest_stage_decides():
     assert found.cost == pytest.approx(2.0)
 
 
-def test_more_nodes_cost_the_same_until_something_else_is_short():
+def test_more_nodes_cost_the_same_until_another_stage_is_slowest():
     ten = forecast(COSTS, [replace(NODE, count=10)], 72_000)
     assert ten.seconds == pytest.approx(360)
     assert ten.cost == pytest.approx(2.0)
@@ -38,11 +38,11 @@ def test_more_nodes_cost_the_same_until_something_else_is_short():
     slow_network = replace(NODE, count=10, bandwidth=1e7)
     found = forecast(COSTS, [slow_network], 1)
     assert found.bottleneck == "network"
-    # Each of ten nodes takes in a tenth of the files and a tenth of the pixels.
+    # Each of ten nodes receives a tenth of the files and a tenth of the pixels.
     assert found.images_per_second == pytest.approx(10 * 1e7 / (2e6 + 150_528))
 
 
-def test_pixels_of_a_single_node_do_not_travel():
+def test_a_single_node_sends_no_pixels_over_the_network():
     alone = forecast(COSTS, [replace(NODE, bandwidth=1e6)], 1)
     assert alone.stages["network"] == pytest.approx(1e6 / 2e6)
 
@@ -52,7 +52,7 @@ def test_nodes_of_two_kinds():
     gpus = Nodes(count=2, loaders=0, actors=4, writers=64, bandwidth=1e8, price=3.0)
     costs = replace(COSTS, extract=0.0005)
     found = forecast(costs, [cpus, gpus], 3600)
-    # GPU nodes take in all pixels; the files go to the others.
+    # GPU nodes receive all pixels; the other nodes receive the files.
     assert found.stages["network"] == pytest.approx(2 * 1e8 / 150_528)
     assert found.stages["load"] == pytest.approx(4000)
     assert found.bottleneck == "network"
@@ -69,5 +69,5 @@ def test_gains():
     assert gains(COSTS, [NODE]) == pytest.approx(
         {"loaders": 1.0, "actors": 2.0, "writers": 1.0, "bandwidth": 1.0}
     )
-    near = replace(COSTS, extract=0.005)  # 200 a second, against 300 loaded
-    assert gains(near, [NODE])["actors"] == pytest.approx(1.5)
+    faster = replace(COSTS, extract=0.005)  # 200 images per second; loaders reach 300
+    assert gains(faster, [NODE])["actors"] == pytest.approx(1.5)

@@ -26,7 +26,7 @@ OTHER = Owner("elsewhere", 7, "sweep", "run-2")
 TTL, BEAT = 1.5, 0.3
 CONTENDERS = 16
 
-#: Takes the lease and holds it until it is killed.
+#: Program that takes the lease and holds it until it is killed.
 HOLDER = """
 import sys, time
 from visao_ray.core.lease import Lease, Owner
@@ -106,7 +106,7 @@ def test_a_living_holder_is_named(place):
         ]
 
 
-def test_a_killed_holder_is_followed(place):
+def test_the_lease_of_a_killed_holder_is_taken(place):
     with holder(place) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -120,7 +120,7 @@ def test_a_killed_holder_is_followed(place):
 
 
 @pytest.mark.slow
-def test_a_killed_holder_is_followed_in_real_time(bucket):
+def test_the_lease_of_a_killed_holder_is_taken_with_real_times(bucket):
     place = bucket.join("lease")
     with holder(place, 30.0, 5.0) as process:
         time.sleep(6)
@@ -293,14 +293,14 @@ def test_a_release_after_a_lost_response(bucket, faults):
         assert time.monotonic() - start < TTL / 2
 
 
-def test_something_else_in_its_place(bucket):
+def test_an_object_that_is_not_a_lease(bucket):
     place = bucket.join("lease")
     place.write_bytes(b"something else")
     with pytest.raises(InputError, match="is not a lease"), lease(place):
         pass
 
 
-def test_no_bucket_and_no_right(s3, monkeypatch):
+def test_no_bucket_and_no_permission(s3, monkeypatch):
     nowhere = locate("s3://no-such-bucket/store")
     with pytest.raises(InputError, match="no such bucket"), lease(nowhere.join("lease")):
         pass

@@ -81,7 +81,7 @@ def test_a_whole_bucket(s3):
     assert "of-the-whole-bucket" in {listed.path for listed in list_files(locate(s3.uri))}
 
 
-def test_what_cannot_be_listed(s3, bucket):
+def test_buckets_and_keys_that_cannot_be_listed(s3, bucket):
     with pytest.raises(InputError, match="no such bucket"):
         list(list_files(locate("s3://no-such-bucket/data")))
     bucket.join("tab\tin its name").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""What is used of Ray's internals behaves as described, and no public way has appeared."""
+"""The used internals of Ray behave as described, and no public way has appeared."""
 
 import re
 from dataclasses import fields
@@ -51,7 +51,7 @@ def test_node_groups_are_those_of_the_autoscaler(ray_cluster):
 
 
 def test_no_public_way_to_the_limits_of_an_autoscaler():
-    """Names that are new may be it: read what they do, then use them or extend the set."""
+    """A new name may be such a way: read what it does, then use it or add it to the set."""
     assert set(ray.autoscaler.sdk.__all__) == {
         *("create_or_update_cluster", "teardown_cluster", "run_on_cluster", "rsync"),
         *("get_head_node_ip", "get_worker_node_ips", "request_resources", "configure_logging"),
@@ -82,13 +82,13 @@ def test_trials_get_no_aws_keys(monkeypatch):
     )
     assert variables()["AWS_SECRET_ACCESS_KEY"] == "canary"
     ray_internals.keep_aws_keys_from_trials()
-    kept = variables()
-    assert not [name for name in kept if name.startswith("AWS_")]
-    assert kept["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.5"
+    remaining = variables()
+    assert not [name for name in remaining if name.startswith("AWS_")]
+    assert remaining["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.5"
 
 
-def test_tune_itself_still_hands_aws_keys_on():
-    """When it does not, `keep_aws_keys_from_trials` can go."""
+def test_tune_itself_still_passes_aws_keys_on():
+    """If it no longer does, remove `keep_aws_keys_from_trials`."""
     source = (Path(tune.__file__).parent / "execution" / "class_cache.py").read_text()
     assert '"AWS_SECRET_ACCESS_KEY"' in source
 
@@ -106,7 +106,7 @@ def test_rays_core_reads_the_variable(name):
     assert f"{name}\0".encode() in raylet.read_bytes()
 
 
-def test_no_argument_of_ray_init_stands_for_a_variable():
+def test_no_argument_of_ray_init_replaces_a_variable():
     taken = signature(ray.init).parameters
     flags = [name.removeprefix("RAY_") for name in ray_internals.own_ray_variables()]
     assert not [name for name in taken if name in flags or "limit" in name or "metric" in name]

@@ -1,4 +1,4 @@
-"""Places for small tables and stores: a local folder, and the S3 server."""
+"""Locations of small tables and stores: a local folder and the S3 server."""
 
 import itertools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest) -> str:
-    """URI of a folder that is empty."""
+    """Return the URI of an empty folder."""
     if request.param == "local":
         return str(request.getfixturevalue("tmp_path") / "place")
     return f"{request.getfixturevalue('s3').uri}/store-tests/{next(_numbers)}"
@@ -24,7 +24,7 @@ def place(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def groups(place: str) -> table.Table:
-    """An empty table of groups, whose key is declared."""
+    """Return an empty table of groups with a declared key."""
     found = table.Table(locate(f"{place}/groups.lance"))
     found.create(schemas.GROUPS)
     return found
@@ -32,11 +32,11 @@ def groups(place: str) -> table.Table:
 
 @pytest.fixture(scope="session")
 def description() -> Description:
-    """Of a store for scans of empty and loaded containers."""
+    """Return the description of a store for the dataset vazios."""
     return Description(find_dataset("vazios").to_json(), seed=0, val_share=0.1, test_share=0.1)
 
 
 @pytest.fixture(scope="session")
 def owner() -> Callable[[str], Owner]:
-    """Owners of a lease, by the id of their run."""
+    """Return a function that creates the owner of a lease from the id of its run."""
     return lambda run: Owner.here(job="test", run=run)

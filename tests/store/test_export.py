@@ -1,4 +1,4 @@
-"""Exports: what pyarrow and DuckDB read back is what the store holds, in files of a chosen size."""
+"""Exports: pyarrow and DuckDB read the rows of the store, in files of the chosen size."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ VAZIOS = find_dataset("vazios")
 
 
 def images(count: int, first: int = 0) -> list[dict]:
-    """Rows of images: every tenth has the content of the one before it."""
+    """Return rows of images; every tenth has the content of the previous one."""
     return [
         {
             "key": f"/scans/{number:05}.jpg",
@@ -54,13 +54,13 @@ def vectors(count: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory) -> Store:
-    """A store of several fragments, with a row that is an error."""
+    """Return a store with more than one fragment and one row with an error."""
     place = tmp_path_factory.mktemp("many") / "store"
     return make_store(place, VAZIOS, images(ROWS), vectors(ROWS), fragment_rows=200)
 
 
 def add_error(store: Store, text: str) -> None:
-    """A row of vectors that says why a content has none."""
+    """Add a row with an error to the vectors."""
     results = store.vectors("tiny-00000000")
     schema = results.latest().schema
     row = dict.fromkeys(schema.names) | {
@@ -203,7 +203,7 @@ def selections(store: Store) -> dict[str, Selection]:
 
 
 @pytest.mark.parametrize("name", ["all", "some", "joined"])
-def test_files_share_the_rows_out(name, many, tmp_path):
+def test_the_rows_are_divided_into_files(name, many, tmp_path):
     selection = selections(many)[name]
     (whole,) = plan_parts(selection)
     expected = pa.concat_tables([batch for _, batch in read_part(whole, selection)])
@@ -223,7 +223,7 @@ def test_files_share_the_rows_out(name, many, tmp_path):
     assert all(abs(one - other) <= 1 for one, other in pairwise(counts))
 
 
-def test_a_run_is_exported_again_as_it_was(tmp_path, ray_cluster):
+def test_an_export_can_be_repeated_at_the_versions_of_a_run(tmp_path, ray_cluster):
     store = make_store(tmp_path / "store", VAZIOS, images(50), vectors(50), fragment_rows=20)
     first, before = export(store, tmp_path / "first", join=True)
     make_store(tmp_path / "store", VAZIOS, images(10, 50), vectors(10, 1))
@@ -269,7 +269,7 @@ def test_duckdb_reads_it(store, ray_cluster, tmp_path):
 
 @pytest.mark.faults
 def test_a_killed_export_leaves_no_half_file(s3, tmp_path):
-    """Killed while its file is on its way; repeated, it reads the versions that it has tagged."""
+    """The export is killed while it writes a file; repeated, it reads the tagged versions."""
     place = f"{s3.uri}/{tmp_path.name}"
     make_store(f"{place}/store", VAZIOS, images(60), vectors(60), fragment_rows=25)
     arguments = ["--store", f"{place}/store", "--table", "vectors", "--out", f"{place}/out"]

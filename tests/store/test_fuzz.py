@@ -1,4 +1,4 @@
-"""Whatever a writer does in whatever order, a table holds what a plain dictionary holds."""
+"""After random operations of a writer, a table has the same content as a dictionary."""
 
 import random
 from collections.abc import Callable
@@ -19,7 +19,7 @@ OPERATIONS = 100
 KEYS = 400
 SPLITS = ("train", "val", "test")
 
-#: How often each operation is drawn, beside the others.
+#: Relative frequency of each operation.
 WEIGHTS = {
     "append": 30,
     "insert": 12,
@@ -38,7 +38,7 @@ WEIGHTS = {
 
 
 class Fuzz:
-    """A store's table of groups, changed at random, beside the dictionary that it must equal."""
+    """A table of groups with random changes, and the dictionary that it must equal."""
 
     def __init__(self, place: Path, description: Description, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -50,7 +50,7 @@ class Fuzz:
         self.reopen()
 
     def reopen(self) -> None:
-        """Another process takes the store over; this one goes on as if it were that one."""
+        """Let another writer take the store over, and continue with that writer."""
         self._leave(None, None, None)
         opened = create_or_open(self.place, self.description, Owner.here("fuzz", "run"))
         self.writer = opened.__enter__()
@@ -63,7 +63,7 @@ class Fuzz:
         return self.writer.version(self.groups)
 
     def keys(self, count: int, known: bool | None = None) -> list[str]:
-        """Different keys, at most so many: those that are there, those that are not, or any."""
+        """Draw at most `count` different keys: existing ones, new ones, or any."""
         pool = sorted(self.expected) if known else [f"g{number:03}" for number in range(KEYS)]
         if known is False:
             pool = [key for key in pool if key not in self.expected]
@@ -115,7 +115,7 @@ class Fuzz:
         self.expected = {k: v for k, v in self.expected.items() if k not in keys}
 
     def orphan(self) -> None:
-        """Files that a killed job wrote and never committed."""
+        """Write files without committing them, like a killed job."""
         rows, _ = self.rows(self.keys(3, known=False))
         if rows.num_rows:
             self.fragments(rows)
@@ -142,7 +142,7 @@ class Fuzz:
         maintenance.clean(self.at, self.dice.choice([timedelta(0), maintenance.KEEP]))
 
     def stale(self) -> None:
-        """Somebody else takes the store over; what this one still does is refused."""
+        """Let another writer take the store over; a later change of this writer is refused."""
         rows, _ = self.rows(self.keys(3, known=False) + self.keys(3, known=True))
         before, fragments = self.at, self.fragments(rows)
         self.reopen()
@@ -163,7 +163,7 @@ class Fuzz:
         return at.open().to_table(columns=[], with_row_id=True)["_rowid"].to_pylist()[:1]
 
     def check(self) -> None:
-        """The table, looked at as readers do, equals the dictionary."""
+        """Check that readers see the content of the dictionary."""
         assert read(self.at) == self.expected
         assert self.groups.latest() == self.at
         for key in self.keys(5):
@@ -194,7 +194,7 @@ def read(at: TableVersion) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore:The 'list_indices' method:DeprecationWarning")
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_like_a_dictionary(tmp_path: Path, description: Description, seed: int) -> None:
+def test_a_table_equals_a_dictionary(tmp_path: Path, description: Description, seed: int) -> None:
     fuzz = Fuzz(tmp_path, description, seed)
     fuzz.run()
     assert len(fuzz.counts) >= 10

@@ -1,4 +1,4 @@
-"""What a run reads: versions that are pinned, one row a content, vectors in their places."""
+"""What a run reads: pinned versions, one row per content, vectors at the right positions."""
 
 from datetime import UTC, datetime
 
@@ -37,7 +37,7 @@ def by_key(examples) -> dict[str, tuple]:
     return dict(zip(examples.keys.to_pylist(), rows, strict=True))
 
 
-def test_a_run_reads_the_same_versions_however_often_it_is_started(place):
+def test_a_resumed_run_reads_the_same_versions(place):
     store = store_of(place, [image("a"), image("b")])
     first = join.pin(store, "one", TINY)
     store_of(place, [image("c")])
@@ -53,7 +53,7 @@ def test_a_run_reads_the_same_versions_however_often_it_is_started(place):
         join.pin(store, "four", TINY, as_of="nine")
 
 
-def test_tables_that_are_not_there(tmp_path):
+def test_missing_tables(tmp_path):
     store = store_of(tmp_path, [image("a")])
     with pytest.raises(InputError, match="has no vectors/other/none; it has vectors/tiny"):
         join.pin(store, "run", "vectors/other/none")
@@ -61,7 +61,7 @@ def test_tables_that_are_not_there(tmp_path):
         join.pin(store, "run", TINY, "G1@0")
 
 
-def test_one_row_a_content_in_the_order_of_contents(place):
+def test_one_row_per_content_in_the_order_of_contents(place):
     rows = [image(f"k{number}", group=f"g{number % 3}") for number in range(20)]
     rows += [image("a copy", content="k7", group="g1"), image("z copy", content="k3", group="g0")]
     examples = examples_of(store_of(place, rows, fragment_rows=6))
@@ -86,12 +86,12 @@ def test_contradictory_labels_are_left_out(tmp_path):
     examples = examples_of(store)
     assert set(by_key(examples)) == {"c", "e"}
     assert examples.conflicts == 1
-    everything = examples_of(store, labelled=False)  # what has no label contradicts nobody
+    everything = examples_of(store, labelled=False)  # a missing label contradicts no other label
     assert set(by_key(everything)) == {"c", "e"}
     assert everything.conflicts == 1
 
 
-def test_a_content_of_several_splits_belongs_to_test_before_val_before_train(tmp_path):
+def test_a_content_in_more_than_one_split_belongs_to_test_before_val_before_train(tmp_path):
     rows = [
         image("a", split="train"),
         image("b", split="test", content="a"),
@@ -113,7 +113,7 @@ def test_a_content_of_several_splits_belongs_to_test_before_val_before_train(tmp
     assert set(by_key(examples_of(store, ["train", "test"]))) == {"a", "e"}
 
 
-def test_what_cannot_be_used_is_left_out(tmp_path):
+def test_unusable_images_are_left_out(tmp_path):
     rows = [
         image("ok"),
         image("unlabelled", None),
@@ -135,7 +135,7 @@ def test_images_without_results_are_counted(tmp_path):
     assert (len(pixels), pixels.without) == (3, 0)
 
 
-def test_verdicts_of_people_count(place, owner):
+def test_verdicts_are_applied(place, owner):
     store = store_of(place, [image(key) for key in "abcd"])
     times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3, 4, 5)]
     decisions = [
@@ -163,7 +163,7 @@ def test_verdicts_of_people_count(place, owner):
     }
 
 
-def test_vectors_come_with_their_places(place):
+def test_vectors_come_with_their_positions(place):
     rows = [image(f"k{number}") for number in range(30)]
     augmented = {"G1@0": [{"avg": np.full((30, 3), view, np.float32)} for view in (1, 2)]}
     store = store_of(place, rows, fragment_rows=7, augmented=augmented)

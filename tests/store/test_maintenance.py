@@ -1,4 +1,4 @@
-"""Compaction, indexes, clean-up: rows stay as they are."""
+"""Compaction, indexes and clean-up do not change rows."""
 
 from datetime import timedelta
 
@@ -55,7 +55,7 @@ def test_an_empty_table_gets_no_index(groups):
     assert maintenance.index(maintenance.compact(at), ["group"]) == at
 
 
-def test_what_was_deleted_stays_deleted(groups):
+def test_deleted_rows_stay_deleted(groups):
     at = many(groups.latest(), 16)
     at = table.delete(at, [0, 1, (3 << 32) + 5, *((7 << 32) + row for row in range(10))])
     assert at.count() == 147
@@ -63,7 +63,7 @@ def test_what_was_deleted_stays_deleted(groups):
     assert maintenance.compact(at).read(["group"]) == before
 
 
-def test_clean_up_keeps_what_is_young_or_tagged(groups):
+def test_clean_up_keeps_young_and_tagged_versions(groups):
     at = many(groups.latest(), 4)
     tagged, young = at, at
     groups.tag("run-1", tagged.version)
@@ -73,7 +73,7 @@ def test_clean_up_keeps_what_is_young_or_tagged(groups):
     cleaned = maintenance.clean(at, timedelta(0))
     assert cleaned.versions > 0
     assert cleaned.bytes > 0
-    assert tagged.count() == young.count() == 40  # its files are there
+    assert tagged.count() == young.count() == 40  # the files of both versions still exist
     assert at.count() == 41
     groups.untag("run-1")
     assert maintenance.clean(at, timedelta(0)).files == 4

@@ -1,4 +1,4 @@
-"""One copy of the vectors a node: written once, shared, complete or not there, later removed."""
+"""One copy of the vectors per node: written once and atomically, shared, and later removed."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ def vectors():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The folder of this node's copies."""
+    """Return the folder of this node's copies."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(mapped.tempfile, "tempdir", None)
     return tmp_path / f"visao_ray-{os.getuid()}"
@@ -39,7 +39,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(tmp_path):
-    """All images of a small store, in order of contents."""
+    """Return all images of a small store, in the order of contents."""
     rows = [{"key": f"{number}.jpg", "label": "vazio", "split": "train"} for number in range(COUNT)]
     store = make_store(tmp_path / "store", VAZIOS, rows, vectors(), EXTRACTOR, fragment_rows=70)
     snapshot = pin(store, "a", plain_vectors(EXTRACTOR))
@@ -68,7 +68,7 @@ def test_some_rows_in_another_order(file, place):
     assert len(list(place.iterdir())) == 1
 
 
-def test_it_is_written_once_and_for_each_selection_apart(file, place):
+def test_each_selection_is_written_once(file, place):
     first = file.open()
     (folder,) = place.iterdir()
     written = (folder / "avg.npy").stat()
@@ -80,7 +80,7 @@ def test_it_is_written_once_and_for_each_selection_apart(file, place):
 
 
 def open_elsewhere(file, place, before):
-    """Open it in a process of its own, after some lines of Python."""
+    """Open the file in a separate process, after some lines of Python."""
     pickled = place.parent / "file.pickle"
     pickled.write_bytes(pickle.dumps(file))
     script = f"""
@@ -110,7 +110,7 @@ VectorFile._write = slowly
 """
 
 
-def test_of_several_processes_one_writes_and_the_others_wait(file, place):
+def test_one_process_writes_and_the_others_wait(file, place):
     processes = [open_elsewhere(file, place, SLOWLY) for _ in range(4)]
     said = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
@@ -118,7 +118,7 @@ def test_of_several_processes_one_writes_and_the_others_wait(file, place):
     assert sum("writes" in words for words in said) == 1
 
 
-def test_what_a_killed_process_left_is_written_anew(file, place):
+def test_files_of_a_killed_process_are_written_again(file, place):
     die = "np.memmap.flush = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
     process = open_elsewhere(file, place, die)
     process.communicate(timeout=120)
@@ -128,7 +128,7 @@ def test_what_a_killed_process_left_is_written_anew(file, place):
     np.testing.assert_array_equal(file.open().vectors["avg"], in_order("avg"))
 
 
-def test_leftovers_go_unless_somebody_reads_them(file, place):
+def test_unused_files_are_removed_unless_a_process_reads_them(file, place):
     old, used = file.take(np.arange(10)), file.take(np.arange(20))
     old.open()
     kept = used.open()
@@ -153,10 +153,10 @@ def test_a_vector_that_is_not_finite_is_named(tmp_path, place):
     with pytest.raises(InputError, match=r"the max vector of '7\.jpg' holds NaN or infinity"):
         file.open()
     where = int(np.flatnonzero(contents == content_id("7.jpg"))[0])
-    file.take(np.delete(np.arange(COUNT), where)).open()  # without it, nothing is wrong
+    file.take(np.delete(np.arange(COUNT), where)).open()  # works without this row
 
 
-def test_a_disk_without_room_is_one_line(file, place, monkeypatch):
+def test_a_full_disk_is_an_input_error(file, place, monkeypatch):
     monkeypatch.setattr(mapped.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     with pytest.raises(InputError, match=r"need 0\.0 GB there, 0\.0 GB are free; set TMPDIR"):
         file.open()

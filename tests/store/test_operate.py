@@ -1,4 +1,4 @@
-"""The operator's job: what it says of a store, what it finds wrong, and what it tidies up."""
+"""The store job: status, verification, compaction, clean-up and forgetting runs."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def small(tmp_path) -> Store:
-    """A sound store of several fragments: 60 images, 30 groups, one of each three unlabelled."""
+    """Return a valid store with more than one fragment: 60 images, 30 groups, a third unlabelled."""
     rows = [
         {
             "key": f"/scans/{number:03}.jpg",
@@ -48,7 +48,7 @@ def small(tmp_path) -> Store:
 
 @pytest.fixture
 def tool(ray_cluster, capsys) -> Callable[..., tuple[int, str, str]]:
-    """The job in this process: exit status, standard output, standard error."""
+    """Return a function that runs the job here; it returns status, stdout and stderr."""
 
     def run(action: str, store: Store | Path, *more: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -67,7 +67,7 @@ def status_of(tool, store) -> dict:
 
 
 def add_rows(to: table.Table, rows: pa.Table) -> None:
-    """Append rows behind the writer's back, as a fault would."""
+    """Append rows without the writer, to simulate a fault."""
     at = to.latest()
     table.append(at, table.write_fragments(to.uri, at.schema, rows))
 
@@ -157,7 +157,7 @@ def test_compact_joins_fragments_and_keeps_rows(small, tool):
     }
 
 
-def test_clean_keeps_what_a_run_has_read_until_it_is_forgotten(small, tool):
+def test_clean_keeps_the_versions_of_a_run_until_it_is_forgotten(small, tool):
     snapshot = pin(small, "abcd1234", VECTORS)
     tool("compact", small)
     code, out, _ = tool("clean", small, "--older-than", "0d")
@@ -183,9 +183,9 @@ def test_clean_keeps_what_a_run_has_read_until_it_is_forgotten(small, tool):
     assert "forget abcd1234: no run of that id" in err
 
 
-def test_a_sound_store(store, small, tool):
-    for sound in (store, small):
-        code, out, _ = tool("verify", sound)
+def test_a_valid_store(store, small, tool):
+    for valid in (store, small):
+        code, out, _ = tool("verify", valid)
         assert (code, out.count("\n")) == (0, 1), out
         assert "nothing is missing" in out
 
@@ -261,12 +261,12 @@ def test_a_damaged_store(damage, says, small, tool):
 def test_from_the_command_line(store, tmp_path):
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
-    there = Store.open(str(copy))
-    (extractor,) = there.extractors()
+    copied = Store.open(str(copy))
+    (extractor,) = copied.extractors()
     run = run_job("store", "status", "--store", str(copy), "--json")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["tables"][plain_vectors(extractor)]["rows"] > 0
-    there.vectors(extractor).latest().open().delete("view = 0")
+    copied.vectors(extractor).latest().open().delete("view = 0")
     run = run_job("store", "verify", "--store", str(copy))
     assert run.returncode == 1
     assert "40 of 40 readable images have no row" in run.stdout
@@ -303,5 +303,5 @@ def test_in_a_bucket(s3, tool, tmp_path):
         )
         if info.type == pafs.FileType.File
     )
-    store.location.join("lease").write_bytes(record)  # as a killed holder leaves it
+    store.location.join("lease").write_bytes(record)  # the lease of a killed holder
     assert status_of(tool, store)["writer"]["owner"]["run"] == "feed0001"

@@ -1,4 +1,4 @@
-"""Nothing missing and nothing twice, however the rows lie."""
+"""Missing and repeated rows are found, in any order of rows."""
 
 import hashlib
 
@@ -22,7 +22,7 @@ def vectors(place) -> Table:
 
 
 def add(at: TableVersion, names, view: int = 0, status: str = schemas.OK) -> TableVersion:
-    """Append vectors of some contents; the first number says which append they are of."""
+    """Append vectors of some contents; the first number counts the appends."""
     values = {"avg": np.full((len(names), 2), at.version, np.float32)}
     rows = results_table(
         VECTORS, [content_id(name) for name in names], view, values, range(len(names))
@@ -61,18 +61,18 @@ def test_contents_without_results(place, vectors):
     assert proof.contents_without(images, at, 1).tolist() == []
 
 
-def test_nobody_lacks_anything_in_an_empty_store(place, vectors):
+def test_nothing_is_missing_in_an_empty_store(place, vectors):
     images = images_of(place, [])
     assert len(proof.contents_without(images, vectors.latest(), 1)) == 0
     assert proof.remove_repeated(vectors.latest()) == (vectors.latest(), 0)
 
 
-def test_repeated_rows_are_removed_the_first_stay(vectors):
+def test_repeated_rows_are_removed_except_the_first(vectors):
     at = add(vectors.latest(), ["a", "b", "c"])  # 1
     first = at.version - 1
     at = add(at, ["a", "b"], view=1)
     at = add(at, ["c", "d"])
-    at = add(at, ["a", "b", "c", "d"])  # all of them are there by now
+    at = add(at, ["a", "b", "c", "d"])  # all of them exist already
     after, removed = proof.remove_repeated(at)
     assert removed == 5
     rows = after.read(["content_id", "view", "avg"]).to_pylist()
@@ -86,7 +86,7 @@ def test_repeated_rows_are_removed_the_first_stay(vectors):
 
 
 def test_digests_with_zeros_at_the_end(place, vectors):
-    """numpy takes zero bytes at the end of a text for its end; none may be lost or mixed up."""
+    """numpy ignores zero bytes at the end of a bytes value; such digests must stay different."""
     ends = [bytes(31) + b"\1", b"\1" + bytes(31), bytes(32), b"\1" * 31 + b"\0", b"\1" * 32]
     column = pa.array(ends, schemas.CONTENT_ID)
     found = proof.as_bytes(column)

@@ -1,4 +1,4 @@
-"""Rows found by content and read where they lie, against a plain look-up."""
+"""Rows that are found by content and read by position, compared with a simple look-up."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def table(tmp_path_factory):
     )
     (name,) = store.extractors()
     there = store.vectors(name)
-    # Some rows are gone, so positions are not those of the files.
+    # Some rows are deleted, so positions differ from those in the files.
     dataset = there.latest().open()
     gone = [content_id(f"/{number:04}.jpg").hex() for number in range(0, ROWS, 9)]
     dataset.delete(f"content_id IN ({','.join(f'''X'{one}' ''' for one in gone)})")
@@ -55,8 +55,8 @@ def test_the_rows_of_some_contents(table, count, batch_rows):
     assert not len(find_rows(table, contents, schemas.ERROR))
 
 
-def test_far_apart_and_close_together_are_read_alike(table):
-    """Two ends of the table, and a run of neighbours, one way or the other."""
+def test_sparse_and_dense_rows_are_read_alike(table):
+    """Rows at both ends of the table and adjacent rows are read in different ways."""
     count = table.count()
     for rows in ([0, count - 1], [3, 4, 5, 6], [0, *range(100, 400)], list(range(count))):
         chosen = np.array(rows)

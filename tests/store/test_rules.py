@@ -1,7 +1,7 @@
-"""The rules of DESIGN.md that a store lives by: each test fails when its rule is taken out.
+"""The store's rules of DESIGN.md: each test fails if its rule is removed from the code.
 
-Rules 2 to 4, which the graph of images keeps, are in tests/inference/test_rules.py; the number of
-updated rows (8) is checked in tests/inference/test_graph.py, the fuzz of rule 10 is test_fuzz.py.
+Rules 2 to 4 of the graph of images are in tests/inference/test_rules.py; the number of updated rows
+(rule 8) is checked in tests/inference/test_graph.py; rule 10, the fuzz, is test_fuzz.py.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def faults(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 @pytest.fixture
 def remote_groups(s3: S3, faults: Faults, tmp_path: Path) -> Table:
-    """A table of groups with one row, behind the proxy."""
+    """Return a table of groups with one row, behind the proxy."""
     found = Table(locate(f"{s3.uri}/rules/{tmp_path.name}/groups.lance"))
     found.create(schemas.GROUPS)
     append_groups(found.latest(), ["first"])
@@ -57,7 +57,7 @@ def names(of: TableVersion) -> list[str]:
 
 
 def vectors(*numbers: int) -> pa.Table:
-    """Rows of `VECTORS` whose contents are made of numbers."""
+    """Return rows of `VECTORS` with contents made from numbers."""
     import numpy as np
 
     values = {"avg": np.array([[number] * 8 for number in numbers], np.float32)}
@@ -65,14 +65,14 @@ def vectors(*numbers: int) -> pa.Table:
     return results_table(VECTORS, contents, 0, values, range(len(numbers)))
 
 
-# 1. A commit is a transaction with an id of its own, which is looked for before it is tried again.
+# 1. A commit is a transaction with its own id, which is searched before the commit is retried.
 
 
 @pytest.mark.parametrize("change", ["append", "insert", "update", "fence"])
-def test_1_a_commit_whose_answer_is_lost_takes_effect_once(
+def test_1_a_commit_with_a_lost_response_takes_effect_once(
     remote_groups, faults, monkeypatch, change
 ):
-    """The manifest is written; neither that nor any look at it is answered for some seconds."""
+    """The manifest is written, but all responses to its writes and reads are lost for seconds."""
     monkeypatch.setattr(table, "_RETRIES", 1)
     at = remote_groups.latest()
     fragments = write_fragments(at.uri, schemas.GROUPS, group_rows(["new"]))
@@ -94,11 +94,11 @@ def test_1_a_commit_whose_answer_is_lost_takes_effect_once(
     assert names(after) == ["first", "new"] if change in ("append", "insert") else ["first"]
 
 
-# 5. The lease has a fence: whoever takes it makes commits of the one before fail.
+# 5. The lease has a fence: a new holder makes commits of the previous one fail.
 
 
 def stale_changes(at: TableVersion, fragments: list[str]) -> dict[str, object]:
-    """What a writer that was suspended may do when it wakes up."""
+    """Return the changes that a suspended writer may try when it wakes up."""
     update = group_rows(["kept-0"], "test")
     return {
         "append": lambda: table.append(at, fragments),
@@ -188,7 +188,7 @@ def test_6_clean_up_removes_what_was_never_committed(groups):
 
 
 def test_6_clean_up_by_a_stale_writer_is_refused(groups):
-    """It would remove what the writer of today has written and is about to commit."""
+    """It would remove files that the current writer has written and not committed yet."""
     at = append_groups(groups.latest(), ["a"])
     now = table.fence(at)
     fragments = write_fragments(at.uri, schemas.GROUPS, group_rows(["b"]))
@@ -200,7 +200,7 @@ def test_6_clean_up_by_a_stale_writer_is_refused(groups):
 def test_6_clean_up_runs_in_a_task(place, description, owner, ray_cluster, monkeypatch):
     with create_or_open(place, description, owner("first")) as writer:
         writer.ensure(writer.store.groups, schemas.GROUPS)
-        for name in ("compact", "index", "clean"):  # in this process; a task has its own
+        for name in ("compact", "index", "clean"):  # only in this process, not in tasks
             monkeypatch.setattr(maintenance, name, lambda *_: pytest.fail("in the driver"))
         cleaned = writer.maintain()
     assert list(cleaned) == ["groups"]
@@ -221,7 +221,7 @@ def test_6_a_little_more_rewrites_little(tmp_path, rows):
         for each in after.open().get_fragments()
         if each.metadata.to_json()["files"][0]["path"] not in old
     ]
-    assert made == [rows % 65_536 + 200]  # the small ones alone
+    assert made == [rows % 65_536 + 200]  # only the small ones
 
 
 def test_6_few_small_fragments_stay(tmp_path):
@@ -255,7 +255,7 @@ def test_7_tagged_versions_survive_clean_up(store_with_images, owner, ray_cluste
         assert snapshot.images.read(["key", "label"]).to_pylist() == before
         again = join.pin(store, "reader", None)
         assert again == snapshot
-        # As jobs/store.py forget does it.
+        # As in jobs/store.py forget.
         assert store.images.untag("run-reader")
         _relabel(writer, before)
         writer.maintain(keep=timedelta(0))
@@ -272,17 +272,17 @@ def store_with_images(tmp_path: Path) -> Store:
 
 
 def _relabel(writer, rows) -> None:
-    """Replace each label, so that no file of the version before is part of the next."""
+    """Replace each label, so that the next version shares no file with the previous one."""
     schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("label")])
     changes = pa.table([[row["key"] for row in rows], ["nvazio"] * len(rows)], schema=schema)
     assert writer.merge(writer.store.images, changes) == len(rows)
-    # A rewrite: the version before has files of its own now.
+    # A rewrite: after it, the two versions share no files.
     writer.moved(
         writer.store.images, maintenance.compact(writer.version(writer.store.images), at_least=1)
     )
 
 
-# 8. Updates by key: the key is declared, the source has no doubles, the number is checked.
+# 8. Updates by key: the key is declared, the source has no duplicates, the number is checked.
 
 
 def test_8_four_upserts_at_once_add_each_key_once(groups):
@@ -292,7 +292,7 @@ def test_8_four_upserts_at_once_add_each_key_once(groups):
 
     def upsert() -> None:
         for _ in range(20):
-            with contextlib.suppress(LeaseLost):  # another was first: its rows are there then
+            with contextlib.suppress(LeaseLost):  # another was first and has added its rows
                 try:
                     table.insert_new(groups.latest(), group_rows(["there", *wanted]))
                 except LeaseLost:
@@ -325,10 +325,10 @@ def test_8_a_source_with_a_key_twice_is_refused(groups):
     assert names(groups.latest()) == ["a", "b"]
 
 
-# 9. Workers get a URI and a version: nothing that they are given holds a secret.
+# 9. Workers get a URI and a version: nothing that is sent to them contains a secret.
 
 
-def test_9_nothing_that_travels_holds_a_secret(remote_groups, s3):
+def test_9_pickled_arguments_contain_no_secret(remote_groups, s3):
     at = remote_groups.latest()
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
     place = remote_groups.location
@@ -346,14 +346,14 @@ def test_9_nothing_that_travels_holds_a_secret(remote_groups, s3):
     ]
     for each in travels:
         assert SECRET.encode() not in cloudpickle.dumps(each), each
-    # That this finds secrets: what must not travel has one.
+    # Control: an open dataset, which must not be sent, does contain the secret.
     assert SECRET.encode() in cloudpickle.dumps(at.open())
     assert cloudpickle.loads(cloudpickle.dumps(at)) == at
     assert names(cloudpickle.loads(cloudpickle.dumps(at))) == ["first"]
 
 
 def test_9_caches_are_bounded(tmp_path, monkeypatch):
-    """An index of ten megabytes read through a cache of one; Lance's default would keep it all."""
+    """A 10 MB index is read with a cache of 1 MB; Lance's default would keep all of it."""
     assert table.INDEX_CACHE <= 64 * 1024**2
     assert table.LOOKUP_INDEX_CACHE <= 512 * 1024**2
     small = 1024**2

@@ -1,4 +1,4 @@
-"""A store: made once, found again, written to by one process at a time."""
+"""A store: created once, opened again, written to by one process at a time."""
 
 import json
 
@@ -22,7 +22,7 @@ def store(place, description, owner) -> Store:
     return Store.open(place)
 
 
-def test_made_once(place, description, owner):
+def test_created_once(place, description, owner):
     assert Store.find(place) is None
     with pytest.raises(InputError, match="there is no store"):
         Store.open(place)
@@ -50,7 +50,7 @@ def test_another_dataset_is_refused(store, owner):
 @pytest.mark.parametrize(
     ("content", "message"), [(b"{", "cannot be read"), (b'{"format": "0"}', "has format 0")]
 )
-def test_what_is_no_store_of_ours(tmp_path, content, message):
+def test_an_invalid_store_json(tmp_path, content, message):
     (tmp_path / "store.json").write_bytes(content)
     with pytest.raises(InputError, match=message):
         Store.find(str(tmp_path))
@@ -100,7 +100,7 @@ def test_one_writer_at_a_time(store, owner):
         pass
 
 
-def test_a_writer_goes_on_from_its_own_versions(store, owner):
+def test_a_writer_continues_from_its_own_versions(store, owner):
     with store.writing(owner("b")) as writer:
         groups = store.groups
         writer.ensure(groups, schemas.GROUPS)
@@ -124,7 +124,7 @@ def test_a_table_of_another_format_is_refused(store):
         schemas.validate(old, "images", "here")
 
 
-def test_what_a_store_says_of_itself(store):
+def test_the_content_of_store_json(store):
     content = json.loads(locate(store.uri).join("store.json").read_bytes())
     assert content["format"] == schemas.FORMAT
     assert set(content) == {

@@ -1,4 +1,4 @@
-"""A table: versions that stay, appends, updates by key, tags."""
+"""A table: readable old versions, appends, updates by key, tags."""
 
 import pyarrow as pa
 import pytest
@@ -19,14 +19,14 @@ def test_created_once(place):
     assert made.create(schemas.GROUPS) == 1
     assert made.exists()
     append_groups(made.latest(), ["a"])
-    assert made.create(schemas.GROUPS) == 2  # it is there, with what is in it
+    assert made.create(schemas.GROUPS) == 2  # the existing table and its rows stay
     assert names(made.latest()) == ["a"]
     assert made.latest().schema.names == schemas.GROUPS.names
     assert made.latest().schema.field("group").metadata == schemas.KEY_MARK
 
 
 def test_a_folder_without_a_version_is_no_table(tmp_path):
-    """A kill between the making of the folders and the first version leaves them empty."""
+    """A kill between the creation of the folders and the first version leaves empty folders."""
     made = Table(locate(str(tmp_path / "groups.lance")))
     for folder in ("_versions", "_transactions", "data"):
         (tmp_path / "groups.lance" / folder).mkdir(parents=True)
@@ -49,7 +49,7 @@ def test_versions_stay(groups):
     assert two.count("`group` != 'b'") == 2
 
 
-def test_rows_come_in_the_order_in_which_they_lie(groups):
+def test_rows_come_in_physical_order(groups):
     at = groups.latest()
     wanted = []
     for part in range(5):
@@ -62,7 +62,7 @@ def test_rows_come_in_the_order_in_which_they_lie(groups):
     assert names(at, "`group` >= '4'") == wanted[-50:]
 
 
-def test_an_append_of_nothing_is_no_version(groups):
+def test_an_empty_append_makes_no_version(groups):
     assert table.append(groups.latest(), []) == groups.latest()
 
 
@@ -78,12 +78,12 @@ def test_rows_of_other_columns_are_refused(groups):
         write_fragments(groups.uri, schemas.GROUPS, group_rows(["a"]).drop_columns(["split"]))
 
 
-def test_an_update_changes_its_columns_alone(groups):
+def test_an_update_changes_only_its_columns(groups):
     before = append_groups(groups.latest(), ["a", "b", "c"])
     schema = pa.schema([schemas.GROUPS.field("group"), schemas.GROUPS.field("split")])
     changes = pa.table([["c", "x", "a"], ["test", "test", "val"]], schema=schema)
     after, changed = table.merge(before, changes)
-    assert changed == 2  # x is not there, and is not added
+    assert changed == 2  # x does not exist, and is not added
     rows = after.read(["group", "split"]).to_pylist()
     assert {row["group"]: row["split"] for row in rows} == {"a": "val", "b": "train", "c": "test"}
     assert before.read(["split"])["split"].to_pylist() == ["train"] * 3
@@ -133,7 +133,7 @@ def test_tags(groups):
     one = append_groups(groups.latest(), ["a"])
     groups.tag("run-1", one.version)
     two = append_groups(one, ["b"])
-    groups.tag("run-1", two.version)  # stays where it is
+    groups.tag("run-1", two.version)  # the existing tag is not moved
     groups.tag("run-2", two.version)
     assert groups.tags() == {"run-1": one.version, "run-2": two.version}
     assert groups.at("run-1") == one
