@@ -31,7 +31,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def small(tmp_path) -> Store:
-    """Return a valid store with more than one fragment: 60 images, 30 groups, a third unlabelled."""
+    """Return a valid store: 60 images in more than one fragment, 30 groups, a third unlabelled."""
     rows = [
         {
             "key": f"/scans/{number:03}.jpg",
