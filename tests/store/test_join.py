@@ -128,7 +128,7 @@ def test_unusable_images_are_left_out(tmp_path):
 
 def test_images_without_results_are_counted(tmp_path):
     store = store_of(tmp_path, [image("a"), image("b")])
-    make_store(tmp_path, VAZIOS, [image("c")])  # images alone
+    make_store(tmp_path, VAZIOS, [image("c")])  # without results
     examples = examples_of(store)
     assert (set(by_key(examples)), examples.without) == ({"a", "b"}, 1)
     pixels = examples_of(store, results=None)

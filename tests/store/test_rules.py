@@ -174,7 +174,7 @@ def test_5_a_server_that_ignores_conditions_is_refused(s3, faults, tmp_path, des
     assert Store.find(f"{uri}-2") is None
 
 
-# 6. Clean-up after the fence, in a task; compaction of small fragments alone.
+# 6. Clean-up after the fence, in a task; compaction merges only small fragments.
 
 
 def test_6_clean_up_removes_what_was_never_committed(groups):

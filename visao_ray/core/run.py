@@ -375,7 +375,7 @@ def _difference(out: Location, previous: dict[str, Any], settings: JobSettings) 
     changes = ", ".join(
         f"--{name.replace('_', '-')} was {old.get(name)}, now {new.get(name)}" for name in changed
     )
-    return f"--out {out.uri} belongs to a run with other settings ({changes}); --fresh starts anew"
+    return f"--out {out.uri} belongs to a run with other settings ({changes}); --fresh starts again"
 
 
 def _read_json(location: Location) -> dict[str, Any] | None:
