@@ -203,7 +203,7 @@ class _Trainer:
 
 
 def _set_up(settings: GradientSettings, workers_here: int) -> None:
-    """Threads, GPU memory, reproducibility and precision of TensorFlow in this process."""
+    """Threads, GPU memory, reproducibility and dtype of TensorFlow in this process."""
     gpus = tf.config.list_physical_devices("GPU")
     # A process that has run TensorFlow before keeps the threads it has.
     with contextlib.suppress(RuntimeError):
@@ -215,13 +215,13 @@ def _set_up(settings: GradientSettings, workers_here: int) -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
     if gpus:  # on CPUs the kernels used here give the same result every time anyway
         tf.config.experimental.enable_op_determinism()
-    if settings.precision != "float32":
-        keras.config.set_dtype_policy(f"mixed_{settings.precision}")
+    if settings.dtype != "float32":
+        keras.config.set_dtype_policy(f"mixed_{settings.dtype}")
 
 
 def _optimizer(settings: GradientSettings, phase: Phase) -> Any:
     optimizer = make_optimizer(settings.optimizer, phase.learning_rate)
-    if settings.precision == "float16":
+    if settings.dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
