@@ -27,22 +27,20 @@ from visao_ray.models.settings import GradientSettings, TrainSettings, VectorSet
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
-from visao_ray.training.progress import telling
+from visao_ray.training.progress import report_epochs
 
-_CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
-
-
-_PREDICTED_ROWS = 32  # that the finished model sees at once
+_CHECK_S = "0.5"  # interval of Ray Train's health checks of workers, in seconds
+_PREDICT_ROWS = 32  # rows per batch of the final model
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is trained on, as far as it is known before Ray starts.
+    """Inputs of training, as far as they are known before Ray starts.
 
     Attributes:
-        dataset: that the images are of.
-        source: images to read first; None where the store has them.
-        extractor: whose vectors are read; None where pixels are.
+        dataset: Dataset of the images.
+        source: Images to read first; None if they are in the store already.
+        extractor: Name of the extractor of the vectors; None for training on pixels.
     """
 
     dataset: Dataset
@@ -52,14 +50,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Share:
-    """What each worker takes of the cluster.
+    """Resources of a worker and of its tasks.
 
     Attributes:
-        worker: GPUs, memory and resources of one.
-        cpus: of one.
-        loaders: tasks that load images for one at once.
-        task: options of tasks that hold the data or the model before and after the workers do:
-            they go where workers go, and ask for no CPU and no GPU.
+        worker: GPUs, memory and custom resources of a worker.
+        cpus: CPUs of a worker.
+        loaders: Number of concurrent loading tasks per worker.
+        task: Options of tasks that hold the data or the model before and after training. They run
+            on the same nodes as workers, and request no CPU and no GPU.
     """
 
     worker: Worker
@@ -68,15 +66,19 @@ class Share:
     task: Mapping[str, Any]
 
     def resources(self) -> dict[str, float]:
-        """By Ray Train's names."""
+        """Return the resources of a worker with the names of Ray Train."""
         return {"CPU": self.cpus, **self.worker.request()}
 
 
 def train_model(settings: TrainSettings, run: Run[Any]) -> None:
-    """The train job: writes the model, its predictions or embeddings, and what it was like.
+    """Run the train job: write the model, its predictions or embeddings, and its metrics.
+
+    Args:
+        settings: Settings of the job.
+        run: The run of the job.
 
     Raises:
-        InputError: data, settings and cluster do not fit, before training begins; training
+        InputError: Data, settings and cluster do not fit (before training begins), or training
             diverged.
     """
     inputs = _check(settings)
@@ -89,7 +91,7 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
     rows, spec = _prepare(settings, inputs, snapshot, run, share)
     trained = run.work.join("trained")
     in_steps = not issubclass(FAMILIES[settings.family], GridFamily)
-    fit = _fit_in_steps if in_steps else _fit_at_once
+    fit = _fit_in_steps if in_steps else _fit_candidates
     run.once("train", lambda: fit(run, spec, rows, share))
     summary = json.loads(trained.join("summary.json").read_bytes())
     model = run.out.join("model.keras")
@@ -120,7 +122,7 @@ def _check(settings: TrainSettings) -> Inputs:
         if settings.dataset is not None and find_dataset(settings.dataset) != dataset:
             raise InputError(
                 f"--store {store.uri}: is for dataset {dataset.name} as it was described then; "
-                "leave --dataset out"
+                "remove --dataset"
             )
     vectors = None
     if settings.takes_vectors:
@@ -136,41 +138,41 @@ def _check(settings: TrainSettings) -> Inputs:
 
 
 def _share(settings: TrainSettings) -> Share:
-    """Fit the workers to the cluster; cores that they do not need load images for them.
+    """Fit the workers to the cluster; the remaining cores load images.
 
     Raises:
-        InputError: the cluster can never hold them.
+        InputError: The cluster can never hold the workers.
     """
     cluster = current_cluster()
     worker = fit_workers(settings.workers, settings.worker(), cluster)
-    each = cluster.total("CPU") / settings.workers
-    loaders = max(1, math.floor(each) - 1)
+    cpus = cluster.total("CPU") / settings.workers
+    loaders = max(1, math.floor(cpus) - 1)
     task = {**replace(worker, gpus=0.0).options(0.0), **cluster.zero_cpu_options}
-    return Share(worker, min(1.0, each / 2), loaders, task)
+    return Share(worker, min(1.0, cpus / 2), loaders, task)
 
 
 def _read_images(run: Run[Any], source: Source) -> None:
-    """Read each image of --data once: those that can be decoded stand in OUT/store as `ok`."""
-    found = run.work.join("read.json")
+    """Read each image of --data once; images that can be decoded are `ok` in OUT/store."""
+    file = run.work.join("read.json")
 
     def read() -> None:
-        pool = fit_actors(None, Worker(gpus=0.0), current_cluster())  # nothing holds a network yet
+        pool = fit_actors(None, Worker(gpus=0.0), current_cluster())  # there is no network yet
         with source.writing(run) as writer:
             writer.ensure(writer.store.images, schemas.IMAGES)
             read_new(run, writer, source, None, None, pool, UNIT_IMAGES)
             keep_in_order(run, writer)
-        kept = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
-        found.write_bytes(to_json(kept))
+        report = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
+        file.write_bytes(to_json(report))
 
     run.once("read", read)
-    kept = json.loads(found.read_bytes())
-    run.counts |= kept["counts"]
-    run.details |= kept["details"]
-    run.warnings[:] = kept["warnings"]
+    report = json.loads(file.read_bytes())
+    run.counts |= report["counts"]
+    run.details |= report["details"]
+    run.warnings[:] = report["warnings"]
 
 
 def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
-    """The versions of the store that this run reads, however often it is started."""
+    """Pin the versions of the store that this run reads, the same after a restart."""
     store = Store.open(settings.store_uri())
     results = recipe = None
     if inputs.extractor is not None:
@@ -185,10 +187,10 @@ def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
 
 
 def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share) -> None:
-    """What became of every file of the store, however often this run was started.
+    """Count the files of the store by status, the same after a restart.
 
     Raises:
-        InputError: more files of --data than --max-errors cannot be used.
+        InputError: More files of --data than --max-errors cannot be used.
     """
     import ray
 
@@ -206,10 +208,10 @@ def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share
 def _prepare(
     settings: TrainSettings, inputs: Inputs, snapshot: Snapshot, run: Run[Any], share: Share
 ) -> tuple[Any, Any]:
-    """A reference to the train and val rows, and what is to be trained.
+    """Prepare the train and val rows; return their object reference and the TrainSpec.
 
     Raises:
-        InputError: rows and settings do not fit.
+        InputError: The rows and the settings do not fit.
     """
     import ray
 
@@ -229,27 +231,27 @@ def _prepare(
     return rows, prepared.spec
 
 
-def _fit_at_once(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
-    """Fit the candidates of a family in tasks."""
+def _fit_candidates(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
+    """Fit the candidates of a `GridFamily` in tasks."""
     from visao_ray.training.svm_search import search_grid
 
     search_grid(run, spec, rows, share.task)
 
 
 def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
-    """Start the workers and report every epoch; lost workers go on from the last checkpoint."""
+    """Start the workers and report every epoch; after a failure they resume from a checkpoint."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    with muted_stderr():  # Ray Train imports TensorFlow here too, which tells of its CPU
+    with muted_stderr():  # Ray Train imports TensorFlow here too, which logs CPU features
         from ray.train.tensorflow import TensorflowTrainer
 
-    from visao_ray.training.worker_failures import LostWorkers
+    from visao_ray.training.worker_failures import WorkerFailures
 
     settings: GradientSettings = spec.settings
     checkpoints = run.out.join("checkpoints")
     trainer = TensorflowTrainer(
-        _work,
+        _train_loop,
         train_loop_config={"spec": spec, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -266,22 +268,22 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
                 checkpoint_score_attribute=f"val_{settings.monitor}",
                 checkpoint_score_order="min" if settings.monitor == "loss" else "max",
             ),
-            callbacks=[LostWorkers(spec.work.join("lost"))],
+            callbacks=[WorkerFailures(spec.work.join("lost"))],
         ),
     )
     run.say(
         f"{settings.family} on {settings.workers} {'GPU' if share.worker.gpus else 'CPU'} "
-        f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
-        f"val {settings.monitor} picks the epoch"
+        f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows per step; "
+        f"val {settings.monitor} selects the epoch"
     )
-    with telling(run, spec.work.join("epochs")), Waiting(run.say):
+    with report_epochs(run, spec.work.join("epochs")), Waiting(run.say):
         trainer.fit()
     diverged = spec.work.join("diverged.txt")
     if diverged.exists():
         raise InputError(diverged.read_bytes().decode())
 
 
-def _work(config: dict[str, Any]) -> None:
+def _train_loop(config: dict[str, Any]) -> None:
     from visao_ray.training.worker import train_worker
 
     train_worker(config)
@@ -295,13 +297,13 @@ def _export(
     from visao_ray.training.export import export
 
     task = ray.remote(export).options(**share.task)
-    found: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
-    return found
+    report: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
+    return report
 
 
 def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) -> None:
-    """Evaluate the finished model on val and, once, on test."""
-    engine = open_model(model.uri, _PREDICTED_ROWS)
+    """Evaluate the final model on val and, once, on test."""
+    engine = open_model(model.uri, _PREDICT_ROWS)
     pool = fit_actors(None, share.worker, current_cluster())
     found = evaluate_in(run, snapshot, engine, pool, run.settings)
     counts = found.to_counts()
@@ -310,7 +312,7 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
         reasons = ", ".join(f"{count:,} {name}" for name, count in found.errors.most_common())
         run.warn(
             f"{counts['errors']:,} of {counts['images']:,} images could not be predicted "
-            f"({reasons}): figures are of the others"
+            f"({reasons}): metrics are of the others"
         )
     run.inputs["versions"] |= snapshot.to_json()["versions"]
     run.details |= {
@@ -321,31 +323,31 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
 
 
 def _report_steps(run: Run[Any], summary: dict[str, Any]) -> None:
-    """How fast it was, where time went, and what was lost on the way."""
+    """Report throughput, peak memory and worker failures."""
     work, workers = run.work, run.settings.workers
     history = summary["history"]
-    # The first epoch of a start traces and compiles.
-    usual = history[1:] or history
-    if usual:
+    # The first epoch after a start includes tracing and compiling.
+    epochs = history[1:] or history
+    if epochs:
         run.throughput |= {
-            "images_per_second_per_worker": median(row["images_per_second"] for row in usual)
+            "images_per_second_per_worker": median(row["images_per_second"] for row in epochs)
             / workers
         }
         for name in ("share_waiting_for_data", "share_all_reduce"):
-            shares = [row[name] for row in usual if row[name] is not None]
+            shares = [row[name] for row in epochs if row[name] is not None]
             if shares:
                 run.throughput[name] = median(shares)
-    usage, lost = (
+    usage, failures = (
         [
             json.loads(file.read_bytes())
             for file in sorted(work.join(name).files(), key=lambda file: file.uri)
-            if file.uri.endswith(".json")  # not one that a killed process was writing
+            if file.uri.endswith(".json")  # not an incomplete file of a killed process
         ]
         for name in ("workers", "lost")
     )
     run.details |= {
-        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in usage),
-        "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": lost},
+        "peak_memory_bytes": max(worker["peak_memory_bytes"] for worker in usage),
+        "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": failures},
     }
-    for one in lost:
-        run.warn(f"workers were lost and training went on from its last checkpoint: {one}")
+    for failure in failures:
+        run.warn(f"workers failed and training resumed from its last checkpoint: {failure}")
