@@ -42,11 +42,14 @@ class BatchSource(Protocol):
         """Return the model inputs of these rows for prediction, without augmentation."""
 
     def stream(self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Iterator[Any]:
-        """Yield the model inputs of each step in order.
+        """Load the model inputs of each step in order.
 
         Args:
             steps: int64[steps, rows], row numbers of each step.
             views: int64[steps], number of the augmented view in each step.
+
+        Returns:
+            Iterator over the inputs of each step.
         """
 
 
