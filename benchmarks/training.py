@@ -214,11 +214,11 @@ def train_job(load: Load, out: Path, workers: int) -> Speed:
     )
 
 
-def epoch_ends(board: Path) -> list[float]:
+def epoch_ends(folder: Path) -> list[float]:
     """Return the time at which each epoch was written to TensorBoard, in seconds."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(board))
+    events = EventAccumulator(str(folder))
     events.Reload()
     return [event.wall_time for event in events.Tensors("epoch_loss")]
 

@@ -218,7 +218,8 @@ def image_rows(
         The classes in index order, the rows of train, and the rows of val.
 
     Raises:
-        InputError: There are no train or val rows, or a class of fixed classes has no train rows.
+        InputError: There are no train or val rows, or the dataset has fixed classes and one of them
+            has no train rows.
     """
     parts = {}
     for split in ("train", "val"):

@@ -49,7 +49,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """Resources of a worker and of its tasks.
 
     Attributes:
@@ -65,7 +65,7 @@ class Share:
     loaders: int
     task: Mapping[str, Any]
 
-    def resources(self) -> dict[str, float]:
+    def request(self) -> dict[str, float]:
         """Return the resources of a worker with the names of Ray Train."""
         return {"CPU": self.cpus, **self.worker.request()}
 
@@ -83,31 +83,33 @@ def train_model(settings: TrainSettings, run: Run[Any]) -> None:
     """
     inputs = _check(settings)
     start_ray()
-    share = _share(settings)
+    resources = _fit_resources(settings)
     if inputs.source is not None:
         _read_images(run, inputs.source)
     snapshot = _pin(settings, inputs, run)
-    _count_files(run, inputs, snapshot, share)
-    rows, spec = _prepare(settings, inputs, snapshot, run, share)
+    _count_files(run, inputs, snapshot, resources)
+    rows, spec = _prepare(settings, inputs, snapshot, run, resources)
     trained = run.work.join("trained")
     in_steps = not issubclass(FAMILIES[settings.family], GridFamily)
     fit = _fit_in_steps if in_steps else _fit_candidates
-    run.once("train", lambda: fit(run, spec, rows, share))
+    run.once("train", lambda: fit(run, spec, rows, resources))
     summary = json.loads(trained.join("summary.json").read_bytes())
     model = run.out.join("model.keras")
     exported = run.work.join("exported.json")
 
     def export_model() -> None:
-        exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"), share)))
+        exported.write_bytes(
+            to_json(_export(trained, model, run.out.join("savedmodel"), resources))
+        )
 
     run.once("export", export_model)
-    _evaluate(run, snapshot, model, share)
+    _evaluate(run, snapshot, model, resources)
     run.details |= {
         "export": json.loads(exported.read_bytes()),
         **{name: value for name, value in summary.items() if name != "starts"},
     }
     if in_steps:
-        _report_steps(run, summary)
+        _report_training(run, summary)
 
 
 def _check(settings: TrainSettings) -> Inputs:
@@ -137,7 +139,7 @@ def _check(settings: TrainSettings) -> Inputs:
     return Inputs(dataset, source, extractor)
 
 
-def _share(settings: TrainSettings) -> Share:
+def _fit_resources(settings: TrainSettings) -> WorkerResources:
     """Fit the workers to the cluster; the remaining cores load images.
 
     Raises:
@@ -148,7 +150,7 @@ def _share(settings: TrainSettings) -> Share:
     cpus = cluster.total("CPU") / settings.workers
     loaders = max(1, math.floor(cpus) - 1)
     task = {**replace(worker, gpus=0.0).options(0.0), **cluster.zero_cpu_options}
-    return Share(worker, min(1.0, cpus / 2), loaders, task)
+    return WorkerResources(worker, min(1.0, cpus / 2), loaders, task)
 
 
 def _read_images(run: Run[Any], source: Source) -> None:
@@ -186,7 +188,9 @@ def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
     return snapshot
 
 
-def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share) -> None:
+def _count_files(
+    run: Run[Any], inputs: Inputs, snapshot: Snapshot, resources: WorkerResources
+) -> None:
     """Count the files of the store by status, the same after a restart.
 
     Raises:
@@ -196,7 +200,7 @@ def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share
 
     from visao_ray.training.preparation import count_files
 
-    task = ray.remote(count_files).options(**share.task)
+    task = ray.remote(count_files).options(**resources.task)
     run.counts |= ray.get(task.remote(snapshot.images))
     if inputs.source is None:
         return
@@ -206,7 +210,11 @@ def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share
 
 
 def _prepare(
-    settings: TrainSettings, inputs: Inputs, snapshot: Snapshot, run: Run[Any], share: Share
+    settings: TrainSettings,
+    inputs: Inputs,
+    snapshot: Snapshot,
+    run: Run[Any],
+    resources: WorkerResources,
 ) -> tuple[Any, Any]:
     """Prepare the train and val rows; return their object reference and the TrainSpec.
 
@@ -218,10 +226,10 @@ def _prepare(
     from visao_ray.training.preparation import prepare_images, prepare_vectors
 
     prepare: Any = prepare_images
-    detail: Any = share.loaders
+    detail: Any = resources.loaders
     if inputs.extractor is not None:
         prepare, detail = prepare_vectors, inputs.extractor
-    task = ray.remote(prepare).options(num_returns=2, **share.task)
+    task = ray.remote(prepare).options(num_returns=2, **resources.task)
     with run.timed("prepare"):
         prepared, rows = task.remote(settings, inputs.dataset, detail, snapshot, run.out)
         prepared = ray.get(prepared)
@@ -231,14 +239,14 @@ def _prepare(
     return rows, prepared.spec
 
 
-def _fit_candidates(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
+def _fit_candidates(run: Run[Any], spec: Any, rows: Any, resources: WorkerResources) -> None:
     """Fit the candidates of a `GridFamily` in tasks."""
     from visao_ray.training.svm_search import search_grid
 
-    search_grid(run, spec, rows, share.task)
+    search_grid(run, spec, rows, resources.task)
 
 
-def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
+def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, resources: WorkerResources) -> None:
     """Start the workers and report every epoch; after a failure they resume from a checkpoint."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -255,8 +263,8 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
         train_loop_config={"spec": spec, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
-            use_gpu=bool(share.worker.gpus),
-            resources_per_worker=share.resources(),
+            use_gpu=bool(resources.worker.gpus),
+            resources_per_worker=resources.request(),
         ),
         run_config=RunConfig(
             name="fit",
@@ -272,7 +280,7 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
         ),
     )
     run.say(
-        f"{settings.family} on {settings.workers} {'GPU' if share.worker.gpus else 'CPU'} "
+        f"{settings.family} on {settings.workers} {'GPU' if resources.worker.gpus else 'CPU'} "
         f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows per step; "
         f"val {settings.monitor} selects the epoch"
     )
@@ -290,21 +298,23 @@ def _train_loop(config: dict[str, Any]) -> None:
 
 
 def _export(
-    trained: Location, model: Location, savedmodel: Location, share: Share
+    trained: Location, model: Location, savedmodel: Location, resources: WorkerResources
 ) -> dict[str, Any]:
     import ray
 
     from visao_ray.training.export import export
 
-    task = ray.remote(export).options(**share.task)
+    task = ray.remote(export).options(**resources.task)
     report: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
     return report
 
 
-def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) -> None:
+def _evaluate(
+    run: Run[Any], snapshot: Snapshot, model: Location, resources: WorkerResources
+) -> None:
     """Evaluate the final model on val and, once, on test."""
     engine = open_model(model.uri, _PREDICT_ROWS)
-    pool = fit_actors(None, share.worker, current_cluster())
+    pool = fit_actors(None, resources.worker, current_cluster())
     found = evaluate_in(run, snapshot, engine, pool, run.settings)
     counts = found.to_counts()
     run.counts |= {"by_split": counts.pop("by_split"), "evaluated": counts}
@@ -322,7 +332,7 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
     }
 
 
-def _report_steps(run: Run[Any], summary: dict[str, Any]) -> None:
+def _report_training(run: Run[Any], summary: dict[str, Any]) -> None:
     """Report throughput, peak memory and worker failures."""
     work, workers = run.work, run.settings.workers
     history = summary["history"]
