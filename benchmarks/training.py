@@ -1,19 +1,19 @@
-"""How close a worker comes to plain `keras.fit`, and what a second worker adds.
+"""Training throughput of one worker relative to plain `keras.fit`, and of two workers.
 
     python benchmarks/training.py
 
-The study's CNN-A2 from random weights on rendered vazios scans of its own size, on CPUs, as many
-rows a step on each worker as in plain `fit`. Everything is measured in one run, rivals in turn:
+The study's CNN-A2 is trained from random weights on rendered vazios scans of its input size, on
+CPUs, with as many rows per step on each worker as in plain `fit`. One run measures all of these:
 
-1. Plain `fit` of the same model, optimizer, loss and scores, with all threads, in a process of its
-   own: fed by tf.data that decodes the same JPEG files every epoch, in turns with ours (the bar is
-   held against this one: it is the same work), and fed with pixels that are in memory already (the
-   most that this model can do here).
+1. Plain `fit` of the same model, optimizer, loss and metrics, with all threads, in its own process.
+   It runs with tf.data that decodes the same JPEG files in every epoch, alternating with
+   jobs/train.py (the bar applies to this comparison, because the work is the same), and with
+   pixels that are in memory already (the maximum for this model on this machine).
 2. jobs/train.py with one worker, then with two: Ray Train, and Ray Data from the files of --data,
-   which each run reads once into a store of its own before it trains.
+   which each run reads once into its own store before it trains.
 
-Images a second are those of the median epoch after the first: of its training steps alone, and of
-all of it, with validation and, in ours, checkpoint and TensorBoard.
+Images per second are those of the median epoch after the first: of its training steps only, and of
+the whole epoch, with validation and, in jobs/train.py, checkpoint and TensorBoard.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ RATE = 1e-3
 
 @dataclass(frozen=True)
 class Load:
-    """What everyone is given to do.
+    """The work that is measured.
 
     Attributes:
-        data: folder with train|val|test/CLASS/*.jpg.
-        images: of train.
-        side: of the images and of the model's input, in pixels.
-        batch: rows a step, on each worker.
-        epochs: of which the first is not measured.
+        data: Folder with train|val|test/CLASS/*.jpg.
+        images: Number of train images.
+        side: Side of the images and of the model's input, in pixels.
+        batch: Rows per step on each worker.
+        epochs: Number of epochs; the first is not measured.
     """
 
     data: Path
@@ -64,13 +64,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Speed:
-    """What one training showed.
+    """Throughput of one training run.
 
     Attributes:
-        steps: images a second in training steps.
-        epoch: images a second over whole epochs.
-        parameters: of the model.
-        waiting, all_reduce: shares of a step, where they are known.
+        steps: Images per second in training steps.
+        epoch: Images per second over whole epochs.
+        parameters: Number of parameters of the model.
+        waiting: Share of the training time spent waiting for data, if known.
+        all_reduce: Share of the training time spent in all-reduce, if known.
     """
 
     steps: float
@@ -81,20 +82,20 @@ class Speed:
 
 
 def scans(load: Load) -> None:
-    """Rendered vazios scans, small already: train, and a few for val and test."""
+    """Write rendered vazios scans of reduced size: train, and a few for val and test."""
     counts = {"train": load.images, "val": 2 * load.batch, "test": 2 * load.batch}
     for seed, (split, images) in enumerate(counts.items()):
         for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=seed)):
             grey = render("vazios", planned.true_label, planned.index, seed, planned.difficulty)
             small = Image.fromarray(grey).resize((load.side, load.side), Image.Resampling.LANCZOS)
-            scan = Path(planned.key)  # its name stands for its container: no two alike
+            scan = Path(planned.key)  # the name is the container; add the split to make it unique
             target = load.data / split / scan.parent / f"{split}-{scan.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(encode(np.asarray(small), planned.quality))
 
 
 def plain_fit(load: Load, in_memory: bool) -> Speed:
-    """The rival, as Keras's own guides have it. Runs in a process of its own."""
+    """Train with plain `fit`, as in the guides of Keras. This runs in its own process."""
     from visao_ray.core.backend import import_keras
 
     keras = import_keras()
@@ -112,15 +113,15 @@ def plain_fit(load: Load, in_memory: bool) -> Speed:
         labels = np.array([CLASSES.index(file.parent.name) for file in files], np.int32)
         if in_memory:
             pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
-            found = tf.data.Dataset.from_tensor_slices((pixels, labels)).shuffle(len(files))
+            rows = tf.data.Dataset.from_tensor_slices((pixels, labels)).shuffle(len(files))
         else:
             paths = [str(file) for file in files]
-            found = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(files))
-            found = found.map(read, num_parallel_calls=tf.data.AUTOTUNE)
-        return found.batch(load.batch).prefetch(tf.data.AUTOTUNE)
+            rows = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(files))
+            rows = rows.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+        return rows.batch(load.batch).prefetch(tf.data.AUTOTUNE)
 
     class Clock(keras.callbacks.Callback):
-        """Seconds as ours are measured: steps end with the last one, before validation."""
+        """Measure seconds as jobs/train.py does: training ends before validation."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -161,15 +162,15 @@ def plain_fit(load: Load, in_memory: bool) -> Speed:
 
 
 def plain(load: Load, in_memory: bool) -> Speed:
-    """`plain_fit` in a fresh process."""
-    told = "pixels in memory" if in_memory else "decoding the files"
-    print(f"plain fit, {told}", file=sys.stderr, flush=True)
+    """Run `plain_fit` in a new process."""
+    source = "pixels in memory" if in_memory else "decoding the files"
+    print(f"plain fit, {source}", file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(plain_fit, load, in_memory).result()
 
 
 def train(**options: object) -> None:
-    """jobs/train.py in its own process with a Ray of its own; its lines go to stderr."""
+    """Run jobs/train.py in its own process with its own Ray; its output goes to stderr."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     subprocess.run(
         [sys.executable, "jobs/train.py", "--dataset=vazios", *flags],
@@ -180,8 +181,8 @@ def train(**options: object) -> None:
     )
 
 
-def ours(load: Load, out: Path, workers: int) -> Speed:
-    """jobs/train.py, with as many rows a step on each worker as plain fit has."""
+def train_job(load: Load, out: Path, workers: int) -> Speed:
+    """Measure jobs/train.py with as many rows per step on each worker as plain fit."""
     train(
         family="simple_cnn",
         architecture="cnn_a2",
@@ -199,62 +200,66 @@ def ours(load: Load, out: Path, workers: int) -> Speed:
     details = json.loads((out / "result.json").read_text())["details"]
     history = details["history"][1:]
     if len(history) + 1 != load.epochs or details["restarts"]["lost_workers"]:
-        raise RuntimeError(f"{out}: not {load.epochs} epochs in one go")
+        raise RuntimeError(f"{out}: not {load.epochs} epochs without a restart")
 
-    def usual(name: str) -> float:
+    def median_of(name: str) -> float:
         return median(row[name] for row in history)
 
     return Speed(
-        usual("images_per_second"),
+        median_of("images_per_second"),
         load.images / median(np.diff(epoch_ends(out / "tensorboard" / "train"))),
         details["parameters"],
-        usual("share_waiting_for_data"),
-        usual("share_all_reduce"),
+        median_of("share_waiting_for_data"),
+        median_of("share_all_reduce"),
     )
 
 
-def epoch_ends(board: Path) -> list[float]:
-    """When each epoch was told to TensorBoard: from one to the next goes all that it costs."""
+def epoch_ends(folder: Path) -> list[float]:
+    """Return the time at which each epoch was written to TensorBoard, in seconds."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(board))
+    events = EventAccumulator(str(folder))
     events.Reload()
     return [event.wall_time for event in events.Tensors("epoch_loss")]
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bar holds."""
+    """Measure, print the table, and check the bar."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=512, help="train scans")
-    parser.add_argument("--side", type=int, default=150, help="of the scans, in pixels")
-    parser.add_argument("--batch", type=int, default=32, help="rows a step, on each worker")
-    parser.add_argument("--epochs", type=int, default=5, help="the first is not measured")
-    parser.add_argument("--turns", type=int, default=3, help="of one worker between plain fits")
+    parser.add_argument("--side", type=int, default=150, help="side of the scans, in pixels")
+    parser.add_argument("--batch", type=int, default=32, help="rows per step on each worker")
     parser.add_argument(
-        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+        "--epochs", type=int, default=5, help="number of epochs; the first is not measured"
+    )
+    parser.add_argument(
+        "--turns", type=int, default=3, help="runs with one worker between plain fits"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a minimal run that only shows that it works"
     )
     options = parser.parse_args()
     if options.quick:
         options.images, options.side, options.batch, options.epochs = 64, 96, 16, 3
         options.turns = 1
     if options.images % (2 * options.batch):
-        parser.error("--images must be a multiple of twice --batch: full steps for everyone")
+        parser.error("--images must be a multiple of twice --batch, so that all steps are full")
     if options.epochs < 3:
-        parser.error("--epochs: 3 or more, for the first is not measured")
+        parser.error("--epochs must be 3 or more, because the first is not measured")
 
-    # For all processes started from here.
+    # For all processes started below.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with tempfile.TemporaryDirectory(prefix="visao_ray_benchmark_") as name:
         place = Path(name)
         load = Load(place / "scans", options.images, options.side, options.batch, options.epochs)
         scans(load)
-        # In turns, each of ours held against the rival before and after it: a machine that slows
-        # down or speeds up by a tenth, as they do, favours nobody.
+        # Alternate, and compare each run of jobs/train.py with the plain fits before and after it,
+        # so that changes of the machine's speed (about a tenth) do not favour either.
         memory, files, ones = plain(load, True), [plain(load, False)], []
         for turn in range(options.turns):
-            ones.append(ours(load, place / f"one{turn}", 1))
+            ones.append(train_job(load, place / f"one{turn}", 1))
             files.append(plain(load, False))
-        two = ours(load, place / "two", 2)
+        two = train_job(load, place / "two", 2)
 
     if len({speed.parameters for speed in (*files, *ones, memory, two)}) != 1:
         raise RuntimeError("the models are not the same")
@@ -265,11 +270,11 @@ def main() -> int:
     one = sorted(ones, key=lambda speed: speed.steps)[len(ones) // 2]
 
     def turns(speeds: list[Speed]) -> str:
-        told = ", ".join(f"{speed.steps:.1f}" for speed in speeds)
-        return f"{told} (whole {median(speed.epoch for speed in speeds):.1f})"
+        values = ", ".join(f"{speed.steps:.1f}" for speed in speeds)
+        return f"{values} (whole {median(speed.epoch for speed in speeds):.1f})"
 
     def worker_rows(name: str, speed: Speed, workers: int) -> list[tuple[str, str]]:
-        each = f"a worker {speed.steps / workers:.1f}; " if workers > 1 else ""
+        each = f"per worker {speed.steps / workers:.1f}; " if workers > 1 else ""
         shares = f"{speed.waiting:.1%} and {speed.all_reduce:.1%}"
         return [
             (f"{name}, images/s", f"{speed.steps:.1f} ({each}whole {speed.epoch:.1f})"),
@@ -288,13 +293,13 @@ def main() -> int:
 
     print(
         f"\n{MACHINE}; CNN-A2, {one.parameters:,} parameters, "
-        f"{load.images:,} scans of {load.side}², {load.batch} rows a step and worker\n"
+        f"{load.images:,} scans of {load.side}², {load.batch} rows per step and worker\n"
         f"images/s of training steps in the median of {load.epochs - 1} epochs "
         "(whole: validation and checkpoint too)"
     )
     show(rows)
-    told = f"one worker / plain fit on the same files {ratio:.2f} (bar: at least 0.95)"
-    return judge([(told, ratio >= 0.95)], options.quick)
+    claim = f"one worker / plain fit on the same files {ratio:.2f} (bar: at least 0.95)"
+    return judge([(claim, ratio >= 0.95)], options.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The file of a model: plain Keras reads it, and it says what it is."""
+"""The model file: plain Keras loads it, and it holds its metadata."""
 
 import json
 import zipfile
@@ -42,7 +42,7 @@ def vectors():
 
 @pytest.mark.parametrize("pool", ["avg", "max", "both"])
 @pytest.mark.parametrize("layers", [0, 2])
-def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
+def test_file_stores_a_head(tmp_path, vectors, pool, layers):
     keras = import_keras()
     settings = HeadSettings(pool=pool, layers=layers, units=8, l2=1e-3, learning_rate=0.05)
     keras.utils.set_random_seed(0)
@@ -54,8 +54,8 @@ def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
     place = locate(str(tmp_path / "head.keras"))
     place.write_bytes(artifact.pack(model, HEAD))
 
-    loaded, told = artifact.load(place)
-    assert told == HEAD
+    loaded, metadata = artifact.load(place)
+    assert metadata == HEAD
     # Plain Keras, in safe mode, reads the same file.
     plain = keras.saving.load_model(place.path, safe_mode=True)
     assert not plain.compiled  # no optimizer in it
@@ -69,7 +69,7 @@ def test_file_keeps_the_head(tmp_path, vectors, pool, layers):
     assert expected[:, 0].mean() > 0.5  # it learned the only class it saw
 
 
-def test_file_keeps_named_outputs(tmp_path):
+def test_file_stores_named_outputs(tmp_path):
     keras = import_keras()
     keras.utils.set_random_seed(1)
     pixels = keras.Input((8, 8, 3), dtype="uint8", name="pixels")
@@ -84,18 +84,18 @@ def test_file_keeps_named_outputs(tmp_path):
         expected = model.predict(images, verbose=0)
         metadata = replace(IMAGES, classes=("a", "b", "c") if "probability" in names else ())
         place.write_bytes(artifact.pack(model, metadata))
-        loaded, told = artifact.load(place)
-        assert told == metadata
-        assert told.outputs == {name: {"embedding": 5, "probability": 3}[name] for name in names}
+        loaded, read = artifact.load(place)
+        assert read == metadata
+        assert read.outputs == {name: {"embedding": 5, "probability": 3}[name] for name in names}
         found = artifact.outputs(loaded, images)
         assert found.keys() == set(names)
         for name in names:
             np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
-    with pytest.raises(ValueError, match=r"2 classes gives .*'probability': 3"):
+    with pytest.raises(ValueError, match=r"2 classes has outputs .*'probability': 3"):
         artifact.pack(model, replace(IMAGES, classes=("a", "b")))
 
 
-def test_check_names_what_does_not_fit():
+def test_check_names_the_difference():
     elsewhere = FEATURES | {"weights": "elsewhere", "augment": "G1"}
     HEAD.check_features(VAZIOS, WIDTH, elsewhere, "--model m")
     with pytest.raises(InputError, match="dataset vazios, not ncm"):
@@ -103,10 +103,10 @@ def test_check_names_what_does_not_fit():
     HEAD.check_features(None, WIDTH, FEATURES, "--model m")  # its own
     other = replace(VAZIOS, positive="vazio")
     with pytest.raises(
-        InputError, match=r"positive of dataset vazios was nvazio .* now it is vazio"
+        InputError, match=r"positive of dataset vazios was nvazio .* but now it is vazio"
     ):
         HEAD.check_features(other, WIDTH, FEATURES, "--model m")
-    with pytest.raises(InputError, match="7 numbers a pool, the model takes 6"):
+    with pytest.raises(InputError, match="7 values per pool, the model takes 6"):
         HEAD.check_features(VAZIOS, 7, FEATURES, "--model m")
     with pytest.raises(InputError, match="weights_digest 13"):
         HEAD.check_features(VAZIOS, WIDTH, FEATURES | {"weights_digest": "13"}, "--model m")
@@ -116,7 +116,7 @@ def test_check_names_what_does_not_fit():
     IMAGES.check_images(VAZIOS, "--model m")
     with pytest.raises(InputError, match="dataset vazios, not chest_xray"):
         IMAGES.check_images(CHEST_XRAY, "--model m")
-    with pytest.raises(InputError, match=r"--model m: .*takes vectors, .*give --store"):
+    with pytest.raises(InputError, match=r"--model m: .*takes vectors .*give --store"):
         HEAD.check_images(VAZIOS, "--model m")
 
 

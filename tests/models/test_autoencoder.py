@@ -1,4 +1,4 @@
-"""The autoencoder: shapes, its loss, and that it learns."""
+"""The autoencoder: output shapes, the loss, and learning."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def pixels():
 
 @pytest.mark.parametrize("ground", ["black", "white"])
 def test_learns_to_reconstruct(ground, pixels, tmp_path):
-    # On such images a sigmoid output gets stuck at the ground's grey.
+    # On such images a sigmoid output saturates at the background.
     pixels = pixels if ground == "black" else 255 - pixels
     keras = import_keras()
     keras.utils.set_random_seed(0)
@@ -41,17 +41,17 @@ def test_learns_to_reconstruct(ground, pixels, tmp_path):
     trained.compile(keras.optimizers.Adam(3e-3), loss=lambda _, losses: losses)
     trained.fit(pixels, np.zeros(len(pixels)), batch_size=16, epochs=30, verbose=0)
 
-    told = model.predict_on_batch(pixels)
-    assert told["embedding"].shape == (64, 8)
-    assert told["reconstruction"].shape == (64, SIZE, SIZE, 1)
+    outputs = model.predict_on_batch(pixels)
+    assert outputs["embedding"].shape == (64, 8)
+    assert outputs["reconstruction"].shape == (64, SIZE, SIZE, 1)
     grey = pixels.mean(axis=-1, keepdims=True) / 255
-    by_hand = np.square(grey - told["reconstruction"]).mean(axis=(1, 2, 3))
-    losses = np.asarray(reconstruction_losses(pixels, told["reconstruction"]))
+    by_hand = np.square(grey - outputs["reconstruction"]).mean(axis=(1, 2, 3))
+    losses = np.asarray(reconstruction_losses(pixels, outputs["reconstruction"]))
     np.testing.assert_allclose(losses, by_hand, rtol=1e-4)
     assert by_hand.mean() < 0.5 * grey.var(axis=0).mean()  # better than the mean image by far
 
-    assert told["reconstruction"].min() >= -1e-6
-    assert told["reconstruction"].max() <= 1 + 1e-6
+    assert outputs["reconstruction"].min() >= -1e-6
+    assert outputs["reconstruction"].max() <= 1 + 1e-6
 
     for saved, names in ((half, {"embedding"}), (model, {"embedding", "reconstruction"})):
         saved.save(tmp_path / "model.keras")
@@ -59,7 +59,7 @@ def test_learns_to_reconstruct(ground, pixels, tmp_path):
         again = plain.predict_on_batch(pixels)
         assert set(again) == names
         for name in names:
-            np.testing.assert_allclose(again[name], told[name], atol=1e-5)
+            np.testing.assert_allclose(again[name], outputs[name], atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "offer"), [(100, 96), (8, 16), (0, 16)])

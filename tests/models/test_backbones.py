@@ -1,4 +1,4 @@
-"""Backbones: the network people asked for, its pools, its preprocessing, and clear refusals."""
+"""Backbones: the requested network, its pools, its preprocessing, and its error messages."""
 
 import re
 from urllib.request import install_opener
@@ -15,12 +15,12 @@ from visao_ray.models.backbones import Backbone, build, resolve
 SMALL = {"backbone": "MobileNetV2", "weights": "random", "image_size": 32}
 
 
-def options(**told) -> ExtractSettings:
-    return ExtractSettings(dataset="vazios", data="in", out="out", **told)
+def options(**values) -> ExtractSettings:
+    return ExtractSettings(dataset="vazios", data="in", out="out", **values)
 
 
-def found(seed: int = 0, **told) -> Backbone:
-    backbone, warning = resolve(options(**told), seed)
+def found(seed: int = 0, **values) -> Backbone:
+    backbone, warning = resolve(options(**values), seed)
     assert warning is None
     return backbone
 
@@ -53,7 +53,7 @@ def test_a_whole_model(tiny_backbone, images):
         "dtype": "float32",
     }
     trunk = import_keras().saving.load_model(tiny_backbone)
-    # What the file normalises itself is not normalised again.
+    # The file normalises its input; it must not be normalised twice.
     expected = pools(trunk.predict(images.astype(np.float32), verbose=0))
     for value, right in zip(build(backbone).predict_on_batch(images), expected, strict=True):
         assert value.dtype == np.float32
@@ -68,7 +68,7 @@ def test_the_digest_is_that_of_the_weights(tiny_backbone, mobilenet):
 
 
 @pytest.mark.parametrize("preprocessing", ["imagenet", "unit"])
-def test_pixels_are_prepared_as_told(preprocessing, mobilenet, images):
+def test_pixels_are_preprocessed_as_the_settings_say(preprocessing, mobilenet, images):
     keras = import_keras()
     backbone = found(**SMALL, preprocessing=preprocessing)
     assert backbone.digest == mobilenet.digest
@@ -86,9 +86,9 @@ def test_pixels_are_prepared_as_told(preprocessing, mobilenet, images):
 
 
 @pytest.mark.parametrize("kind", ["application", "file"])
-def test_kept_and_read_again(kind, mobilenet, tiny_backbone, tmp_path, images):
+def test_written_and_read_again(kind, mobilenet, tiny_backbone, tmp_path, images):
     backbone = mobilenet if kind == "application" else found(weights=tiny_backbone)
-    place = locate(f"{tmp_path}/kept.npz")
+    place = locate(f"{tmp_path}/backbone.npz")
     backbone.write(place)
     again = Backbone.read(place)
     assert again.metadata("stretch") == backbone.metadata("stretch")
@@ -109,8 +109,8 @@ def test_weights_of_a_file(mobilenet, tmp_path):
     model.save_weights(path)
     backbone = found(backbone="mobilenetv2", weights=str(path), image_size=32)
     assert backbone.digest != mobilenet.digest
-    for kept, right in zip(backbone.arrays, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(kept, right)
+    for array, right in zip(backbone.arrays, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, right)
     with pytest.raises(InputError, match=r"mine\.weights\.h5 do not fit --backbone mobilenet "):
         resolve(options(backbone="mobilenet", weights=str(path), image_size=32), 0)
 
@@ -122,51 +122,51 @@ def keras_file(path, *layers):
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("values", "message"),
     [
         ({"backbone": "densenet120"}, "--backbone densenet120: not a keras.applications model"),
         ({"weights": "{tmp}/no.keras"}, "no.keras: cannot be read"),
         ({"weights": "{tmp}/no.weights.h5", "backbone": "mobilenetv2"}, "no.weights.h5: cannot be"),
         ({"weights": "{tmp}/text.keras"}, "text.keras: not a usable .keras model"),
-        ({"weights": "{tmp}/flat.keras"}, "flat.keras: ends in (None, 3072)"),
-        ({"weights": "somewhere.txt"}, "somewhere.txt: give imagenet, random"),
-        ({"weights": "{tiny}", "backbone": "resnet50"}, "leave --backbone out"),
+        ({"weights": "{tmp}/flat.keras"}, "flat.keras: the output shape is (None, 3072)"),
+        ({"weights": "somewhere.txt"}, "somewhere.txt: use imagenet, random"),
+        ({"weights": "{tiny}", "backbone": "resnet50"}, "remove --backbone"),
         ({"weights": "{tiny}", "image_size": 64}, "--image-size 64"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_does_not_fit_is_refused(told, says, tmp_path, tiny_backbone):
+def test_what_does_not_fit_is_refused(values, message, tmp_path, tiny_backbone):
     (tmp_path / "text.keras").write_text("no model")
-    if "flat" in str(told):
+    if "flat" in str(values):
         keras_file(tmp_path / "flat.keras", import_keras().layers.Flatten())
     given = {
         name: value.format(tmp=tmp_path, tiny=tiny_backbone) if isinstance(value, str) else value
-        for name, value in told.items()
+        for name, value in values.items()
     }
-    with pytest.raises(InputError, match=re.escape(says)) as caught:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         resolve(options(**given), 0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
 def fresh_opener():
-    """urllib reads the proxies of the environment once, for good: not those of another test."""
+    """Make urllib read the proxies of the environment again, because it caches them."""
     install_opener(None)
     yield
     install_opener(None)
 
 
-def test_imagenet_weights_out_of_reach(monkeypatch, fresh_opener):
-    """A proxy that refuses every connection stands for a machine without a network."""
+def test_imagenet_weights_cannot_be_downloaded(monkeypatch, fresh_opener):
+    """A proxy that refuses every connection simulates a machine without a network."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    told = {"backbone": "mobilenet", "image_size": 128}  # hardly in anybody's cache
+    values = {"backbone": "mobilenet", "image_size": 128}  # unlikely to be in a cache
     with pytest.raises(InputError, match=r"mobilenet .*https://\S+\.h5.*--weights FILE"):
-        resolve(options(**told), 0)
-    backbone, warning = resolve(options(**told, weights_fallback="random"), 0)
+        resolve(options(**values), 0)
+    backbone, warning = resolve(options(**values, weights_fallback="random"), 0)
     assert "RANDOM" in warning
     assert "\n" not in warning
     assert backbone.weights == "random"
-    assert backbone.digest == found(**told, weights="random").digest
+    assert backbone.digest == found(**values, weights="random").digest

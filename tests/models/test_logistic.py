@@ -1,4 +1,4 @@
-"""Logistic regression over blocks is scikit-learn's."""
+"""Logistic regression over blocks gives the results of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def fit(x, labels, weights, classes, c):
     return fit_logistic(blocks, labels, weights, classes, c)
 
 
-def chances(logits):
+def softmax(logits):
     found = np.exp(logits - logits.max(axis=1, keepdims=True))
     return found / found.sum(axis=1, keepdims=True)
 
@@ -35,12 +35,12 @@ def test_the_same_probabilities_as_scikit_learn(classes):
     x, labels, weights = problem(classes)
     kernel, bias = fit(x, labels, weights, classes, 0.01)
     theirs = LogisticRegression(C=0.01, tol=1e-8).fit(x.astype(float), labels, weights)
-    np.testing.assert_allclose(chances(x @ kernel + bias), theirs.predict_proba(x), atol=1e-3)
+    np.testing.assert_allclose(softmax(x @ kernel + bias), theirs.predict_proba(x), atol=1e-3)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_same_loss_as_scikit_learn_where_the_penalty_is_weak(classes):
-    """The optimum is flat there: weights differ as far as the tolerance lets them."""
+    """The optimum is flat there, so the weights differ within the tolerance."""
     x, labels, weights = problem(classes)
     kernel, bias = fit(x, labels, weights, classes, 10.0)
     theirs = LogisticRegression(C=10.0, tol=1e-8, max_iter=5000)
@@ -51,11 +51,11 @@ def test_the_same_loss_as_scikit_learn_where_the_penalty_is_weak(classes):
         error = -np.log(probability[np.arange(ROWS), labels])
         return error @ weights + np.square(slopes).sum() / 20
 
-    ours = loss(chances(x @ kernel + bias), slopes)
+    ours = loss(softmax(x @ kernel + bias), slopes)
     assert ours == pytest.approx(loss(theirs.predict_proba(x), theirs.coef_), rel=1e-4)
 
 
-def test_a_class_without_rows_is_never_said():
+def test_a_class_without_rows_is_never_predicted():
     x, labels, weights = problem(2)
     kernel, bias = fit_logistic(lambda: iter([x]), labels * 2, weights, 3, 1.0)
     assert kernel.shape == (WIDTH, 3)

@@ -1,12 +1,12 @@
-"""Statistics of rows that never stand in memory together."""
+"""Statistics of rows that are never in memory all at once."""
 
 import numpy as np
 
 from visao_ray.models.normalization import FeatureStats
 
 
-def test_rows_of_a_file_in_blocks_are_those_of_numpy(tmp_path):
-    """More rows than a block, means far from 0, rows left out, any order."""
+def test_statistics_in_blocks_match_numpy(tmp_path):
+    """More rows than a block, means far from 0, a subset of the rows in any order."""
     rng = np.random.default_rng(0)
     scale = np.array([1.0, 5.0, 0.5])
     values = (rng.normal(size=(10_000, 3)) * scale + [0, 1000, -20]).astype(np.float32)

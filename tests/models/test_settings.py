@@ -1,4 +1,4 @@
-"""Settings of families: each has its own flags, and one clear line for those of others."""
+"""Settings of families: each has its own flags, and a one-line error for flags of others."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from visao_ray.models.settings import TrainSettings
 PIXELS = ("--dataset", "vazios", "--data", "in", "--out", "o")
 VECTORS = ("--store", "s", "--out", "o")
 
-#: Flags that belong to some families, with a value, and what a message calls those families.
+#: Flags of some families, with a value, and the families as messages list them.
 FLAGS = {
     ("--architecture", "cnn_b"): "simple_cnn",
     ("--svm-c", "1"): "svm",
@@ -57,7 +57,7 @@ def test_defaults_of_a_family(family):
 
 @pytest.mark.parametrize(("flag", "families"), FLAGS.items(), ids=lambda one: str(one))
 def test_a_flag_of_other_families(flag, families):
-    """It is refused by every family but those that the message names, which take it."""
+    """The families that the message names accept the flag; all others refuse it."""
     owners = families.replace(" and ", ", ").split(", ")
     assert set(owners) < set(FAMILIES)
     for family in FAMILIES:
@@ -66,7 +66,7 @@ def test_a_flag_of_other_families(flag, families):
             name = flag[0].split("=")[0].replace("--no-", "--")
             assert refusal(*arguments) == f"{name} is for --family {families}, not {family}"
             continue
-        with contextlib.suppress(InputError):  # of what it means, not of whose it is
+        with contextlib.suppress(InputError):  # the value may be refused, but not the flag
             assert parse(TrainSettings, arguments).family == family
             continue
         assert "is for --family" not in refusal(*arguments)
@@ -75,8 +75,8 @@ def test_a_flag_of_other_families(flag, families):
 def test_a_key_of_other_families(tmp_path):
     file = tmp_path / "job.toml"
     file.write_text('family = "simple_cnn"\ndata = "in"\nsvm-c = [1]\n')
-    told = refusal("--settings", str(file), "--out", "o")
-    assert told == f"--settings {file}: --svm-c is for --family svm, not simple_cnn"
+    message = refusal("--settings", str(file), "--out", "o")
+    assert message == f"--settings {file}: --svm-c is for --family svm, not simple_cnn"
     flags = parse(TrainSettings, ["--settings", str(file), "--out", "o", "--family", "svm"])
     assert (flags.family, flags.svm_c) == ("svm", [1])
     file.write_text("family = 3\n")
@@ -84,7 +84,7 @@ def test_a_key_of_other_families(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (("--batch-size", "50", "--workers", "4"), ("--batch-size 50", "--workers 4")),
         (("--batch-size", "6", "--workers", "2", "--family", "siamese"), ("siamese", "even")),
@@ -95,8 +95,8 @@ def test_a_key_of_other_families(tmp_path):
         (("--epochs", "0", "--family", "transfer"), ("--epochs 0", "--head")),
         (("--store", "s"), ("either --store or --data",)),
         (("--family", "svm", "--inputs", "vectors"), ("--inputs vectors: give --store",)),
-        (("--family", "svm", "--recipe", "G1@0"), ("--recipe is about vectors", "pixels here")),
-        (("--family", "siamese", "--units", "9"), ("--units is about vectors",)),
+        (("--family", "svm", "--recipe", "G1@0"), ("--recipe is for vectors", "pixels here")),
+        (("--family", "siamese", "--units", "9"), ("--units is for vectors",)),
         (("--family", "svm", "--as-of", "1"), ("--as-of belongs to --store",)),
         (("--monitor", "auc", "--family", "autoencoder"), ("--monitor auc", "'loss'")),
         (("--learning-rate", "0"), ("--learning-rate 0",)),
@@ -105,31 +105,31 @@ def test_a_key_of_other_families(tmp_path):
     ],
     ids=lambda value: " ".join(value) if value and str(value[0]).startswith("--") else "",
 )
-def test_a_wrong_flag(arguments, says):
+def test_a_wrong_flag(arguments, expected):
     message = refusal(*PIXELS, "--family", "simple_cnn", *arguments)
-    assert all(words in message for words in says), message
+    assert all(words in message for words in expected), message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (
             ("--family", "head", "--views", "1"),
-            "--views is about the augmented views of a --recipe",
+            "--views limits the augmented views of a --recipe",
         ),
-        (("--family", "svm", "--augment", "G1"), "--augment is about pixels"),
-        (("--family", "siamese", "--image-size", "64"), "--image-size is about pixels"),
-        (("--family", "svm", "--inputs", "pixels", "--pool", "avg"), "--pool is about vectors"),
+        (("--family", "svm", "--augment", "G1"), "--augment is for pixels"),
+        (("--family", "siamese", "--image-size", "64"), "--image-size is for pixels"),
+        (("--family", "svm", "--inputs", "pixels", "--pool", "avg"), "--pool is for vectors"),
         (("--family", "head", "--limit", "5"), "--limit belongs to --data"),
         ((), "--family is missing: simple_cnn: "),
     ],
     ids=str,
 )
-def test_a_wrong_flag_with_a_store(arguments, says):
-    assert says in refusal(*VECTORS, *arguments)
+def test_a_wrong_flag_with_a_store(arguments, expected):
+    assert expected in refusal(*VECTORS, *arguments)
 
 
-def test_what_a_family_takes():
+def test_inputs_of_a_family():
     def takes(*arguments: str) -> bool:
         return parse(TrainSettings, ["--out", "o", *arguments]).takes_vectors
 
@@ -151,25 +151,25 @@ def help_text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_help_says_whose_each_flag_is(capsys):
-    told = help_text(capsys)
+def test_help_names_the_families_of_each_flag(capsys):
+    text = help_text(capsys)
     for family in FAMILIES.values():
-        assert f"{family.name}: {family.title}" in told
+        assert f"{family.name}: {family.title}" in text
         for name, field in family.settings_type.model_fields.items():
-            assert f"--{name.replace('_', '-')}" in told
+            assert f"--{name.replace('_', '-')}" in text
             assert field.description or name == "family", name
-    assert "--svm-c list[float] [svm] C to try" in told
-    assert "--epochs int [all but svm] most epochs" in told
-    assert "--head str [transfer, head] head.keras" in told
-    assert "--seed int same seed" in told
+    assert "--svm-c list[float] [svm] values of C to try" in text
+    assert "--epochs int [all but svm] maximum number of epochs" in text
+    assert "--head str [transfer, head] head.keras" in text
+    assert "--seed int same seed" in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_help_of_a_family(family, capsys):
-    told = help_text(capsys, "--family", family)
+    text = help_text(capsys, "--family", family)
     kind = FAMILIES[family].settings_type
-    assert f"--family {family} " in told
-    shown = set(re.findall(r"--([a-z0-9-]+)[ ,]", told)) - {"settings", "help", "resume"}
+    assert f"--family {family} " in text
+    shown = set(re.findall(r"--([a-z0-9-]+)[ ,]", text)) - {"settings", "help", "resume"}
     flags = {name.replace("_", "-") for name in kind.model_fields}
     assert {flag for flag in shown if not flag.startswith("no-")} == flags
-    assert ("--svm-c" in told) == (family == "svm")
+    assert ("--svm-c" in text) == (family == "svm")

@@ -1,4 +1,4 @@
-"""Siamese networks: losses against plain loops; what is exported is what was trained."""
+"""Siamese networks: losses equal plain loops; the exported model equals the trained one."""
 
 import numpy as np
 import pytest
@@ -58,10 +58,10 @@ def test_contrastive_losses():
     points = rng.normal(size=(9, 4)).astype(np.float32)
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     labels = np.array([0, 1, 1, 2, 0, 0, 1, 0, 2], np.int32)
-    for weights in (np.ones(9), np.array([1, 1, 1, 1, 1, 1, 2, 0, 0])):  # class 2 then stands alone
+    for weights in (np.ones(9), np.array([1, 1, 1, 1, 1, 1, 2, 0, 0])):  # then class 2 has one row
         weights = weights.astype(np.float32)
-        told = np.asarray(contrastive_losses(labels, points, weights, 1.2))
-        np.testing.assert_allclose(told, by_hand(labels, points, weights, 1.2), atol=1e-5)
+        losses = np.asarray(contrastive_losses(labels, points, weights, 1.2))
+        np.testing.assert_allclose(losses, by_hand(labels, points, weights, 1.2), atol=1e-5)
     one_class = np.asarray(contrastive_losses(labels * 0, points, weights, 1.2))
     np.testing.assert_allclose(one_class, by_hand(labels * 0, points, weights, 1.2), atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_gradient_is_finite_where_images_are_equal_or_black():
     import tensorflow as tf
 
     model = build_trunk_images(128, embedding=4)
-    # Two black images of different classes, one more image, and a black filling row.
+    # Two black images of different classes, one more image, and a black padding row.
     pixels = np.zeros((4, 128, 128, 3), np.uint8)
     pixels[2] = np.random.default_rng(0).integers(0, 256, (128, 128, 3))
     with tf.GradientTape() as tape:
@@ -93,12 +93,12 @@ def test_image_trunk_is_that_of_the_study():
 
 
 def test_partner_differs():
-    told = np.asarray(partner_differs(np.array([0, 0, 1, 2, 2, 1], np.int32)))
-    assert told.tolist() == [0, 0, 1, 1, 1, 1]
+    differs = np.asarray(partner_differs(np.array([0, 0, 1, 2, 2, 1], np.int32)))
+    assert differs.tolist() == [0, 0, 1, 1, 1, 1]
 
 
 def saved_and_loaded(model, folder):
-    """Through a file and plain Keras in safe mode."""
+    """Save a model, and load it with plain Keras in safe mode."""
     model.save(folder / "model.keras")
     return import_keras().saving.load_model(folder / "model.keras", safe_mode=True)
 
@@ -113,14 +113,14 @@ def test_contrastive_training_and_anchors(trunk, vectors, labels, tmp_path):
     embeddings = trunk.predict(vectors, verbose=0)
     anchors = embeddings[draw_anchors(labels, 3, k=4, seed=0)]
     model = saved_and_loaded(with_anchors(trunk, anchors, temperature=0.3), tmp_path)
-    told = model.predict(vectors, verbose=0)
+    outputs = model.predict(vectors, verbose=0)
 
-    np.testing.assert_allclose(told["embedding"], embeddings, atol=1e-5)
+    np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-5)
     squares = np.square(embeddings[:, None, None] - anchors).sum(axis=-1).mean(axis=-1)
     expected = np.exp(-squares / 0.3)
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(told["probability"], expected, atol=1e-5)
-    assert (told["probability"].argmax(axis=1) == labels).mean() > 0.9
+    np.testing.assert_allclose(outputs["probability"], expected, atol=1e-5)
+    assert (outputs["probability"].argmax(axis=1) == labels).mean() > 0.9
 
 
 def test_concatenation_training_and_anchors(trunk, vectors, labels, tmp_path):
@@ -137,8 +137,8 @@ def test_concatenation_training_and_anchors(trunk, vectors, labels, tmp_path):
     chosen = draw_anchors(labels, 3, k, seed=0)
     embeddings = embedder(model).predict(vectors, verbose=0)
     exported = saved_and_loaded(with_anchors(model, embeddings[chosen]), tmp_path)
-    told = exported.predict(vectors, verbose=0)
-    np.testing.assert_allclose(told["embedding"], embeddings, atol=1e-5)
+    outputs = exported.predict(vectors, verbose=0)
+    np.testing.assert_allclose(outputs["embedding"], embeddings, atol=1e-5)
 
     # The same through the trained model itself, pair by pair, in both orders.
     similar = np.zeros((len(labels), 3))
@@ -148,11 +148,11 @@ def test_concatenation_training_and_anchors(trunk, vectors, labels, tmp_path):
             differs = model.predict_on_batch({p: part[pairs] for p, part in vectors.items()})
             similar[:, index] += 1 - differs.reshape(-1, 2).mean(axis=1)
     np.testing.assert_allclose(
-        told["probability"], similar / similar.sum(axis=1, keepdims=True), atol=1e-5
+        outputs["probability"], similar / similar.sum(axis=1, keepdims=True), atol=1e-5
     )
-    # Really of both orders, and trained: the network answers to the pair.
+    # Both orders give different outputs, and the trained network depends on the pair.
     assert np.abs(differs[::2] - differs[1::2]).max() > 1e-3
-    assert (told["probability"].argmax(axis=1) == labels).mean() > 0.8
+    assert (outputs["probability"].argmax(axis=1) == labels).mean() > 0.8
 
 
 def test_draw_anchors(labels):

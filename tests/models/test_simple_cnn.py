@@ -1,4 +1,4 @@
-"""The small networks: the study's layers, counted."""
+"""The small networks: the layers and parameters of the study."""
 
 import numpy as np
 import pytest

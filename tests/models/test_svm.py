@@ -1,4 +1,4 @@
-"""The SVM: the Keras model computes what scikit-learn fitted."""
+"""The SVM: the Keras model computes the same as scikit-learn."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ WIDTH = 8
 
 
 def rows(count, classes, seed=0):
-    """Overlapping rings: linear in nothing, so that only the kernel tells the classes."""
+    """Overlapping rings, which no linear classifier can separate."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count).astype(np.int32)
     avg = rng.normal(size=(count, WIDTH))
@@ -30,7 +30,7 @@ def rows(count, classes, seed=0):
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_keras_computes_what_sklearn_fitted(classes, tmp_path):
+def test_keras_computes_the_same_as_scikit_learn(classes, tmp_path):
     keras = import_keras()
     vectors, labels = rows(300, classes)
     new, truth = rows(100, classes, seed=1)
@@ -57,21 +57,21 @@ def test_keras_computes_what_sklearn_fitted(classes, tmp_path):
     else:
         expected /= expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probability, expected, atol=1e-5)
-    # Not only the same but good, and about as sure as right (less sure where several compete).
+    # It is also accurate, and its confidence is close to its accuracy (lower with many classes).
     hit = probability.argmax(axis=1) == truth
     assert hit.mean() > 0.75
     assert -0.2 < probability.max(axis=1).mean() - hit.mean() < 0.1
 
 
 def test_calibration_leaves_groups_out():
-    """Labels are noise but equal within a group of copies: whoever peeks at copies is sure."""
+    """Labels are noise, but equal within a group of copies: leaking copies gives confidence."""
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(60, WIDTH)), 4, axis=0).astype(np.float32)
     groups = np.repeat(np.arange(60), 4)
     labels = np.repeat(rng.permutation(np.arange(60) % 2), 4).astype(np.int32)
     fitted = fit_calibrated(x, labels, groups, 2, C=100, gamma=4, seed=0)
-    peeking = fit_calibrated(x, labels, np.arange(240), 2, C=100, gamma=4, seed=0)
-    assert abs(fitted.slope[0]) < 1 < peeking.slope[0]
+    leaking = fit_calibrated(x, labels, np.arange(240), 2, C=100, gamma=4, seed=0)
+    assert abs(fitted.slope[0]) < 1 < leaking.slope[0]
 
 
 def test_classes_with_few_or_no_rows():
@@ -98,7 +98,7 @@ def test_classes_with_few_or_no_rows():
 def test_score_ranks_val():
     (x, y), (x_val, y_val) = rows(200, 2), rows(100, 2, seed=1)
     good = score_svm(x["avg"], y, x_val["avg"], y_val, 2, C=10, gamma=1)["roc_auc"]
-    # γ so small that the machine is linear: no use for rings.
+    # With such a small γ the SVM is linear, and cannot separate rings.
     linear = score_svm(x["avg"], y, x_val["avg"], y_val, 2, C=1e-2, gamma=1e-4)["roc_auc"]
     assert good > 0.95 > 0.7 > linear
     assert np.isnan(score_svm(x["avg"], y, x_val["avg"], y_val * 0, 2, C=1, gamma=1)["roc_auc"])

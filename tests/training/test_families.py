@@ -1,4 +1,4 @@
-"""Every family of models trains on a rendered dataset, on one worker and on two."""
+"""Every model family trains on a rendered dataset, on one worker and on two."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from visao_ray.store.store import Store
 from visao_ray.training.train import train_model
 
 BROKEN = "vazio/broken.jpg"
-READS = "simple_cnn-1"  # the case that reads the dataset; others take its store
+READS = "simple_cnn-1"  # the case that reads the dataset; other cases use its store
 
-#: Family and workers: what it takes, whether it gives probabilities, embeddings; its settings.
+#: Family and workers: its inputs, whether it gives probabilities and embeddings, its settings.
 #: simple_cnn on two workers: test_resume.py.
 CASES = {
     "simple_cnn-1": ("pixels", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
@@ -38,7 +38,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def dataset(scans, tmp_path_factory):
-    """The scans, and one that was cut off."""
+    """The scans, and a truncated one."""
     root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     whole = min((root / "vazio").iterdir()).read_bytes()
@@ -56,7 +56,7 @@ def settings(out, family, workers, **how):
 
 @pytest.fixture(scope="module")
 def trained(dataset, store, tiny_backbone, tmp_path_factory, _ray_at_end):
-    """Trains a case once: its output and its result."""
+    """A function that trains a case once, and returns its output folder and its result."""
     join_ray()
     done = {}
 
@@ -74,11 +74,11 @@ def trained(dataset, store, tiny_backbone, tmp_path_factory, _ray_at_end):
                 how = {**how, "inputs": takes}
             if family == "transfer":
                 how = {**how, "weights": tiny_backbone}
-            if case == "transfer-2":  # the head brings what it has learnt; only fine-tuning is left
+            if case == "transfer-2":  # the head is trained; only fine-tuning runs
                 how |= {"head": str(train("head-1")[0] / "model.keras"), "epochs": None}
             out = tmp_path_factory.mktemp(case) / "out"
-            told = {name: str(place) for name, place in source.items()}
-            result = execute(settings(out, family, int(workers), **told, **how), train_model)
+            paths = {name: str(place) for name, place in source.items()}
+            result = execute(settings(out, family, int(workers), **paths, **how), train_model)
             done[case] = out, result
         return done[case]
 
@@ -128,14 +128,14 @@ def test_a_family(case, trained, store, dataset):
         assert [counts[name] for name in ("listed", "new", "known", "read")] == [41, 41, 0, 41]
     shown = {key: row for key, row in images.items() if row["status"] == "ok"}
     assert len(shown) == 40
-    judged = {key for key, row in shown.items() if row["split"] != "train"}
-    assert 0 < len(judged) < 40
+    evaluated_keys = {key for key, row in shown.items() if row["split"] != "train"}
+    assert 0 < len(evaluated_keys) < 40
     for split, rows in counts["rows"].items():
         assert rows == sum(row["split"] == split for row in shown.values())
     assert set(counts["rows"]) == {"train", "val"}
     evaluated = counts["evaluated"]
     assert evaluated["images"] == evaluated["ok"] + evaluated["errors"]
-    assert evaluated["ok"] == (len(shown) if embeds else len(judged))
+    assert evaluated["ok"] == (len(shown) if embeds else len(evaluated_keys))
 
     inputs = result["inputs"]
     assert inputs["store"] == str(place)
@@ -153,9 +153,9 @@ def test_a_family(case, trained, store, dataset):
     assert (out / "embeddings").exists() == embeds
     if classifies:
         predictions = rows_of(out, "predictions")
-        assert set(predictions) == judged
+        assert set(predictions) == evaluated_keys
         probability = np.array([row["probability"] for row in predictions.values()])
-        assert probability.shape == (len(judged), 2)
+        assert probability.shape == (len(evaluated_keys), 2)
         assert np.isfinite(probability).all()
         np.testing.assert_allclose(probability.sum(axis=1), 1, atol=1e-5)
         for split in ("val", "test"):
@@ -175,7 +175,7 @@ def test_a_family(case, trained, store, dataset):
     assert set(details["export"]["differences"]) == {"keras", "savedmodel"}
     assert details["export"]["file_bytes"] == (out / "model.keras").stat().st_size
     assert (out / "savedmodel" / "1" / "saved_model.pb").exists()
-    with zipfile.ZipFile(out / "model.keras") as archive:  # nothing in it but plain Keras
+    with zipfile.ZipFile(out / "model.keras") as archive:  # only plain Keras in it
         assert "visao_ray" not in archive.read("config.json").decode()
     model = import_keras().saving.load_model(out / "model.keras", safe_mode=True)
     assert model.count_params() == details["parameters"]
@@ -199,8 +199,8 @@ def test_a_family(case, trained, store, dataset):
         assert [row["phase"] for row in history] == phases[case]
 
 
-def test_the_rate_that_is_far_too_high(store, tmp_path, ray_cluster):
-    """One clear line, and nothing is tried again."""
+def test_a_learning_rate_that_diverges(store, tmp_path, ray_cluster):
+    """The error is one line, and there is no retry."""
     out = tmp_path / "out"
     how = {"store": str(store), "optimizer": "sgd", "learning_rate": 1e9}
     with pytest.raises(
@@ -212,25 +212,25 @@ def test_the_rate_that_is_far_too_high(store, tmp_path, ray_cluster):
 
 
 def test_too_many_broken_images(dataset, tmp_path, ray_cluster):
-    """One clear line before training; the same command again says it again."""
+    """The error is one line before training; the same command gives the same error again."""
     how = {"dataset": "vazios", "data": str(dataset), "max_errors": 0.02, "image_size": 80}
-    told = r"1 of 41 new images cannot be used \(1 truncated\), more than --max-errors 0\.02"
+    message = r"1 of 41 new images cannot be used \(1 truncated\), more than --max-errors 0\.02"
     for _ in range(2):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             execute(settings(tmp_path / "out", "simple_cnn", 1, **how), train_model)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ({"family": "head", "extractor": "other"}, r"--extractor other: .* has tiny-32-"),
         ({"family": "head", "recipe": "G5@1"}, r"has no vectors/tiny-32-.*/G5@1; it has vectors"),
         ({"family": "head", "as_of": "0badc0de"}, r"--as-of 0badc0de: no run of that id"),
-        ({"family": "svm", "dataset": "chest_xray"}, r"is for dataset vazios .* leave --dataset"),
+        ({"family": "svm", "dataset": "chest_xray"}, r"is for dataset vazios .* remove --dataset"),
     ],
     ids=str,
 )
-def test_what_the_store_does_not_have(how, says, store, tmp_path, ray_cluster):
-    with pytest.raises(InputError, match=says):
+def test_what_the_store_does_not_have(how, message, store, tmp_path, ray_cluster):
+    with pytest.raises(InputError, match=message):
         execute(settings(tmp_path / "out", workers=1, store=str(store), **how), train_model)

@@ -1,4 +1,4 @@
-"""What training makes of a store before workers start."""
+"""Preparation of training from a store, before workers start."""
 
 import numpy as np
 import pytest
@@ -58,13 +58,13 @@ def test_statistics_are_of_the_train_rows_that_are_used(how, tables, tmp_path):
     assert prepared.warnings == []
 
 
-def test_an_earlier_run_again_although_the_store_has_grown(tmp_path):
+def test_an_earlier_run_is_repeated_although_the_store_has_grown(tmp_path):
     rows, more = images_of(0, 40), images_of(40, 20)
     store = make_store(tmp_path / "s", VAZIOS, rows, vectors_of(40, 0))
     _, (train, val) = prepare(store, "one", tmp_path / "1")
     make_store(tmp_path / "s", VAZIOS, more, vectors_of(20, 1))
     for name, how, changed in (
-        ("one", {}, False),  # goes on
+        ("one", {}, False),  # resumes
         ("two", {"as_of": "one"}, False),
         ("three", {"as_of": "two"}, False),
         ("four", {}, True),
@@ -73,13 +73,13 @@ def test_an_earlier_run_again_although_the_store_has_grown(tmp_path):
         assert prepared.rows == {"train": 36 if changed else 24, "val": 12 if changed else 8}
         if not changed:
             np.testing.assert_array_equal(now.labels, train.labels)
-            everyone = np.arange(24)
-            for pool, values in now.take(everyone).items():
-                np.testing.assert_array_equal(values, train.take(everyone)[pool])
+            numbers = np.arange(24)
+            for pool, values in now.take(numbers).items():
+                np.testing.assert_array_equal(values, train.take(numbers)[pool])
             np.testing.assert_array_equal(val_now.labels, val.labels)
 
 
-def test_what_is_left_out_is_said(tmp_path):
+def test_warnings_about_images_that_are_not_used(tmp_path):
     rows = images_of(0, 40)
     contradicting = {**rows[0], "key": "s3://scans/z.jpg", "content": rows[0]["key"]}
     contradicting["label"] = rows[1]["label"]
@@ -90,11 +90,11 @@ def test_what_is_left_out_is_said(tmp_path):
     ]
     store = make_store(tmp_path / "s", VAZIOS, [*rows, contradicting], vectors_of(41, 0))
     make_store(tmp_path / "s", VAZIOS, [*images_of(40, 3), unread, *broken])  # no vectors
-    told = "1 images have files with contradictory labels: they are left out"
+    warning = "1 images have files with contradictory labels: they are left out"
     prepared, _ = prepare(store, "one", tmp_path / "out")
     assert prepared.rows == {"train": 23, "val": 8}
     assert prepared.warnings == [
-        told,
+        warning,
         "3 images have no vectors of this extractor: they are left out",
     ]
     kind = TrainSettings.of_family("simple_cnn")
@@ -104,7 +104,7 @@ def test_what_is_left_out_is_said(tmp_path):
         settings, VAZIOS, 1, snapshot, locate(str(tmp_path / "cnn"))
     )
     assert prepared.rows == {"train": 26, "val": 8}
-    assert prepared.warnings == [told]
+    assert prepared.warnings == [warning]
     assert rows[0]["key"] not in train.keys.to_pylist()
     counts = count_files(snapshot.images)
     assert counts == {

@@ -22,7 +22,7 @@ SPLITS = ("train", "train", "train", "val", "test")
 
 
 def images_of(count):
-    """Rows of a store: classes and splits in turn, two images a group."""
+    """Rows of a store with alternating classes and splits, and two images per group."""
     return [
         {
             "key": f"s3://scans/{number:03}.jpg",
@@ -39,7 +39,7 @@ def parts_of(store, run="one"):
     return examples, *image_rows(examples, VAZIOS, store.uri, "G1", **LOADING)
 
 
-def test_image_rows_do_not_follow_the_order_in_which_images_came(tmp_path):
+def test_image_rows_do_not_depend_on_the_order_of_arrival(tmp_path):
     rows = images_of(40)
     shuffled = [rows[place] for place in np.random.default_rng(1).permutation(40)]
     one = make_store(tmp_path / "one", VAZIOS, rows)
@@ -65,7 +65,7 @@ def test_image_rows_do_not_follow_the_order_in_which_images_came(tmp_path):
         assert part.recipe == {"train": "G1", "val": "none"}[split]
 
 
-def test_one_row_a_content_and_none_where_labels_contradict(tmp_path):
+def test_one_row_per_content_and_none_with_contradictory_labels(tmp_path):
     rows = images_of(40)
     copy = {**rows[0], "key": "s3://scans/copy.jpg", "content": rows[0]["key"]}
     contradicting = {**rows[1], "key": "s3://scans/other.jpg", "content": rows[1]["key"]}
@@ -82,12 +82,12 @@ def test_one_row_a_content_and_none_where_labels_contradict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("split", "says"), [("train", "no train images"), ("val", "no val images")]
+    ("split", "message"), [("train", "no train images"), ("val", "no val images")]
 )
-def test_a_split_that_is_missing(split, says, tmp_path):
+def test_a_missing_split(split, message, tmp_path):
     rows = [row for row in images_of(40) if row["split"] != split]
     store = make_store(tmp_path / "store", VAZIOS, rows)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         parts_of(store)
 
 
@@ -124,14 +124,13 @@ def test_vector_rows_are_those_of_their_images(tmp_path):
                 np.testing.assert_array_equal(given["avg"], found["avg"][step])
 
 
-def test_an_augmented_view_follows_from_seed_content_and_number(scans, tmp_path):
+def test_an_augmented_view_depends_on_seed_content_and_number(scans, tmp_path):
     files = sorted(scans.rglob("*.jpg"))[:2]
     copy = tmp_path / "elsewhere" / "renamed.jpg"
     copy.parent.mkdir()
     shutil.copy(files[0], copy)
 
     def rows(paths, **changes):
-
         digests = {files[0]: b"\1" * 31 + b"\0", copy: b"\1" * 31 + b"\0", files[1]: b"\2" * 32}
         return ImageRows(
             keys=pa.array([str(path) for path in paths]),
@@ -156,8 +155,7 @@ def test_an_augmented_view_follows_from_seed_content_and_number(scans, tmp_path)
     assert (load(here, 1) != other_seed).any(axis=(1, 2, 3)).all()
 
 
-def test_an_image_that_has_gone(tmp_path):
-
+def test_a_deleted_image(tmp_path):
     root = write_files(tmp_path, {"a.jpg": b"no image"})
     rows = ImageRows(
         keys=pa.array([f"{root}/a.jpg", f"{root}/gone.jpg"]),

@@ -1,4 +1,4 @@
-"""Every row once an epoch, whatever the workers; pairs of one class and of two."""
+"""Every row once per epoch with any number of workers; pairs of one class and of two."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from visao_ray.training.schedule import Schedule
 
 
 def labels_of(*counts: int) -> np.ndarray:
-    """int32[N], shuffled: so many rows of each class."""
+    """Return shuffled labels, int32[N], with the given number of rows of each class."""
     labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     return np.random.default_rng(7).permutation(labels)
 
@@ -18,7 +18,7 @@ def labels_of(*counts: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("rows", "batch"), [(203, 20), (200, 20), (7, 20), (1, 2), (41, 12)], ids=str
 )
-def test_every_row_once_and_filling_without_weight(rows, batch):
+def test_every_row_once_and_padding_without_weight(rows, batch):
     schedule = Schedule(labels_of(rows - rows // 3, rows // 3), batch, seed=3)
     numbers, weights = schedule.epoch(5)
     assert numbers.shape == weights.shape == (schedule.steps, batch)
@@ -27,11 +27,11 @@ def test_every_row_once_and_filling_without_weight(rows, batch):
     assert set(np.unique(weights)) <= {0.0, 1.0}
     assert sorted(numbers[weights == 1]) == list(range(rows))
     flat = weights.reshape(-1)
-    assert (np.diff(flat) <= 0).all(), "filling comes last"
+    assert (np.diff(flat) <= 0).all(), "padding comes last"
     assert np.isin(numbers[weights == 0], np.arange(rows)).all()
 
 
-def test_an_order_of_its_own_for_each_epoch_and_seed():
+def test_each_epoch_and_seed_has_its_own_order():
     labels = labels_of(60, 40)
     orders = {
         (seed, epoch): tuple(Schedule(labels, 10, seed).epoch(epoch)[0].reshape(-1))
@@ -55,21 +55,21 @@ def test_unshuffled_is_the_same_in_every_epoch(pairs):
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
-def test_workers_share_out_the_same_steps(pairs, tmp_path):
+def test_workers_divide_the_same_steps(pairs, tmp_path):
     from visao_ray.training.batches import Batches
     from visao_ray.training.rows import VectorRows
 
     labels = labels_of(30, 20, 7)
-    everyone = np.arange(57)
-    vectors = {"avg": everyone.astype(np.float32)[:, None]}
-    images = [{"key": f"{number}.jpg"} for number in everyone]
+    numbers = np.arange(57)
+    vectors = {"avg": numbers.astype(np.float32)[:, None]}
+    images = [{"key": f"{number}.jpg"} for number in numbers]
     store = make_store(tmp_path / "store", find_dataset("vazios"), images, vectors)
     contents = np.array([content_id(image["key"]) for image in images], "S32")
     order = np.argsort(contents)
     table = store.vectors(store.the_extractor(None)).latest()
     part = TableRows(table, contents[order], 0, order[:, None])
     file = VectorFile(store.images.latest(), ("avg",), (part,), len(images))
-    rows = VectorRows(file, everyone, labels, groups=np.zeros(57, np.int32))
+    rows = VectorRows(file, numbers, labels, groups=np.zeros(57, np.int32))
     schedule = Schedule(labels, 24, seed=2, pairs=pairs)
     factors = np.array([1, 2, 3], np.float32)
     steps = {}
@@ -93,19 +93,19 @@ def test_workers_share_out_the_same_steps(pairs, tmp_path):
         np.testing.assert_array_equal(targets, labels[chosen])
         np.testing.assert_array_equal(weights, real * factors[labels[chosen]])
         for workers in (2, 4):
-            for mine, alone in zip(steps[workers][number], steps[1][number], strict=True):
-                np.testing.assert_array_equal(mine, alone)
+            for several, one in zip(steps[workers][number], steps[1][number], strict=True):
+                np.testing.assert_array_equal(several, one)
 
 
 def pairs_of(labels: np.ndarray, epoch: int) -> np.ndarray:
-    """int64[N, 2]: the pairs of an epoch, without filling."""
+    """Return the pairs of an epoch without padding, int64[N, 2]."""
     schedule = Schedule(labels, 10, seed=4, pairs=True)
     numbers, weights = schedule.epoch(epoch)
     found = numbers[weights == 1].reshape(-1, 2)
     assert sorted(found[:, 0]) == list(range(len(labels)))
-    filling = numbers[weights == 0].reshape(-1, 2)
-    kept = {tuple(pair) for pair in found.tolist()}
-    assert {tuple(pair) for pair in filling.tolist()} <= kept, "filling is whole pairs"
+    padding = numbers[weights == 0].reshape(-1, 2)
+    pairs = {tuple(pair) for pair in found.tolist()}
+    assert {tuple(pair) for pair in padding.tolist()} <= pairs, "padding is whole pairs"
     return found
 
 
@@ -117,7 +117,7 @@ def test_half_of_the_pairs_are_of_one_class():
     for index in range(4):
         own = labels[found[:, 0]] == index
         assert same[own].mean() == pytest.approx(0.5, abs=0.12)
-        # Every row of the class and every row of the others turns up as a partner.
+        # Every row of the class and every row of the others is drawn as a partner.
         assert set(found[own & same, 1]) == set(np.flatnonzero(labels == index))
         assert set(found[own & ~same, 1]) <= set(np.flatnonzero(labels != index))
     assert set(found[~same, 1]) == set(range(len(labels)))
@@ -127,8 +127,8 @@ def test_half_of_the_pairs_are_of_one_class():
 def test_a_class_of_one_row_is_paired_with_others(counts):
     labels = labels_of(*counts)
     found = np.concatenate([pairs_of(labels, epoch) for epoch in range(20)])
-    lonely = np.isin(labels[found[:, 0]], np.flatnonzero(np.array(counts) == 1))
-    assert (labels[found[lonely, 0]] != labels[found[lonely, 1]]).all()
+    single = np.isin(labels[found[:, 0]], np.flatnonzero(np.array(counts) == 1))
+    assert (labels[found[single, 0]] != labels[found[single, 1]]).all()
 
 
 @pytest.mark.parametrize("rows", [1, 6])

@@ -1,4 +1,4 @@
-"""One worker or two: the same weights; two workers: bit for bit the same."""
+"""One worker and two end with the same weights; two workers are equal bit for bit."""
 
 import io
 import json
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 SIDE, BATCH, EPOCHS = 8, 20, 4
-ROWS = 203  # eleven steps, the last one filled up
+ROWS = 203  # eleven steps, the last one padded
 SEED = 5
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Rows in memory, as FeatureRows are."""
+    """Rows in memory, with the interface of BatchSource."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -36,9 +36,9 @@ def rows_of(count: int, seed: int) -> Arrays:
 
 
 def build_model(seed: int) -> Any:
-    """Convolution, batch normalisation over all workers, no dropout.
+    """Build a convolution and batch normalisation over all workers, without dropout.
 
-    The convolution has no bias: in front of a normalisation its gradient would be rounding alone.
+    The convolution has no bias: before a normalisation, its gradient would be rounding error only.
     """
     import keras
 
@@ -64,7 +64,7 @@ def sgd() -> Any:
 def fit(
     model: Any, strategy: Any, rank: int, workers: int, rows: int = ROWS
 ) -> tuple[list[np.ndarray], dict[str, list[float]]]:
-    """Train on this worker's share; the weights that training began with, and the history."""
+    """Train on the rows of this worker; return the initial weights and the history."""
     import keras
 
     from visao_ray.training.batches import Batches
@@ -99,7 +99,7 @@ def fit(
 
 
 def work(config: dict[str, str]) -> None:
-    """What a worker of Ray Train does; start weights differ between ranks on purpose."""
+    """The training loop of a worker; the ranks start with different weights on purpose."""
     import ray.train
     import tensorflow as tf
 
@@ -110,17 +110,19 @@ def work(config: dict[str, str]) -> None:
     model = build_model(SEED + rank)
     own = model.get_weights()
     start, history = fit(model, strategy, rank, workers)
-    told = {"own": own, "start": start, "end": model.get_weights()}
+    weights = {"own": own, "start": start, "end": model.get_weights()}
     sink = io.BytesIO()
-    np.savez(sink, **{f"{name}{n}": part for name in told for n, part in enumerate(told[name])})
+    np.savez(
+        sink, **{f"{name}{n}": part for name in weights for n, part in enumerate(weights[name])}
+    )
     folder = Path(config["folder"])
     (folder / f"{workers}-{rank}.npz").write_bytes(sink.getvalue())
     (folder / f"{workers}-{rank}.json").write_text(json.dumps(history))
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a worker left."""
+class WorkerResult:
+    """Weights and history of a worker."""
 
     own: list[np.ndarray]
     start: list[np.ndarray]
@@ -129,10 +131,10 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(
+def results(
     tmp_path_factory: pytest.TempPathFactory, _ray_at_end: None
-) -> dict[tuple[int, int], Told]:
-    """What worker `rank` of `workers` left, by (workers, rank)."""
+) -> dict[tuple[int, int], WorkerResult]:
+    """The result of worker `rank` of `workers`, by (workers, rank)."""
     from conftest import join_ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.tensorflow import TensorflowTrainer
@@ -148,41 +150,41 @@ def told(
         ).fit()
     found = {}
     for workers, rank in ((1, 0), (2, 0), (2, 1)):
-        with np.load(folder / f"{workers}-{rank}.npz") as kept:
+        with np.load(folder / f"{workers}-{rank}.npz") as stored:
             parts = {
-                name: [kept[key] for key in kept.files if key.startswith(name)]
+                name: [stored[key] for key in stored.files if key.startswith(name)]
                 for name in ("own", "start", "end")
             }
         history = json.loads((folder / f"{workers}-{rank}.json").read_text())
-        found[workers, rank] = Told(**parts, history=history)
+        found[workers, rank] = WorkerResult(**parts, history=history)
     return found
 
 
 def difference(some: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """The largest ‖a − b‖ / ‖a‖ of any array."""
+    """Return the largest ‖a − b‖ / ‖a‖ of the arrays."""
     return max(
         float(np.linalg.norm(a - b) / np.linalg.norm(a)) for a, b in zip(some, others, strict=True)
     )
 
 
-def test_all_begin_with_the_weights_of_rank_0(told):
-    first, second = told[2, 0], told[2, 1]
+def test_all_begin_with_the_weights_of_rank_0(results):
+    first, second = results[2, 0], results[2, 1]
     assert difference(first.own[:1], second.own[:1]) > 0.1
     for mine, theirs, own in zip(first.start, second.start, first.own, strict=True):
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(mine, own)
 
 
-def test_two_workers_are_equal_bit_for_bit(told):
-    first, second = told[2, 0], told[2, 1]
+def test_two_workers_are_equal_bit_for_bit(results):
+    first, second = results[2, 0], results[2, 1]
     assert len(first.end) == 7  # two kernels, a bias, and four of the normalisation
     for mine, theirs in zip(first.end, second.end, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     assert first.history == second.history
 
 
-def test_one_worker_and_two_end_with_the_same_weights(told):
-    one, two = told[1, 0], told[2, 0]
+def test_one_worker_and_two_end_with_the_same_weights(results):
+    one, two = results[1, 0], results[2, 0]
     assert difference(one.end, two.end) <= 1e-4
     moved = [not np.array_equal(a, b) for a, b in zip(one.start, one.end, strict=True)]
     assert all(moved), "every weight and every statistic has changed"
@@ -195,16 +197,16 @@ def test_one_worker_and_two_end_with_the_same_weights(told):
     assert one.history["loss"][-1] < one.history["loss"][0]
 
 
-def test_metrics_count_every_row_once(told):
-    """Accuracies are whole numbers of rows: filling counts in none, on any number of workers."""
-    for one in told.values():
+def test_metrics_count_every_row_once(results):
+    """Accuracies are whole numbers of rows: padding does not count, on any number of workers."""
+    for one in results.values():
         for name, rows in (("accuracy", ROWS), ("val_accuracy", ROWS // 2)):
             hits = np.array(one.history[name]) * rows
             np.testing.assert_allclose(hits, hits.round(), atol=1e-3)
 
 
 def test_alone_it_is_plain_fit():
-    """Without filling, in TensorFlow's default strategy: what `keras.Model.fit` does."""
+    """Without padding, in the default strategy of TensorFlow, it equals `keras.Model.fit`."""
     import tensorflow as tf
 
     from visao_ray.training.schedule import Schedule
@@ -219,7 +221,7 @@ def test_alone_it_is_plain_fit():
     expected: dict[str, list[float]] = {}
     for epoch in range(EPOCHS):
         order = schedule.epoch(epoch)[0].reshape(-1)
-        told = plain.fit(
+        metrics = plain.fit(
             train.inputs[order],
             train.labels[order],
             batch_size=BATCH,
@@ -227,7 +229,7 @@ def test_alone_it_is_plain_fit():
             shuffle=False,
             verbose=0,
         ).history
-        for name, (value,) in told.items():
+        for name, (value,) in metrics.items():
             expected.setdefault(name, []).append(value)
     assert difference(plain.get_weights(), alone.get_weights()) <= 1e-4
     assert history.keys() == expected.keys()

@@ -1,4 +1,4 @@
-"""A backbone that learns as it predicts: `fit` and `predict` say the same of the same images."""
+"""Training a backbone in inference mode: `fit` and `predict` agree on the same images."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ SIDE, WIDTH, ROWS, BATCH = 16, 6, 24, 8
 
 @pytest.fixture(scope="module")
 def network():
-    """Two blocks with batch normalisation and dropout; statistics are far from any batch's."""
+    """Two blocks with batch normalisation and dropout; its statistics differ from any batch's."""
     keras = import_keras()
     keras.utils.set_random_seed(1)
     layers = keras.layers
@@ -63,7 +63,7 @@ def images():
 
 
 def fitted(model, images, rate):
-    """Loss and accuracy that `fit` tells of one epoch."""
+    """Return the loss and accuracy that `fit` reports for one epoch."""
     keras = import_keras()
     loss = keras.losses.SparseCategoricalCrossentropy()
     model.compile(keras.optimizers.SGD(rate), loss, metrics=["accuracy"])
@@ -72,7 +72,7 @@ def fitted(model, images, rate):
 
 
 def predicted(model, images):
-    """The same by hand, from what `predict` says."""
+    """Compute the same by hand from the output of `predict`."""
     pixels, labels = images
     probability = model.predict(pixels, verbose=0)
     loss = -np.log(probability[np.arange(ROWS), labels]).mean()
@@ -106,16 +106,16 @@ def test_fit_and_predict_agree(backbone, head, images, block):
     for now, then in zip(statistics(network), before, strict=True):
         np.testing.assert_array_equal(now, then)
     for name, then in weights.items():
-        learns = bool(block) and name >= block
+        trained = bool(block) and name >= block
         now = network.get_layer(name).get_weights()
-        # Kernel and bias, or gamma and beta; statistics follow.
+        # Kernel and bias, or gamma and beta; the statistics come after them.
         moved = [bool((now[place] != then[place]).any()) for place in (0, 1)]
-        assert moved == [learns, learns], name
+        assert moved == [trained, trained], name
     assert any((now != old).any() for now, old in zip(head.get_weights(), own, strict=True))
 
 
 def test_plain_keras_does_not_keep_training_false(network, images):
-    """Why `InferenceMode` exists. When this fails, Keras has mended it and the layer can go."""
+    """The reason for `InferenceMode`. If this fails, Keras is fixed and the layer can go."""
     keras = import_keras()
     pixels = keras.Input((SIDE, SIDE, 3))
     naive = keras.Model(pixels, network(pixels, training=False))

@@ -1,1 +1,1 @@
-"""Classifiers: Keras models as pure functions of their settings, and the files they are kept in."""
+"""Model families: functions that build Keras models from settings, and the model file."""

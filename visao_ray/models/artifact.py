@@ -1,8 +1,7 @@
-"""The one file that keeps a trained model, whatever its family.
+"""The file format of trained models, the same for all families.
 
-It is a `.keras` file that loads with plain Keras anywhere; what Keras has no place for (the
-dataset, the classes, what its inputs are) travels in the same file, a zip archive, as
-`visao_ray.json`.
+A model is a `.keras` file that plain Keras can load. The file is a zip archive. It also holds
+`visao_ray.json` with metadata that Keras does not store: the dataset, the classes and the inputs.
 """
 
 from __future__ import annotations
@@ -25,32 +24,34 @@ from visao_ray.datasets.spec import Dataset
 from visao_ray.models.normalization import Vectors
 
 _METADATA = "visao_ray.json"
-#: What of a description of vectors may differ between training and use of a model: augmented
-#: views are for training alone, and the same weights may lie in another place (their digest tells).
-_FREE = frozenset({"augment", "views", "weights"})
+#: Keys of an extractor's description that may differ between training and use of a model:
+#: augmented views are used in training only, and the same weights may be read from another place
+#: (their digest is compared).
+_IGNORED = frozenset({"augment", "views", "weights"})
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a model is, beside its weights.
+    """Metadata of a model, stored in its file.
 
     Attributes:
-        dataset: the dataset it was trained on.
+        dataset: Dataset that the model was trained on.
         family: head, simple_cnn, transfer, siamese, autoencoder or svm.
-        classes: names in the order of its probabilities; () where it has none (autoencoder).
+        classes: Class names in the order of the probabilities; () if the model gives no
+            probabilities (autoencoder).
         takes: `images`, uint8 RGB [N, S, S, 3] in 0-255, or `features`, {"avg", "max"} of
             float32[N, D] each.
-        settings: those that built and trained it, as JSON.
-        image_size: S; 0 where it takes features.
-        resize: how images are made square, stretch or letterbox.
-        width: D; 0 where it takes images.
-        features: how the vectors it was trained on were made (the description of their extractor).
-        extractor: name of that extractor; its table in a store is `vectors/EXTRACTOR/none`. Empty
-            where the model takes images.
-        trial: the trial that made it; -1 if none.
-        epoch: of its weights, from 1; 0 where it is not trained in epochs.
-        outputs: what it gives, and how many numbers of it: {"probability": C, "embedding": E} or
-            one of the two. `pack` fills it in.
+        settings: Settings that built and trained the model, as JSON.
+        image_size: S in pixels; 0 if the model takes features.
+        resize: How images are made square, stretch or letterbox.
+        width: D; 0 if the model takes images.
+        features: Description of the extractor of the vectors that the model was trained on.
+        extractor: Name of that extractor; its table in a store is `vectors/EXTRACTOR/none`. Empty
+            if the model takes images.
+        trial: Number of the trial that trained the model; -1 if there was none.
+        epoch: Epoch of the weights, counted from 1; 0 if the model is not trained in epochs.
+        outputs: Width of each output: {"probability": C, "embedding": E} or one of the two. `pack`
+            sets it.
     """
 
     dataset: Dataset
@@ -69,7 +70,7 @@ class ModelMetadata:
 
     @property
     def name(self) -> str:
-        """As the column `model` of tables has it: `head trial 3`, `simple_cnn epoch 7`."""
+        """The value of the column `model` in tables: `head trial 3`, `simple_cnn epoch 7`."""
         if self.trial >= 0:
             return f"{self.family} trial {self.trial}"
         return f"{self.family} epoch {self.epoch}" if self.epoch else self.family
@@ -80,13 +81,13 @@ class ModelMetadata:
         """Check that vectors are of the kind that this model was trained on.
 
         Args:
-            dataset: that the features are said to be of; None for the model's own.
-            width: numbers a pool.
-            features: description of what made them.
-            where: begins the message of an error.
+            dataset: Dataset of the vectors; None for the dataset of the model.
+            width: Number of values per pool.
+            features: Description of the extractor of the vectors.
+            where: Start of the error message.
 
         Raises:
-            InputError: the model takes images, or another dataset, width or way of making; the
+            InputError: The model takes images, or the dataset, width or extractor differs; the
                 message names the difference.
         """
         if self.takes != "features":
@@ -94,29 +95,29 @@ class ModelMetadata:
         self._check_dataset(dataset, where)
         if width != self.width:
             raise InputError(
-                f"{where}: features have {width} numbers a pool, the model takes {self.width}"
+                f"{where}: features have {width} values per pool, the model takes {self.width}"
             )
-        for name in sorted((self.features.keys() | features.keys()) - _FREE):
+        for name in sorted((self.features.keys() | features.keys()) - _IGNORED):
             ours, theirs = self.features.get(name), features.get(name)
             if ours != theirs:
                 raise InputError(
-                    f"{where}: features were made with {name} {theirs}, those of the model with "
-                    f"{ours}; extract again or take another model"
+                    f"{where}: features were made with {name} {theirs}, but the model was trained "
+                    f"with {ours}; extract again or use another model"
                 )
 
     def check_images(self, dataset: Dataset | None, where: str) -> None:
-        """Check that this model can be shown the images of a dataset.
+        """Check that this model takes the images of a dataset.
 
         Args:
-            dataset: None for the model's own.
-            where: begins the message of an error.
+            dataset: Dataset of the images; None for the dataset of the model.
+            where: Start of the error message.
 
         Raises:
-            InputError: the model takes features, or is for another dataset.
+            InputError: The model takes features, or is for another dataset.
         """
         if self.takes != "images":
             raise InputError(
-                f"{where}: the model ({self.name}) takes vectors, which a store has: give --store"
+                f"{where}: the model ({self.name}) takes vectors from a store: give --store"
             )
         self._check_dataset(dataset, where)
 
@@ -131,24 +132,29 @@ class ModelMetadata:
         key = next(key for key in ours if ours[key] != theirs[key])
         raise InputError(
             f"{where}: {key} of dataset {dataset.name} was {ours[key]} when the model was trained, "
-            f"now it is {theirs[key]}"
+            f"but now it is {theirs[key]}"
         )
 
 
 def pack(model: Any, metadata: ModelMetadata) -> bytes:
-    """The content of a `.keras` file: a functional model without optimizer, and what it is.
+    """Return the content of a `.keras` file: the model without its optimizer, and its metadata.
 
-    The model's output is probabilities, float32[N, C], or a dict with `probability` and / or
-    `embedding`, float32[N, E].
+    Args:
+        model: Functional Keras model. Its output is probabilities, float32[N, C], or a dict with
+            `probability`, float32[N, C], or `embedding`, float32[N, E], or both.
+        metadata: Metadata of the model.
+
+    Returns:
+        The bytes of the file.
 
     Raises:
-        ValueError: the model gives neither, or not a probability a class.
+        ValueError: The model has none of these outputs, or not one probability per class.
     """
     keras = import_keras()
 
     widths = {name: int(tensor.shape[-1]) for name, tensor in _named(model.output).items()}
     if not widths or widths.get("probability", 0) != len(metadata.classes):
-        raise ValueError(f"a model of {len(metadata.classes)} classes gives {widths}")
+        raise ValueError(f"a model of {len(metadata.classes)} classes has outputs {widths}")
     metadata = replace(metadata, outputs=widths)
     bare = keras.Model(model.input, model.output, name=model.name)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,30 +166,43 @@ def pack(model: Any, metadata: ModelMetadata) -> bytes:
 
 
 def read_metadata(data: bytes, where: str) -> ModelMetadata:
-    """What a packed model is; Keras is not needed.
+    """Read the metadata of a packed model without Keras.
+
+    Args:
+        data: Content of the file.
+        where: Start of the error message.
+
+    Returns:
+        The metadata.
 
     Raises:
-        InputError: not a file that `pack` made.
+        InputError: The file was not made by `pack`.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            told = json.loads(archive.read(_METADATA))
+            values = json.loads(archive.read(_METADATA))
         return ModelMetadata(
             **{
-                **told,
-                "classes": tuple(told["classes"]),
-                "dataset": Dataset.from_json(told["dataset"]),
+                **values,
+                "classes": tuple(values["classes"]),
+                "dataset": Dataset.from_json(values["dataset"]),
             }
         )
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, InputError) as error:
-        raise InputError(f"{where}: is no model that visao_ray trained ({reason(error)})") from None
+        raise InputError(f"{where}: is not a model of visao_ray ({reason(error)})") from None
 
 
 def load(location: Location) -> tuple[Any, ModelMetadata]:
-    """Read a model: the keras.Model, ready to predict, and what it is.
+    """Load a model.
+
+    Args:
+        location: Location of the file.
+
+    Returns:
+        The keras.Model, ready to predict, and its metadata.
 
     Raises:
-        InputError: missing, unreadable, or not a file that `pack` made.
+        InputError: The file is missing, unreadable, or was not made by `pack`.
     """
     keras = import_keras()
 
@@ -194,15 +213,21 @@ def load(location: Location) -> tuple[Any, ModelMetadata]:
         path.write_bytes(data)
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True), metadata
-        except Exception as error:  # Keras has no one error for a broken file
+        except Exception as error:  # Keras raises several types for a broken file
             raise InputError(f"{location.uri}: Keras cannot load it: {reason(error)}") from error
 
 
 def read(location: Location) -> bytes:
-    """The file as it lies there.
+    """Return the content of a model file.
+
+    Args:
+        location: Location of the file.
+
+    Returns:
+        The bytes of the file.
 
     Raises:
-        InputError: missing or unreadable.
+        InputError: The file is missing or unreadable.
     """
     try:
         return location.read_bytes()
@@ -211,12 +236,12 @@ def read(location: Location) -> bytes:
 
 
 def outputs(model: Any, inputs: Any) -> dict[str, Vectors]:
-    """What a model says of one batch: `probability` float32[N, C], `embedding` float32[N, E]."""
-    found = _named(model.predict_on_batch(inputs))
-    return {name: np.asarray(values, np.float32) for name, values in found.items()}
+    """Predict one batch: `probability` float32[N, C], `embedding` float32[N, E], or both."""
+    named = _named(model.predict_on_batch(inputs))
+    return {name: np.asarray(values, np.float32) for name, values in named.items()}
 
 
-def _named(found: Any) -> dict[str, Any]:
-    """The outputs that tables keep, by name; a single one is the probability."""
-    named = found if isinstance(found, dict) else {"probability": found}
+def _named(outputs: Any) -> dict[str, Any]:
+    """The outputs that tables store, by name; a single output is the probability."""
+    named = outputs if isinstance(outputs, dict) else {"probability": outputs}
     return {name: named[name] for name in ("probability", "embedding") if name in named}

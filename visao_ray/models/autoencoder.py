@@ -1,7 +1,7 @@
-"""A convolutional autoencoder: a short code per image, learnt without labels.
+"""A convolutional autoencoder: a short embedding per image, learnt without labels.
 
-The study has no code of one (ledger, section 2b: only the trace of a 128-number vector in use), so
-the layers are the plain standard: strided convolutions and their mirror image.
+The study published no code for its autoencoder (ledger, section 2b: only a trace of a vector of 128
+numbers in use), so the layers are standard: strided convolutions and their transposes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _SHRINK = 2 ** len(_FILTERS)
 
 
 class AutoencoderSettings(PixelSettings, GradientSettings):
-    """Fit an autoencoder of grey images, whose code serves as an embedding; labels play no part."""
+    """Fit an autoencoder of grey images; its code is the embedding, and labels are not used."""
 
     example: ClassVar[str] = (
         "--family autoencoder --dataset vazios --data s3://bucket/vazios --out out/autoencoder"
     )
 
     family: Literal["autoencoder"] = "autoencoder"
-    embedding: int = Field(128, ge=2, le=4096, description="numbers of the embedding")
+    embedding: int = Field(128, ge=2, le=4096, description="width of the embedding")
 
 
 class Autoencoder(GradientFamily[AutoencoderSettings]):
     """The family `autoencoder`."""
 
-    title = "a short code of an image, without labels, from pixels"
+    title = "an embedding learnt without labels, from pixels"
     settings_type = AutoencoderSettings
     image_size = 128
 
@@ -43,37 +43,37 @@ class Autoencoder(GradientFamily[AutoencoderSettings]):
     def known_classes(
         cls, classes: tuple[str, ...], labels: npt.NDArray[np.int32]
     ) -> tuple[str, ...]:
-        """None: it gives no probabilities."""
+        """Return no classes: the model gives no probabilities."""
         return ()
 
     def build(self) -> Any:
-        """Encoder and decoder."""
+        """Build the encoder and the decoder."""
         return build_autoencoder(self.shape.image_size, self.settings.embedding)
 
     def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
-        """Squared error of grey values."""
+        """Mean squared error of grey values, float32[B]."""
         return reconstruction_losses(inputs, outputs["reconstruction"])
 
     def checkpoint_model(self, model: Any) -> Any:
-        """The encoder."""
+        """Return the encoder."""
         return encoder(model)
 
 
 def build_autoencoder(image_size: int, code: int = 128) -> Any:
-    """An autoencoder of grey images, not compiled.
+    """Build an autoencoder of grey images, not compiled.
 
-    X-ray images carry false colour at most, so the mean of the three channels is what is coded.
+    Colour in X-ray images is false colour only, so the mean of the three channels is encoded.
 
     Args:
         image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255; a multiple of 16.
-        code: numbers in the code.
+        code: Width of the embedding.
 
     Returns:
         keras.Model with outputs `embedding` float32[N, code] and `reconstruction`
-        float32[N, S, S, 1] in 0..1. Weights depend on Keras's global seed.
+        float32[N, S, S, 1] in 0..1. The initial weights depend on Keras's global seed.
 
     Raises:
-        InputError: image_size is no multiple of 16.
+        InputError: image_size is not a multiple of 16.
     """
     keras = import_keras()
 
@@ -108,8 +108,8 @@ def build_autoencoder(image_size: int, code: int = 128) -> Any:
         dtype="float32",
         name="grey",
     )(x)
-    # Not a sigmoid: scans are mostly white or black, and it saturates there within a few steps for
-    # good. The clipped value, with the gradient of the unclipped one, cannot get stuck.
+    # No sigmoid: scans are mostly white or black, and a sigmoid saturates there within a few steps
+    # and never recovers. A clipped value with the gradient of the unclipped one cannot saturate.
     excess = keras.ops.stop_gradient(keras.ops.clip(grey, 0, 1) - grey)
     reconstruction = keras.layers.Add(dtype="float32", name="reconstruction")([grey, excess])
     outputs = {"embedding": embedding, "reconstruction": reconstruction}
@@ -117,11 +117,14 @@ def build_autoencoder(image_size: int, code: int = 128) -> Any:
 
 
 def reconstruction_losses(pixels: Any, reconstruction: Any) -> Any:
-    """Mean squared error of every image, float32[B], on grey values in 0..1.
+    """Compute the mean squared error of each image on grey values in 0..1.
 
     Args:
-        pixels: uint8[B, S, S, 3], as the autoencoder takes them.
-        reconstruction: float32[B, S, S, 1], as it gives them.
+        pixels: uint8[B, S, S, 3], input of the autoencoder.
+        reconstruction: float32[B, S, S, 1], output of the autoencoder.
+
+    Returns:
+        float32[B].
     """
     ops = import_keras().ops
 
@@ -129,10 +132,7 @@ def reconstruction_losses(pixels: Any, reconstruction: Any) -> Any:
 
 
 def encoder(model: Any) -> Any:
-    """The half that is used afterwards: pixels to {"embedding": float32[N, code]}.
-
-    It shares its weights with `model`.
-    """
+    """Return the encoder: pixels to {"embedding": float32[N, code]}; it shares its weights."""
     keras = import_keras()
 
     return keras.Model(model.input, {"embedding": model.output["embedding"]}, name="encoder")

@@ -1,4 +1,4 @@
-"""The networks that turn an image into a feature map, and where their weights come from."""
+"""Backbones: the networks that turn an image into a feature map, and their weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.storage import Location, locate, reason
 from visao_ray.models.settings import BackboneOptions
 
-_PLAIN = ("name", "weights", "digest", "image_size", "width", "preprocessing")
+_METADATA_FIELDS = ("name", "weights", "digest", "image_size", "width", "preprocessing")
 DEFAULT = "densenet121"
 _DEFAULT_SIZE = 224
 _DOWNLOAD_TIMEOUT_S = 60
@@ -30,17 +30,17 @@ _DOWNLOAD_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without its top, ready to be sent to other processes.
+    """A network without its top, in a form that can be sent to other processes.
 
     Attributes:
-        name: keras.applications name in lower case, or the stem of a `.keras` file.
-        weights: what people called them: imagenet, random, or a URI.
-        digest: sha256 over all weight arrays; equal digests mean equal networks.
-        image_size: side of its square input in pixels.
-        width: channels of its feature map, so the length D of a feature vector.
+        name: Name of a keras.applications model in lower case, or the stem of a `.keras` file.
+        weights: The weights as the user named them: imagenet, random, or a URI.
+        digest: SHA-256 over all weight arrays; equal digests mean equal weights.
+        image_size: Side of the square input in pixels.
+        width: Channels of the feature map, which is the length D of a feature vector.
         preprocessing: `imagenet` or `unit`, see `build`.
-        arrays: the weights of a keras.applications model, else empty.
-        file: the content of a `.keras` file, else empty.
+        arrays: Weights of a keras.applications model, else empty.
+        file: Content of a `.keras` file, else empty.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Backbone:
     file: bytes = b""
 
     def write(self, location: Location) -> None:
-        """Keep the network in one file, for other processes to `read`."""
-        told = {name: getattr(self, name) for name in _PLAIN}
+        """Write the network to one file, which other processes `read`."""
+        metadata = {name: getattr(self, name) for name in _METADATA_FIELDS}
         arrays: dict[str, Any] = {f"array{n:05d}": array for n, array in enumerate(self.arrays)}
         sink = io.BytesIO()
         np.savez(
             sink,
-            told=np.frombuffer(json.dumps(told).encode(), np.uint8),
+            metadata=np.frombuffer(json.dumps(metadata).encode(), np.uint8),
             content=np.frombuffer(self.file, np.uint8),
             **arrays,
         )
@@ -67,20 +67,23 @@ class Backbone:
 
     @classmethod
     def read(cls, location: Location) -> Backbone:
-        """The network that `write` kept."""
-        with np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) as kept:
-            names = sorted(name for name in kept.files if name.startswith("array"))
+        """Read a network that `write` wrote."""
+        with np.load(io.BytesIO(location.read_bytes()), allow_pickle=False) as stored:
+            names = sorted(name for name in stored.files if name.startswith("array"))
             return cls(
-                **json.loads(kept["told"].tobytes()),
-                arrays=tuple(kept[name] for name in names),
-                file=kept["content"].tobytes(),
+                **json.loads(stored["metadata"].tobytes()),
+                arrays=tuple(stored[name] for name in names),
+                file=stored["content"].tobytes(),
             )
 
     def metadata(self, resize: str) -> dict[str, Any]:
-        """What a table of vectors says of the network that made it: all that decides the numbers.
+        """Describe the network for a table of vectors: everything that determines the values.
 
         Args:
-            resize: how an image is made square, stretch or letterbox.
+            resize: How an image is made square, stretch or letterbox.
+
+        Returns:
+            The description, whose digest is part of the extractor's name.
         """
         return {
             "backbone": self.name,
@@ -94,12 +97,19 @@ class Backbone:
 
 
 def resolve(options: BackboneOptions, seed: int) -> tuple[Backbone, str | None]:
-    """Find a backbone and its weights; the second value is a warning to show, if any.
+    """Find a backbone and load its weights.
 
-    Imports Keras: run it in a Ray task, not in the driver.
+    This imports Keras, so it runs in a Ray task, not in the driver.
+
+    Args:
+        options: The backbone, its weights and its input size.
+        seed: Seed of random weights.
+
+    Returns:
+        The backbone, and a warning to show, or None.
 
     Raises:
-        InputError: unknown name, weights that cannot be fetched or do not fit.
+        InputError: The name is unknown, or the weights cannot be loaded or do not fit.
     """
     keras = import_keras()
     if options.weights.endswith(".keras"):
@@ -116,9 +126,9 @@ def resolve(options: BackboneOptions, seed: int) -> tuple[Backbone, str | None]:
                 raise
             weights = "random"
             warning = (
-                f"no ImageNet weights ({error}). Going on with RANDOM weights from seed {seed}, as "
-                "--weights-fallback random asks: the figures below show the machinery, not what "
-                "visao_ray can do"
+                f"no ImageNet weights ({error}). Continuing with RANDOM weights from seed {seed}, "
+                "because of --weights-fallback random: the metrics below only show that the job "
+                "runs"
             )
             keras.utils.set_random_seed(seed)
     if weights != "imagenet":
@@ -139,13 +149,14 @@ def resolve(options: BackboneOptions, seed: int) -> tuple[Backbone, str | None]:
 
 
 def build(backbone: Backbone, wrap: Callable[[Any], Any] | None = None) -> Any:
-    """The Keras model: RGB uint8 or float [B,S,S,3] in 0–255 → (avg, max), float32 [B,D] each.
+    """Build the Keras model: RGB uint8 [B, S, S, 3] in 0-255 → (avg, max), float32[B, D] each.
 
-    `wrap`, if given, puts a layer around the network itself (fine-tuning needs one).
+    `wrap`, if given, puts a layer around the network itself, which fine-tuning needs.
 
-    Both pools come from one forward pass (the study meant to compare them and used the maximum
-    twice: ledger A2). Normalisation happens inside. `imagenet` is what the weights were trained
-    with (for a `.keras` file: nothing, it brings its own); `unit` divides by 255 as the study did.
+    Both pools come from one forward pass. (The study wanted to compare them, but used the maximum
+    twice: ledger A2.) The model normalises its input. `imagenet` is the preprocessing that the
+    weights were trained with; a `.keras` file includes its own. `unit` divides by 255, as the study
+    did.
     """
     keras = import_keras()
     shape = (backbone.image_size, backbone.image_size, 3)
@@ -194,16 +205,16 @@ def _build(builder: Any, name: str, size: int, weights: str | None) -> Any:
 
 def _imagenet(builder: Any, name: str, size: int) -> Any:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # else a network that swallows packets hangs us
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)  # else lost packets block forever
     try:
         return builder(include_top=False, weights="imagenet", input_shape=(size, size, 3))
     except Exception as error:  # Keras raises bare Exception when a download fails
         if "URL" not in str(error) and not isinstance(error, OSError):
             raise
-        told = reason(error).removeprefix("URL fetch failure on ")
+        cause = reason(error).removeprefix("URL fetch failure on ")
         raise InputError(
-            f"the imagenet weights of {name} could not be downloaded: {told}. Fetch that file on a "
-            "machine that can, and pass it with --weights FILE"
+            f"the imagenet weights of {name} could not be downloaded: {cause}. Download that file "
+            "on another machine, and pass it with --weights FILE"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -219,7 +230,7 @@ def _read_weights(uri: str) -> bytes:
 def _load_weights(model: Any, uri: str, name: str) -> None:
     if not uri.endswith(".h5"):
         raise InputError(
-            f"--weights {uri}: give imagenet, random, a .weights.h5 or .h5 file, or a .keras model"
+            f"--weights {uri}: use imagenet, random, a .weights.h5 or .h5 file, or a .keras model"
         )
     suffix = ".weights.h5" if uri.endswith(".weights.h5") else ".h5"
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +252,7 @@ def _from_file(keras: Any, options: BackboneOptions) -> Backbone:
     if options.backbone and options.backbone.lower() not in (name.lower(), model.name.lower()):
         raise InputError(
             f"--weights {uri} is a whole model ({model.name}), not weights for --backbone "
-            f"{options.backbone}; leave --backbone out to use it"
+            f"{options.backbone}; remove --backbone to use it"
         )
     shape = model.input_shape if isinstance(model.input_shape, tuple) else ()
     if len(shape) != 4 or shape[3] != 3:
@@ -267,16 +278,17 @@ def _load_model(keras: Any, content: bytes, name: str) -> Any:
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
-            told = f"--weights {name}: not a usable .keras model: {reason(error)}"
-            raise InputError(told) from error
+            raise InputError(
+                f"--weights {name}: not a usable .keras model: {reason(error)}"
+            ) from error
 
 
 def _feature_width(model: Any, name: str) -> int:
     shape = model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] is None:
         raise InputError(
-            f"--weights/--backbone {name}: ends in {shape}; a feature map [B,H,W,D] is needed, "
-            "from which the average and the maximum are taken"
+            f"--weights/--backbone {name}: the output shape is {shape}; a feature map [B,H,W,D] is "
+            "needed to compute the average and the maximum"
         )
     return int(shape[3])
 

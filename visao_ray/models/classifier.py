@@ -1,4 +1,4 @@
-"""What families share whose network gives a probability for each class."""
+"""Base class of families whose network gives a probability for each class."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ P = TypeVar("P", bound=ClassifierSettings)
 
 
 class Classifier(GradientFamily[P]):
-    """A family whose model gives probability float32[B, C]; such a family needs `build` alone."""
+    """A family whose model gives probability float32[B, C]; subclasses only need `build`."""
 
     @classmethod
     def check(cls, settings: P, dataset: Dataset, vectors: StoredVectors | None) -> None:
-        """The AUC is of one class against one other."""
+        """Check that the AUC is monitored only for datasets of two classes."""
         if settings.monitor == "auc" and len(dataset.classes) != 2:
             raise InputError(
-                f"--monitor auc is for datasets of two classes, and {dataset.name} has others; "
-                "choose loss or accuracy"
+                f"--monitor auc needs a dataset of two classes, and {dataset.name} is not one; "
+                "use loss or accuracy"
             )
 
     def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
-        """Cross-entropy."""
+        """Cross-entropy of each row, float32[B]."""
         keras = import_keras()
 
         hot = keras.ops.one_hot(labels, len(self.shape.classes))
@@ -35,11 +35,11 @@ class Classifier(GradientFamily[P]):
         )
 
     def metrics(self) -> list[Any]:
-        """Accuracy, and for two classes the AUC."""
+        """Accuracy, and the AUC if there are two classes."""
         keras = import_keras()
         from visao_ray.models.positive_auc import PositiveAUC
 
-        found: list[Any] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        metrics: list[Any] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
         if len(self.shape.classes) == 2:
-            found.append(PositiveAUC(self.shape.positive))
-        return found
+            metrics.append(PositiveAUC(self.shape.positive))
+        return metrics

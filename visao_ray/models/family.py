@@ -1,9 +1,9 @@
-"""What a family of models is: its settings, and the hooks that the train job calls.
+"""Interface of a model family: its settings, and the hooks that the train job calls.
 
-A family is one class in one file. It extends `GradientFamily`, whose networks learn by gradient
-steps on Ray Train, or `GridFamily`, whose candidates are fitted in a task each. Class methods are
-called before the rows are known; an instance belongs to one training. Keras is imported inside the
-functions that need it: settings are checked without it.
+A family is one class in one file. It extends `GradientFamily`, whose networks are trained by
+gradient steps on Ray Train, or `GridFamily`, whose candidates are fitted in one Ray task each.
+Class methods are called before the rows are known; an instance belongs to one training run. Keras
+is imported inside the functions that need it, because settings are checked without it.
 """
 
 from __future__ import annotations
@@ -36,29 +36,34 @@ class BatchSource(Protocol):
 
     @property
     def groups(self) -> npt.NDArray[np.int32]:
-        """Number of each row's patient or container, int32[N]."""
+        """Group (patient or container) of each row, int32[N]."""
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Any:
-        """What the model takes of these rows, as it predicts (no augmentation)."""
+        """Return the model inputs of these rows for prediction, without augmentation."""
 
     def stream(self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Iterator[Any]:
-        """What the model takes of each step, int64[steps, rows], in order.
+        """Load the model inputs of each step in order.
 
-        `views`, int64[steps], is the augmented view of its rows that each step shows.
+        Args:
+            steps: int64[steps, rows], row numbers of each step.
+            views: int64[steps], number of the augmented view in each step.
+
+        Returns:
+            Iterator over the inputs of each step.
         """
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the data decide of a model.
+    """Properties of the data that a model is built for.
 
     Attributes:
-        classes: in index order.
-        positive: index of the class that must not be missed, where there are two.
-        rows: of train.
-        image_size: S, where it takes images.
-        width: D, where it takes vectors.
-        stats: of the train vectors, by pool.
+        classes: Class names in index order.
+        positive: Index of the class that must not be missed, if there are two classes.
+        rows: Number of train rows.
+        image_size: S in pixels, if the model takes images.
+        width: D, if the model takes vectors.
+        stats: Statistics of the train vectors, by pool.
     """
 
     classes: tuple[str, ...]
@@ -71,11 +76,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """The vectors that a store has for a training.
+    """Properties of the stored vectors that a model is trained on.
 
     Attributes:
-        width: D, numbers a pool.
-        made: how they were made (the description of their extractor).
+        width: D, number of values per pool.
+        made: Description of their extractor.
     """
 
     width: int
@@ -84,13 +89,14 @@ class StoredVectors:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with an optimizer of its own.
+    """A phase of training with its own optimizer.
 
     Attributes:
-        name: as progress and result name it.
-        epochs: at most.
-        learning_rate: at its start.
-        trained: the weights it begins with are kept if it makes nothing better of them.
+        name: Name of the phase in progress lines and in the result.
+        epochs: Maximum number of epochs.
+        learning_rate: Initial learning rate.
+        trained: Whether the initial weights are trained already. They are then the result of the
+            phase if no epoch improves on them.
     """
 
     name: str
@@ -100,18 +106,18 @@ class Phase:
 
 
 class Family(ABC, Generic[S]):
-    """One way of making a model.
+    """Base class of model families.
 
     Args:
-        settings: of the training.
-        shape: what its data decide.
-        work: folder of the run, with what `fetch` left there.
+        settings: Settings of the train job.
+        shape: Properties of the data.
+        work: Work folder of the run, which holds the files that `fetch` wrote.
 
     Attributes:
-        title: a few words for --help.
-        settings_type: class of its settings; their `family` is the name of the family.
-        name: of the family.
-        image_size: S, unless its settings say otherwise, where it takes pixels.
+        title: A short description for --help.
+        settings_type: Class of the settings; the default of its `family` is the family's name.
+        name: Name of the family.
+        image_size: Default of S in pixels, for families that take images.
     """
 
     title: ClassVar[str]
@@ -120,7 +126,7 @@ class Family(ABC, Generic[S]):
     image_size: ClassVar[int] = 224
 
     def __init_subclass__(cls) -> None:
-        """Take the name from the settings."""
+        """Set the name from the settings."""
         super().__init_subclass__()
         if "settings_type" in vars(cls):
             cls.name = cls.settings_type.model_fields["family"].default
@@ -130,28 +136,33 @@ class Family(ABC, Generic[S]):
 
     @classmethod
     def check(cls, settings: S, dataset: Dataset, vectors: StoredVectors | None) -> None:
-        """Check settings against the dataset, before Ray starts.
+        """Check the settings against the dataset, before Ray starts.
 
         Args:
-            settings: of the training.
-            dataset: that it is of.
-            vectors: what the store has; None where pixels are trained on.
+            settings: Settings of the train job.
+            dataset: Dataset to train on.
+            vectors: Properties of the stored vectors; None if the model is trained on pixels.
 
         Raises:
-            InputError: they do not fit.
+            InputError: The settings do not fit the dataset or the vectors.
         """
 
     @classmethod
     def fetch(cls, settings: S, dataset: Dataset, work: Location) -> tuple[int, str | None]:
-        """Keep in `work` what a model from pixels is built of beside its rows, such as weights.
+        """Write to `work` what an image model needs beside its rows, such as weights.
 
-        Runs once, in a task.
+        This runs once, in a Ray task.
+
+        Args:
+            settings: Settings of the train job.
+            dataset: Dataset to train on.
+            work: Work folder of the run.
 
         Returns:
-            S, the side of its images in pixels, and a warning to show, if any.
+            S, the side of the images in pixels, and a warning to show, or None.
 
         Raises:
-            InputError: it cannot be had.
+            InputError: Something cannot be loaded or does not fit.
         """
         assert isinstance(settings, PixelSettings)
         return settings.image_size or cls.image_size, None
@@ -160,110 +171,127 @@ class Family(ABC, Generic[S]):
     def known_classes(
         cls, classes: tuple[str, ...], labels: npt.NDArray[np.int32]
     ) -> tuple[str, ...]:
-        """The classes that the finished model gives probabilities of, in index order.
+        """Return the classes of the final model's probabilities, in index order.
 
         Args:
-            classes: of the dataset.
+            classes: Classes of the dataset.
             labels: int32[N] class indices of the train rows.
+
+        Returns:
+            The class names; () if the model gives no probabilities.
         """
         return classes
 
     def try_build(self) -> None:
-        """Build what workers will build, once, to end the job before they start.
+        """Build once what the workers will build, so that errors end the job before they start.
 
         Raises:
-            InputError: settings and data do not fit.
+            InputError: The settings and the data do not fit.
         """
 
 
 class GradientFamily(Family[G]):
-    """A network that learns by gradient steps, on any number of workers.
+    """Base class of families that are trained by gradient steps on any number of workers.
 
     Attributes:
-        pairs: a batch holds pairs of rows, of one class and of two, as `schedule` draws them.
+        pairs: Whether the rows of a batch come in pairs, of one class or of two; see
+            `training.schedule`.
     """
 
     pairs: ClassVar[bool] = False
 
     @abstractmethod
     def build(self) -> Any:
-        """The keras.Model to train, not compiled; `model` below is what this returned."""
+        """Build the keras.Model to train, not compiled; the other hooks get it as `model`."""
 
     @abstractmethod
     def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
-        """Loss of every row, float32[B].
+        """Compute the loss of each row.
 
         Args:
-            inputs: what the model took.
+            inputs: Inputs of the model.
             labels: int32[B] class indices.
-            outputs: what it gave.
-            weights: float32[B]; 0 for rows that fill up a batch.
+            outputs: Outputs of the model.
+            weights: float32[B]; 0 for the rows that pad a batch.
+
+        Returns:
+            float32[B].
         """
 
     @property
     def usual_epochs(self) -> int:
-        """Most epochs, unless --epochs says otherwise."""
+        """Maximum number of epochs if --epochs is not given."""
         return _EPOCHS
 
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of training, in order."""
+        """Return the phases of training, in order."""
         epochs = self.usual_epochs if self.settings.epochs is None else self.settings.epochs
         return (Phase("train", epochs, self.settings.learning_rate),)
 
     def set_trainable(self, model: Any, phase: Phase) -> None:
-        """Decide which layers learn in a phase; all, unless a family says otherwise."""
+        """Set which layers are trainable in a phase; by default all of them."""
 
     def metrics(self) -> list[Any]:
-        """Keras metrics beside the loss, new ones; they are called with labels and outputs."""
+        """Return new Keras metrics beside the loss; they are updated with labels and outputs."""
         return []
 
     def checkpoint_model(self, model: Any) -> Any:
-        """The model as a checkpoint keeps it: it loads with plain Keras."""
+        """Return the model that a checkpoint stores; plain Keras can load it."""
         return model
 
     def final_model(self, model: Any, train: BatchSource) -> Any:
-        """The model as it is used afterwards; may take train rows into it."""
+        """Return the model that the job writes; it may include train rows, such as anchors."""
         return self.checkpoint_model(model)
 
     def try_build(self) -> None:
-        """The network, as each phase has it."""
+        """Build the network and set it up for each phase."""
         model = self.build()
         for phase in self.phases():
             self.set_trainable(model, phase)
 
 
 class GridFamily(Family[S]):
-    """A model that is fitted at once: every candidate in a task of its own, and val chooses."""
+    """Base class of families that fit each candidate in its own Ray task and select on val."""
 
     @abstractmethod
     def candidates(self) -> list[dict[str, float]]:
-        """What to try, by name.
+        """Return the candidates, each a mapping of parameter names to values.
+
+        Returns:
+            The candidates, in the order in which they are reported.
 
         Raises:
-            InputError: fitting would take days.
+            InputError: Fitting would take days.
         """
 
     @abstractmethod
     def read(self, train: BatchSource, val: BatchSource) -> tuple[Any, Any]:
-        """What candidates are fitted to, made once: what `fit` alone takes, and what both take."""
+        """Read the rows once; returns `state`, for `fit`, and `table`, for `score` and `fit`."""
 
     @abstractmethod
     def score(self, table: Any, candidate: Mapping[str, float]) -> dict[str, float]:
-        """Figures of a candidate on val; the first chooses, more is better.
+        """Fit a candidate and evaluate it on val.
 
         Args:
-            table: the second value of `read`.
-            candidate: one of `candidates`.
+            table: The second value of `read`.
+            candidate: One of `candidates`.
+
+        Returns:
+            Metrics by name; the candidate with the highest first metric is selected.
         """
 
     @abstractmethod
     def fit(
         self, state: Any, table: Any, train: BatchSource, candidate: Mapping[str, float]
     ) -> tuple[Any, dict[str, Any]]:
-        """Fit the chosen candidate; returns a keras.Model, and facts for the result.
+        """Fit the selected candidate.
 
         Args:
-            state, table: both values of `read`.
-            train: rows of train.
-            candidate: that val chose.
+            state: The first value of `read`.
+            table: The second value of `read`.
+            train: The train rows.
+            candidate: The candidate that was selected on val.
+
+        Returns:
+            A keras.Model, and details for `result.json`.
         """

@@ -1,7 +1,7 @@
 """The head: a small classifier on feature vectors.
 
-A head takes the two pooled vectors of an image as they stand in the features table and gives class
-probabilities; what it needs of them (which pool, how standardised) is inside.
+A head takes the two pooled vectors of an image, as a table of vectors stores them, and gives class
+probabilities. Selecting the pool and standardising are part of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
@@ -33,31 +33,38 @@ from visao_ray.models.settings import (
     VectorSettings,
 )
 
-_BETA = 0.999
-_PREDICT_ROWS = 4096  # at once
+_BETA = 0.999  # of `effective` class weights
+_PREDICT_ROWS = 4096  # rows per block
 
 
-class HeadSettings(BaseModel):
-    """Everything that decides what a head is and how it is trained.
+class HeadSettings(BaseModel, extra="forbid", frozen=True):
+    """Settings that determine a head and its training.
 
     The defaults are the head of the 2019 study (02c2, 02c3: Dense 256, dropout, Adam) on both
-    pools, standardised; `class_weight` {class: factor} is its `{nvazio: 3, vazio: 1}`.
+    pools, standardised. The study's class weights are `class_weight` `{nvazio: 3, vazio: 1}`.
 
     Attributes:
-        kind: dense layers trained by gradient descent; or scikit-learn's logistic regression or
-            RBF support vector machine, of which only pool, standardise, views, class_weight
-            (logistic), c and gamma (svm) matter.
-        layers, units: hidden layers, and the size of each; no layer: logistic regression.
-        dropout: before every layer but the first (before the only one, without hidden layers).
-        l1, l2: penalties on the weights of all dense layers.
-        schedule: of the learning rate over the epochs asked for.
-        views: augmented views of train images that are used; None: all that the table has.
-        class_weight: see `class_factors`.
-        c: inverse of the penalty of logistic regression and svm, as scikit-learn has it.
-        gamma: of the svm, in units of 1 / (numbers · variance).
+        kind: Dense layers trained by gradient descent, or scikit-learn's logistic regression or
+            RBF support vector machine. These two use only pool, standardise, views, class_weight
+            (logistic), c and gamma (svm).
+        pool: Pooled vectors to use.
+        standardise: Whether features are standardised to mean 0 and standard deviation 1.
+        layers: Number of hidden layers; 0 is logistic regression.
+        units: Units of each hidden layer.
+        activation: Activation of the hidden layers.
+        dropout: Dropout rate before every layer but the first, or before the only layer.
+        l1: L1 penalty on the weights of all dense layers.
+        l2: L2 penalty on the weights of all dense layers.
+        optimizer: Optimizer.
+        learning_rate: Initial learning rate.
+        schedule: Schedule of the learning rate over the epochs.
+        batch_size: Rows per step.
+        label_smoothing: Label smoothing of the targets.
+        views: Number of augmented views of train images to use; None for all in the table.
+        class_weight: See `class_factors`.
+        c: Inverse of the penalty of logistic regression and svm, as in scikit-learn.
+        gamma: Gamma of the svm in units of 1 / (features · variance).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["dense", "logistic", "svm"] = "dense"
     pool: Pool = "both"
@@ -80,36 +87,36 @@ class HeadSettings(BaseModel):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """The pooled vectors it takes, in order."""
+        """Names of the pooled vectors that the head uses, in order."""
         return ("avg", "max") if self.pool == "both" else (self.pool,)
 
     def rate(self, epoch: int, epochs: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """Return the learning rate of an epoch, counted from 0."""
         if self.schedule == "constant":
             return self.learning_rate
         return cosine(self.learning_rate, epoch, epochs)
 
 
 class HeadOptions(ClassifierSettings):
-    """Of families with a head, which may be one that is trained already."""
+    """Settings of families with a head, which may be trained already."""
 
-    epochs: int | None = Field(None, ge=0, description="most epochs (30)")
+    epochs: int | None = Field(None, ge=0, description="maximum number of epochs (30)")
     head: str | None = Field(None, description="head.keras of jobs/sweep.py to start from")
     layers: int = Field(1, ge=0, le=2, description="hidden layers of the head")
-    units: int = Field(256, ge=1, le=4096, description="of each hidden layer")
-    activation: Activation = Field("relu", description="of the head's hidden layers")
-    dropout: float = Field(0.2, ge=0, lt=1, description="before later layers")
-    l1: float = Field(0.0, ge=0, description="penalty on the weights of the head")
-    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+    units: int = Field(256, ge=1, le=4096, description="units of each hidden layer")
+    activation: Activation = Field("relu", description="activation of the head's hidden layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate before later layers")
+    l1: float = Field(0.0, ge=0, description="L1 penalty on the weights of the head")
+    l2: float = Field(0.0, ge=0, description="L2 penalty on the weights of dense layers")
 
     @model_validator(mode="after")
     def _check_epochs(self) -> Self:
         if self.epochs == 0 and self.head is None:
-            raise ValueError("--epochs 0 needs a --head that is trained already")
+            raise ValueError("--epochs 0 needs a trained --head")
         return self
 
     def to_head(self) -> HeadSettings:
-        """The head that is built where there is none to start from."""
+        """Return the settings of a new head."""
         shared = HeadSettings.model_fields.keys() & type(self).model_fields.keys()
         return HeadSettings(**{name: getattr(self, name) for name in shared - {"schedule"}})
 
@@ -118,11 +125,11 @@ H = TypeVar("H", bound=HeadOptions)
 
 
 class HeadClassifier(Classifier[H]):
-    """A family with a head, which may be one that is trained already."""
+    """A family with a head, which may be trained already."""
 
     @classmethod
     def check(cls, settings: H, dataset: Dataset, vectors: StoredVectors | None) -> None:
-        """The head to start from fits the vectors."""
+        """Check that the head to start from fits the vectors."""
         super().check(settings, dataset, vectors)
         if settings.head is None:
             return
@@ -132,7 +139,7 @@ class HeadClassifier(Classifier[H]):
             metadata.check_features(dataset, vectors.width, vectors.made, where)
 
     def phases(self) -> tuple[Phase, ...]:
-        """None without epochs; a head that is trained is kept, where nothing better comes of it."""
+        """Return no phase for 0 epochs; otherwise mark the phase as trained if --head is given."""
         trained = self.settings.head is not None
         return tuple(replace(phase, trained=trained) for phase in super().phases() if phase.epochs)
 
@@ -143,17 +150,17 @@ class TrainHeadSettings(HeadOptions, VectorSettings):
     example: ClassVar[str] = "--family head --store s3://bucket/store --workers 4 --out out/head"
 
     family: Literal["head"] = "head"
-    standardise: bool = Field(True, description="bring features to mean 0, deviation 1")
+    standardise: bool = Field(True, description="standardise features to mean 0, deviation 1")
 
 
 class Head(HeadClassifier[TrainHeadSettings]):
     """The family `head`."""
 
-    title = "the sweep's head, from vectors"
+    title = "the head of a sweep, from vectors"
     settings_type = TrainHeadSettings
 
     def build(self) -> Any:
-        """The head to start from, or a new one."""
+        """Load the head to start from, or build a new one."""
         if self.settings.head is not None:
             return artifact.load(locate(self.settings.head))[0]
         shape = self.shape
@@ -161,10 +168,16 @@ class Head(HeadClassifier[TrainHeadSettings]):
 
 
 def read_head(uri: str) -> ModelMetadata:
-    """What the file of a head says of it.
+    """Read the metadata of a head from its file.
+
+    Args:
+        uri: Value of --head.
+
+    Returns:
+        The metadata.
 
     Raises:
-        InputError: missing, unreadable, or no head.
+        InputError: The file is missing, unreadable, or not a head.
     """
     where = f"--head {uri}"
     metadata = artifact.read_metadata(artifact.read(locate(uri)), where)
@@ -176,16 +189,17 @@ def read_head(uri: str) -> ModelMetadata:
 def build_head(
     settings: HeadSettings, width: int, classes: int, stats: Mapping[str, FeatureStats]
 ) -> Any:
-    """A head for features of `width` numbers a pool, not compiled.
+    """Build a head, not compiled.
 
     Args:
-        settings: what to build.
+        settings: Settings of the head.
         width: D of the inputs `avg` and `max`, float32[N, D] each.
         classes: C of the output, float32[N, C]: softmax probabilities in class order.
-        stats: of the train rows, for `avg` and `max`; standardisation uses them.
+        stats: Statistics of the train rows for `avg` and `max`, used to standardise.
 
     Returns:
-        keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
+        keras.Model. The initial weights depend on Keras's global seed
+        (`keras.utils.set_random_seed`).
     """
     keras = import_keras()
     layers = keras.layers
@@ -209,7 +223,7 @@ def build_head(
 
 
 def compile_head(model: Any, settings: HeadSettings) -> None:
-    """Give a head its optimizer and loss."""
+    """Compile a head with its optimizer and loss."""
     keras = import_keras()
 
     loss: Any = keras.losses.SparseCategoricalCrossentropy()
@@ -230,15 +244,24 @@ def class_factors(
     labels: npt.NDArray[np.int32],
     classes: Sequence[str],
 ) -> npt.NDArray[np.float32]:
-    """How much a row of each class counts, float32[C]; mean 1 over the rows, so that a learning
-    rate means the same throughout.
+    """Compute the weight of a row of each class.
 
-    With n rows of a class: `balanced` is 1 / n (scikit-learn's), `root` 1 / √n, and `effective`
-    1 / (1 - βⁿ) with β = 0.999, the inverse of the effective number of rows (Cui et al., CVPR
-    2019): 1 / n for rare classes, level for those of thousands. A mapping gives factors by name.
+    The mean weight over the rows is 1, so that a learning rate has the same effect with all class
+    weights. For a class with n rows, `balanced` is 1 / n (as in scikit-learn), `root` is 1 / √n,
+    and `effective` is 1 / (1 - βⁿ) with β = 0.999, the inverse of the effective number of rows
+    (Cui et al., CVPR 2019): about 1 / n for rare classes, constant for classes of thousands of
+    rows.
+
+    Args:
+        class_weight: One of these names, `none`, or a mapping of class names to factors.
+        labels: int32[N] class indices of the train rows.
+        classes: Class names in index order.
+
+    Returns:
+        float32[C].
 
     Raises:
-        InputError: a weight is given for a class that is not there, or is not positive.
+        InputError: A factor is given for an unknown class, or is not positive.
     """
     of_class = np.ones(len(classes), np.float64)
     counts = np.maximum(np.bincount(labels, minlength=len(classes)), 1)
@@ -251,7 +274,9 @@ def class_factors(
     elif isinstance(class_weight, Mapping):
         for name, weight in class_weight.items():
             if name not in classes:
-                raise InputError(f"class_weight names '{name}', which is no class of this dataset")
+                raise InputError(
+                    f"class_weight names '{name}', which is not a class of this dataset"
+                )
             if not weight > 0:
                 raise InputError(f"class_weight of '{name}' is {weight}, but must be positive")
             of_class[list(classes).index(name)] = weight
@@ -262,12 +287,15 @@ def class_factors(
 def predict_head(
     model: Any, vectors: Mapping[str, Vectors], rows: npt.NDArray[np.int64]
 ) -> Vectors:
-    """A head's probabilities of some rows, float32[n, C], block by block.
+    """Predict some rows with a head, block by block.
 
     Args:
-        model: a head.
+        model: A head.
         vectors: `avg` and `max`, float32[R, D] each, in memory or memory-mapped.
-        rows: which of them, int64[n]; n ≥ 1.
+        rows: int64[n], numbers of the rows to predict; n ≥ 1.
+
+    Returns:
+        Probabilities, float32[n, C].
     """
     blocks = (rows[start : start + _PREDICT_ROWS] for start in range(0, len(rows), _PREDICT_ROWS))
     return np.concatenate(

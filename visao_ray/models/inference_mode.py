@@ -8,13 +8,13 @@ import keras
 
 
 class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
-    """Calls a network as `predict` does, also in training; its weights may still learn.
+    """Call a network in inference mode, also during training; its weights can still be trained.
 
-    `network(x, training=False)` in a functional model does not do it: Keras 3.15 replaces that
-    False by what the model around it is called with.
+    `network(x, training=False)` in a functional model is not enough: Keras 3.15 replaces that
+    False with the `training` argument of the outer model.
 
     Args:
-        network: a keras.Model.
+        network: A keras.Model.
     """
 
     def __init__(self, network: Any) -> None:
@@ -22,9 +22,9 @@ class InferenceMode(keras.layers.Layer):  # type: ignore[misc]
         self.network = network
 
     def call(self, inputs: Any) -> Any:
-        """The network's feature map."""
+        """Return the feature map of the network."""
         return self.network(inputs, training=False)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        """That of the network."""
+        """Return the output shape of the network."""
         return self.network.compute_output_shape(input_shape)

@@ -1,4 +1,4 @@
-"""Logistic regression fitted by SciPy's L-BFGS over blocks of rows, kept as a head of one layer."""
+"""Logistic regression as a head of one layer, fitted by SciPy's L-BFGS over blocks of rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visao_ray.core.errors import InputError
 from visao_ray.models.normalization import Vectors
 
 _NEVER = -30.0  # logit of a class without train rows: p ≈ 1e-13
-#: Those of scikit-learn's LogisticRegression, whose objective and result these are.
+#: The same as scikit-learn's LogisticRegression, to reach the same result.
 _OPTIONS = {"maxiter": 1000, "maxls": 50, "gtol": 1e-4, "ftol": 64 * np.finfo(float).eps}
 
 Floats = npt.NDArray[np.float64]
@@ -25,19 +25,22 @@ def fit_logistic(
     classes: int,
     c: float,
 ) -> list[Any]:
-    """The kernel float32[D, C] and bias float32[C] of a softmax layer.
+    """Fit logistic regression.
 
-    Every step goes through all blocks once, so that memory holds one of them.
+    Every evaluation of the objective reads all blocks once, so memory holds one block at a time.
 
     Args:
-        blocks: gives the rows from the start, float32[n, D] at a time, standardised.
+        blocks: Function that returns an iterator over the standardised rows, float32[n, D] each.
         labels: int32[N] class indices.
-        weights: float32[N], how much each row counts.
-        classes: C; one without rows gets probability ≈ 0.
-        c: inverse of the L2 penalty, as scikit-learn has it.
+        weights: float32[N] sample weights.
+        classes: C; a class without rows gets probability ≈ 0.
+        c: Inverse of the L2 penalty, as in scikit-learn.
+
+    Returns:
+        Kernel float32[D, C] and bias float32[C] of a softmax layer.
 
     Raises:
-        InputError: fewer than two classes.
+        InputError: There are fewer than two classes.
     """
     from scipy.optimize import minimize
 
@@ -45,7 +48,7 @@ def fit_logistic(
     if len(present) < 2:
         raise InputError("train holds a single class; logistic regression needs two or more")
     width = next(blocks()).shape[1]
-    # Of two classes the second's scores alone are fitted: halved, they are both classes' logits.
+    # For two classes, only the scores of the second are fitted; ± half of them are the logits.
     scored = 1 if len(present) == 2 else len(present)
     total = float(weights.sum(dtype=np.float64))
     penalty = 1 / (c * total)
@@ -81,14 +84,14 @@ def fit_logistic(
 
 
 def _cross_entropy(scores: Floats, targets: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Loss of each row, float64[n], and its derivative by the scores, float64[n, S]."""
-    alone = scores.shape[1] == 1
-    logits = np.concatenate([-scores, scores], axis=1) / 2 if alone else scores
+    """Return the loss of each row, float64[n], and its gradient by the scores, float64[n, S]."""
+    single = scores.shape[1] == 1
+    logits = np.concatenate([-scores, scores], axis=1) / 2 if single else scores
     logits = logits - logits.max(axis=1, keepdims=True)
-    chances = np.exp(logits)
-    sums = chances.sum(axis=1)
+    probabilities = np.exp(logits)
+    sums = probabilities.sum(axis=1)
     rows = np.arange(len(targets))
     losses = np.log(sums) - logits[rows, targets]
-    chances /= sums[:, None]
-    chances[rows, targets] -= 1
-    return losses, chances[:, 1:] if alone else chances
+    probabilities /= sums[:, None]
+    probabilities[rows, targets] -= 1
+    return losses, probabilities[:, 1:] if single else probabilities

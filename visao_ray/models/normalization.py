@@ -1,4 +1,4 @@
-"""Mean and standard deviation of features, with which models standardise what they take."""
+"""Mean and standard deviation of features, which models use to standardise their input."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float32]
 
-#: A feature that hardly varies in train is not blown up: its standard deviation counts as at least
-#: this share of a feature's usual one. (A channel dead in train need not be dead elsewhere.)
-_LEAST_DEVIATION = 0.03
+#: Lower bound of a standard deviation, as a share of the typical one. It keeps standardising from
+#: amplifying a feature that hardly varies in train. (A channel that is constant in train may vary
+#: elsewhere.)
+_MIN_DEVIATION = 0.03
 _BLOCK = 4096  # rows in float64 at once
 
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Mean and standard deviation of each feature; the deviation never vanishes.
+    """Mean and standard deviation of each feature; the deviation is never 0.
 
     Attributes:
-        mean: float32[D].
-        deviation: float32[D].
+        mean: float32[D] means.
+        deviation: float32[D] standard deviations.
     """
 
     mean: Vectors
@@ -30,11 +31,14 @@ class FeatureStats:
 
     @classmethod
     def of(cls, vectors: Vectors, rows: npt.NDArray[np.integer] | None = None) -> FeatureStats:
-        """The statistics of rows, in float64 and block by block (Chan, Golub & LeVeque, 1979).
+        """Compute the statistics in float64, block by block (Chan, Golub & LeVeque, 1979).
 
         Args:
             vectors: float32[N, D], in memory or memory-mapped; N ≥ 1.
-            rows: which of them count, int[n]; None: all.
+            rows: int[n], numbers of the rows to use; None for all.
+
+        Returns:
+            The statistics.
         """
         count = 0
         mean = np.zeros(vectors.shape[1])
@@ -49,7 +53,7 @@ class FeatureStats:
             mean += shift * (len(part) / both)
             count = both
         variance = squares / count
-        least = max(_LEAST_DEVIATION * float(np.sqrt(variance.mean())), 1e-6)
+        least = max(_MIN_DEVIATION * float(np.sqrt(variance.mean())), 1e-6)
         deviation = np.maximum(np.sqrt(variance), least)
         return cls(mean.astype(np.float32), deviation.astype(np.float32))
 

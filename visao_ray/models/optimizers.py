@@ -1,4 +1,4 @@
-"""The optimizers and learning rates that settings name."""
+"""Optimizers and learning-rate schedules, by the names that settings use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 
 
 def make_optimizer(name: OptimizerName, learning_rate: float) -> Any:
-    """A Keras optimizer with Keras's defaults; SGD with a momentum of 0.9."""
+    """Create an optimizer with the defaults of Keras; SGD has momentum 0.9."""
     optimizers = import_keras().optimizers
     if name == "sgd":
         return optimizers.SGD(learning_rate, momentum=0.9)
@@ -20,7 +20,7 @@ def make_optimizer(name: OptimizerName, learning_rate: float) -> Any:
 
 
 def cosine(learning_rate: float, epoch: int, epochs: int) -> float:
-    """The rate of an epoch, counted from 0, that falls to nearly zero over `epochs`.
+    """Return the learning rate of an epoch, counted from 0, on a cosine schedule to nearly zero.
 
     Source: Loshchilov & Hutter, SGDR, ICLR 2017, without restarts.
     """

@@ -1,4 +1,4 @@
-"""The two pooled vectors of an image as inputs of a model, standardised if wanted."""
+"""Model inputs for the two pooled vectors of an image, optionally standardised."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from visao_ray.models.normalization import FeatureStats
 def standardised_pools(
     pools: Sequence[str], width: int, stats: Mapping[str, FeatureStats] | None
 ) -> tuple[dict[str, Any], Any]:
-    """Symbolic inputs `avg` and `max`, float32[N, D], and the pools asked for side by side.
+    """Create the inputs of a model on vectors.
 
     Args:
-        pools: which, in order.
+        pools: Names of the pools to use, in order.
         width: D.
-        stats: to standardise with; None leaves the features as they are.
+        stats: Statistics to standardise with; None leaves the features unchanged.
+
+    Returns:
+        Symbolic inputs `avg` and `max`, float32[N, D] each, and the concatenation of `pools`.
     """
     keras = import_keras()
 
@@ -32,8 +35,9 @@ def standardised_pools(
 
 
 def standardised(vectors: Any, stats: FeatureStats, name: str) -> Any:
-    """Symbolic float[N, D] brought to mean 0 and deviation 1."""
+    """Standardise symbolic vectors, float[N, D], to mean 0 and standard deviation 1."""
     layer = import_keras().layers.Normalization(name=name)
-    # Two rows of just these statistics: kept as weights, where `mean=` would fill the JSON config.
+    # These two rows have exactly these statistics. `adapt` stores them as weights; the argument
+    # `mean` would store them in the JSON config.
     layer.adapt(np.stack([stats.mean - stats.deviation, stats.mean + stats.deviation]))
     return layer(vectors)

@@ -10,10 +10,10 @@ _THRESHOLDS = 1000
 
 
 class PositiveAUC(keras.metrics.AUC):  # type: ignore[misc]
-    """Area under the ROC curve of one class's probability; approximate, to watch training by.
+    """Approximate area under the ROC curve of one class's probability, to monitor training.
 
     Args:
-        positive: index of the class.
+        positive: Index of the class.
     """
 
     def __init__(self, positive: int) -> None:
@@ -21,7 +21,7 @@ class PositiveAUC(keras.metrics.AUC):  # type: ignore[misc]
         self._positive = positive
 
     def update_state(self, labels: Any, outputs: Any, sample_weight: Any = None) -> Any:
-        """Labels int[B], probabilities float[B, C]."""
+        """Add a batch of labels, int[B], and probabilities, float[B, C]."""
         return super().update_state(
             keras.ops.equal(labels, self._positive),
             outputs[:, self._positive],

@@ -1,4 +1,4 @@
-"""The families of models by name."""
+"""Registry of model families by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from visao_ray.models.simple_cnn import SimpleCnn
 from visao_ray.models.svm import Svm
 from visao_ray.models.transfer import Transfer
 
-#: What `--family` offers.
+#: The values of `--family`.
 FAMILIES: Registry[type[Family[Any]]] = Registry(
     "family", (SimpleCnn, Transfer, Head, Siamese, Autoencoder, Svm)
 )
 
-#: Adds a family; a plugin calls it when it is imported.
+#: Add a family; a plugin calls this when it is imported.
 register = FAMILIES.register

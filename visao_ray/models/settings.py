@@ -1,8 +1,7 @@
-"""The settings of the train job: those of every family, and groups that families put together.
+"""Settings of the train job: the settings of all families, and groups that families combine.
 
-A family's class of settings joins the groups that it needs and adds fields of its own, so that a
-flag which does nothing for a family is none of its flags. `TrainSettings.variant` finds the class
-by `--family`.
+The settings class of a family inherits the groups that it needs and adds its own fields, so that a
+family has no flags without effect. `TrainSettings.variant` finds the class by `--family`.
 """
 
 from __future__ import annotations
@@ -32,20 +31,25 @@ ClassWeight = Literal["none", "balanced", "effective", "root"] | dict[str, float
 
 
 class ImageOptions(BaseSettings):
-    """How images become pixels."""
+    """Settings of how images become pixels."""
 
     image_size: int | None = Field(
-        None, ge=32, le=1024, description="side in pixels (224, or what the .keras model takes)"
+        None,
+        ge=32,
+        le=1024,
+        description="side in pixels (224, or the input size of the .keras model)",
     )
-    resize: Literal["stretch", "letterbox"] = Field("stretch", description="how to make it square")
+    resize: Literal["stretch", "letterbox"] = Field(
+        "stretch", description="how images are made square"
+    )
 
 
 class BackboneOptions(ImageOptions):
-    """Which network, with which weights, and how images fit its input."""
+    """Settings of the backbone, its weights and its input."""
 
     backbone: str | None = Field(
         None,
-        description="any keras.applications model by name (densenet121 unless --weights is a whole "
+        description="name of a keras.applications model (densenet121 unless --weights is a whole "
         "model)",
     )
     weights: str = Field(
@@ -55,21 +59,21 @@ class BackboneOptions(ImageOptions):
     )
     weights_fallback: Literal["none", "random"] = Field(
         "none",
-        description="what to do when the imagenet weights cannot be downloaded: fail, or go on "
-        "with random ones and say so in every output (for demonstrations)",
+        description="if the imagenet weights cannot be downloaded: fail, or continue with random "
+        "weights and a warning in every output (for demonstrations)",
     )
     preprocessing: Literal["imagenet", "unit"] = Field(
         "imagenet",
-        description="imagenet: as the weights were trained; unit: divide by 255 as the 2019 study",
+        description="imagenet: as the weights were trained; unit: divide by 255 (2019 study)",
     )
 
 
 class TrainSettings(
     VersionOptions, SourceOptions, WorkerOptions, EvaluateOptions, PluginOptions, JobSettings
 ):
-    """Fit a model on any number of workers; val chooses the epoch, test is used once, at the end.
+    """Fit a model on any number of workers; select the epoch on val, use test once, at the end.
 
-    Flags with [NAMES] before their text are for these families alone; with --family NAME, --help
+    Flags with [NAMES] before their text are for these families only; with --family NAME, --help
     shows the flags of that family.
     """
 
@@ -88,39 +92,55 @@ class TrainSettings(
         "store",
     )
 
-    family: str = Field(description="which kind of model")
-    store: str | None = Field(None, description="store that jobs/extract.py made")
-    workers: int = Field(1, ge=1, description="training processes", json_schema_extra=OPERATIONAL)
+    family: str = Field(description="model family")
+    store: str | None = Field(None, description="store written by jobs/extract.py")
+    workers: int = Field(
+        1, ge=1, description="number of training processes", json_schema_extra=OPERATIONAL
+    )
 
     @property
     def takes_vectors(self) -> bool:
-        """Whether vectors of a store are trained on rather than pixels."""
-        raise NotImplementedError(f"{type(self).__name__} joins no group of inputs")
+        """Whether the model is trained on vectors of a store, not on pixels."""
+        raise NotImplementedError(f"{type(self).__name__} inherits no group of input settings")
 
     @classmethod
     def of_family(cls, name: str) -> type[TrainSettings]:
-        """The settings of a family.
+        """Return the settings class of a family.
+
+        Args:
+            name: Name of the family.
+
+        Returns:
+            The settings class.
 
         Raises:
-            InputError: there is no such family.
+            InputError: There is no such family.
         """
-        found: type[TrainSettings] = _families().find(name, "--family").settings_type
-        return found
+        settings_type: type[TrainSettings] = _families().find(name, "--family").settings_type
+        return settings_type
 
     @classmethod
     def variant(cls, arguments: Sequence[str], values: Mapping[str, Any]) -> type[TrainSettings]:
-        """The settings of the family that is asked for; of all families where none is.
+        """Return the settings class for a command line.
+
+        Args:
+            arguments: Arguments of the command line.
+            values: Values of the settings file.
+
+        Returns:
+            The settings class of the requested family; without --family, one with the flags of all
+            families.
 
         Raises:
-            InputError: there is no such family, or a plugin that cannot be imported.
+            InputError: There is no such family, or a plugin cannot be imported.
         """
-        asked = [argument for argument in arguments if argument not in ("--help", "-h")]
-        family = _Choice(_cli_parse_args=asked, **values).family  # type: ignore[call-arg]
+        without_help = [argument for argument in arguments if argument not in ("--help", "-h")]
+        family = _FamilyChoice(_cli_parse_args=without_help, **values).family  # type: ignore[call-arg]
         return cls._of_all() if family is None else cls.of_family(family)
 
     @classmethod
     def foreign(cls, name: str) -> str | None:
-        """Which families a setting is for that is none of this family."""
+        """Return a message that names the families of a setting, or None if it has no family."""
         owners = _owners().get(name)
         if owners is None:
             return None
@@ -131,7 +151,7 @@ class TrainSettings(
 
     @classmethod
     def _of_all(cls) -> type[TrainSettings]:
-        """The settings of all families in one class, for --help and for messages."""
+        """Create one class with the settings of all families, for --help and for messages."""
         families = _families()
         titles = "; ".join(f"{family.name}: {family.title}" for family in families.values())
         names = Literal.__getitem__(tuple(families))
@@ -143,9 +163,9 @@ class TrainSettings(
             which = f"all but {', '.join(others)}" if most else ", ".join(owners)
             field.description = f"[{which}] {field.description}" if others else field.description
             fields[name] = (field.annotation, field)
-        found = create_model("TrainSettings", __base__=cls, **fields)
-        found.__doc__ = cls.__doc__
-        return found
+        created = create_model("TrainSettings", __base__=cls, **fields)
+        created.__doc__ = cls.__doc__
+        return created
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:
@@ -156,32 +176,32 @@ class TrainSettings(
 
 
 class PixelSettings(ImageOptions, TrainSettings):
-    """Of families that are trained on pixels."""
+    """Settings of families that are trained on pixels."""
 
     image_size: int | None = Field(
-        None, ge=32, le=1024, description="side in pixels (what the family usually takes)"
+        None, ge=32, le=1024, description="side in pixels (the default of the family)"
     )
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
-        "none", description="the study's augmentation recipe, drawn anew every epoch, on train only"
+        "none", description="augmentation recipe of the study, for train only, new in every epoch"
     )
 
     @property
     def takes_vectors(self) -> bool:
-        """Pixels."""
+        """False: the model is trained on pixels."""
         return False
 
 
 class VectorSettings(VectorOptions, TrainSettings):
-    """Of families that are trained on vectors."""
+    """Settings of families that are trained on vectors."""
 
     views: int | None = Field(
-        None, ge=1, description="most augmented views of --recipe that are used (all)"
+        None, ge=1, description="maximum number of augmented views of --recipe to use (all)"
     )
-    pool: Pool = Field("both", description="which of the pooled vectors are taken")
+    pool: Pool = Field("both", description="pooled vectors to use")
 
     @property
     def takes_vectors(self) -> bool:
-        """Vectors."""
+        """True: the model is trained on vectors."""
         return True
 
     @model_validator(mode="after")
@@ -189,29 +209,29 @@ class VectorSettings(VectorOptions, TrainSettings):
         if self.takes_vectors and self.store is None:
             raise ValueError(f"{self._reason}: give --store")
         if self.views is not None and self.recipe is None:
-            raise ValueError("--views is about the augmented views of a --recipe: give that too")
+            raise ValueError("--views limits the augmented views of a --recipe: give --recipe too")
         return self
 
     @property
     def _reason(self) -> str:
-        """Why vectors are needed."""
+        """Reason why vectors are needed, for messages."""
         return f"--family {self.family} is trained on vectors"
 
 
 class EitherSettings(PixelSettings, VectorSettings):
-    """Of families that are trained on vectors or on pixels."""
+    """Settings of families that are trained on vectors or on pixels."""
 
-    #: Settings that matter with vectors alone, and with pixels alone.
-    about_vectors: ClassVar[tuple[str, ...]] = ("extractor", "recipe", "pool")
-    about_pixels: ClassVar[tuple[str, ...]] = ("image_size", "resize", "augment")
+    #: Settings with an effect on vectors only, and on pixels only.
+    vector_settings: ClassVar[tuple[str, ...]] = ("extractor", "recipe", "pool")
+    pixel_settings: ClassVar[tuple[str, ...]] = ("image_size", "resize", "augment")
 
     inputs: Literal["vectors", "pixels"] | None = Field(
-        None, description="what is trained on (vectors of --store, pixels of --data)"
+        None, description="what to train on (vectors with --store, pixels with --data)"
     )
 
     @property
     def takes_vectors(self) -> bool:
-        """As --inputs says, else vectors where there is a store."""
+        """The value of --inputs; without it, whether there is a store."""
         return self.inputs == "vectors" or (self.inputs is None and self.store is not None)
 
     @property
@@ -221,48 +241,51 @@ class EitherSettings(PixelSettings, VectorSettings):
     @model_validator(mode="after")
     def _check_inputs(self) -> Self:
         kinds = ("pixels", "vectors") if self.takes_vectors else ("vectors", "pixels")
-        for name in self.about_pixels if self.takes_vectors else self.about_vectors:
+        for name in self.pixel_settings if self.takes_vectors else self.vector_settings:
             if getattr(self, name) != type(self).model_fields[name].default:
                 flag = f"--{name.replace('_', '-')}"
                 raise ValueError(
-                    f"{flag} is about {kinds[0]}, and --family {self.family} takes {kinds[1]} here"
+                    f"{flag} is for {kinds[0]}, but --family {self.family} takes {kinds[1]} here"
                 )
         return self
 
 
 class GradientSettings(TrainSettings):
-    """Of families that are fitted by gradient steps on Ray Train."""
+    """Settings of families that are trained by gradient steps on Ray Train."""
 
-    epochs: int | None = Field(None, ge=1, description="most epochs (30)")
-    batch_size: int = Field(
-        64, ge=2, description="rows a step, shared out evenly among the workers"
-    )
+    epochs: int | None = Field(None, ge=1, description="maximum number of epochs (30)")
+    batch_size: int = Field(64, ge=2, description="rows per step, divided among the workers")
     optimizer: OptimizerName = Field("adam", description="optimizer")
-    learning_rate: float = Field(1e-3, gt=0, description="at the start")
-    patience: int = Field(8, ge=1, description="epochs without a better --monitor to stop")
+    learning_rate: float = Field(1e-3, gt=0, description="initial learning rate")
+    patience: int = Field(
+        8, ge=1, description="stop after so many epochs without a better --monitor"
+    )
     schedule: Literal["plateau", "constant", "cosine"] = Field(
-        "plateau", description="of the learning rate: reduced on plateaus, as it is, or a cosine"
+        "plateau", description="learning rate: reduced on plateaus, constant, or a cosine"
     )
     reduce_patience: int = Field(
-        3, ge=1, description="epochs without a better --monitor to reduce the learning rate"
+        3,
+        ge=1,
+        description="reduce the learning rate after so many epochs without a better --monitor",
     )
-    reduce_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
-    monitor: Literal["loss"] = Field("loss", description="val figure that picks the best epoch")
+    reduce_factor: float = Field(0.5, gt=0, lt=1, description="factor by which it is reduced")
+    monitor: Literal["loss"] = Field("loss", description="val metric that selects the best epoch")
     class_weight: ClassWeight = Field(
         "none",
-        description='balanced, effective, root, or {"CLASS": factor}: how much a row counts by its '
-        "class",
+        description='weight of a row by its class: balanced, effective, root, or {"CLASS": factor}',
     )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of the computation; weights stay float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="dtype of the computation; weights stay float32"
     )
     xla: bool = Field(False, description="compile each step with XLA")
-    keep: int = Field(2, ge=1, description="best checkpoints kept", json_schema_extra=OPERATIONAL)
+    keep: int = Field(
+        2, ge=1, description="number of best checkpoints to keep", json_schema_extra=OPERATIONAL
+    )
     max_failures: int = Field(
         3,
         ge=0,
-        description="lost workers after which the job gives up; each time all go on from the last "
-        "checkpoint",
+        description="maximum number of worker failures; after each, all workers resume from the "
+        "last checkpoint",
         json_schema_extra=OPERATIONAL,
     )
 
@@ -270,23 +293,23 @@ class GradientSettings(TrainSettings):
     def _check_batch(self) -> Self:
         if self.batch_size % self.workers:
             raise ValueError(
-                f"--batch-size {self.batch_size} cannot be shared evenly by --workers "
+                f"--batch-size {self.batch_size} cannot be divided evenly among --workers "
                 f"{self.workers}"
             )
         return self
 
 
 class ClassifierSettings(GradientSettings):
-    """Of families whose network gives a probability for each class."""
+    """Settings of families whose network gives a probability for each class."""
 
     monitor: Literal["loss", "accuracy", "auc"] = Field(  # type: ignore[assignment]
-        "loss", description="val figure that picks the best epoch (auc: two classes only)"
+        "loss", description="val metric that selects the best epoch (auc: two classes only)"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the classes' targets")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the targets")
 
 
-class _Choice(PluginOptions, CommandSettings):
-    """What decides which settings there are."""
+class _FamilyChoice(PluginOptions, CommandSettings):
+    """The settings that decide which class of settings is used."""
 
     model_config = SettingsConfigDict(cli_ignore_unknown_args=True, extra="ignore")
 
@@ -294,7 +317,7 @@ class _Choice(PluginOptions, CommandSettings):
 
 
 def _owners() -> dict[str, list[str]]:
-    """Settings that not all families share by definition, and the families that have each."""
+    """Return each setting that is not in `TrainSettings`, with the families that have it."""
     owners: dict[str, list[str]] = {}
     for family in _families().values():
         for name in family.settings_type.model_fields:
@@ -304,6 +327,6 @@ def _owners() -> dict[str, list[str]]:
 
 
 def _families() -> Any:
-    from visao_ray.models.registry import FAMILIES  # its families are made of these settings
+    from visao_ray.models.registry import FAMILIES  # the families import this module
 
     return FAMILIES

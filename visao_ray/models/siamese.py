@@ -1,14 +1,14 @@
-"""Siamese networks: embeddings in which images of a class lie together, and classification by them.
+"""Siamese networks: embeddings in which images of a class are close, and classification by them.
 
 A trunk turns an image (or its features) into a unit-length embedding. It is trained on pairs within
 each batch, in one of two ways:
 
 - contrastive (Hadsell, Chopra, LeCun 2006): pull pairs of a class together, push others apart;
-- concatenation: the study's join (04-RedesSiamesas), a small network that tells from both
+- concatenation: the study's join (04-RedesSiamesas), a small network that predicts from both
   embeddings whether the classes differ; here it sees both orders of every pair (ledger, D25).
 
-Afterwards an image is classified by comparing it with a few train images of each class, the
-anchors (04b). `with_anchors` puts them into the model, which then needs nothing but Keras.
+The final model classifies an image by comparing it with a few train images of each class, the
+anchors (04b). `with_anchors` stores them in the model, so that it needs only Keras.
 """
 
 from __future__ import annotations
@@ -32,34 +32,42 @@ _NEAR = 1e-12  # squared distance below which a pair counts as coincident
 
 
 class SiameseSettings(EitherSettings, GradientSettings):
-    """Fit an embedding on pairs of images; a few train images of each class then tell classes."""
+    """Fit an embedding on pairs of images; classify by a few train images of each class."""
 
     example: ClassVar[str] = "--family siamese --store s3://bucket/store --out out/siamese"
-    about_vectors: ClassVar[tuple[str, ...]] = (*EitherSettings.about_vectors, "units", "dropout")
+    vector_settings: ClassVar[tuple[str, ...]] = (
+        *EitherSettings.vector_settings,
+        "units",
+        "dropout",
+    )
 
     family: Literal["siamese"] = "siamese"
-    units: int = Field(256, ge=1, le=4096, description="of each hidden layer on vectors")
-    dropout: float = Field(0.2, ge=0, lt=1, description="before later layers on vectors")
-    join: Literal["contrastive", "concatenation"] = Field(
-        "contrastive", description="distance with a margin, or the study's dense layers"
+    units: int = Field(256, ge=1, le=4096, description="units of the hidden layer on vectors")
+    dropout: float = Field(
+        0.2, ge=0, lt=1, description="dropout rate of the hidden layer on vectors"
     )
-    embedding: int = Field(128, ge=2, le=4096, description="numbers of the embedding")
-    margin: float = Field(1.0, gt=0, le=2, description="distance that classes must keep")
-    anchors: int = Field(5, ge=1, description="train images a class to compare with")
+    join: Literal["contrastive", "concatenation"] = Field(
+        "contrastive", description="how pairs are compared: distance, or the study's dense layers"
+    )
+    embedding: int = Field(128, ge=2, le=4096, description="width of the embedding")
+    margin: float = Field(1.0, gt=0, le=2, description="minimum distance between classes")
+    anchors: int = Field(5, ge=1, description="train images per class to compare with")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
         if self.batch_size // self.workers % 2:
-            raise ValueError("--family siamese needs an even number of rows a worker")
+            raise ValueError("--family siamese needs an even number of rows per worker")
         if self.xla and self.join == "concatenation" and self.workers > 1:
-            raise ValueError("--xla cannot compile the join of several workers; leave it out")
+            raise ValueError(
+                "--xla cannot compile --join concatenation with several workers; remove --xla"
+            )
         return self
 
 
 class Siamese(GradientFamily[SiameseSettings]):
-    """The family `siamese`: a trunk that embeds; classes come from train anchors at the end."""
+    """The family `siamese`: a trunk gives embeddings, and train anchors give the classes."""
 
-    title = "an embedding in which classes lie together, from vectors or pixels"
+    title = "an embedding in which images of a class are close, from vectors or pixels"
     settings_type = SiameseSettings
     pairs = True
 
@@ -67,11 +75,11 @@ class Siamese(GradientFamily[SiameseSettings]):
     def known_classes(
         cls, classes: tuple[str, ...], labels: npt.NDArray[np.int32]
     ) -> tuple[str, ...]:
-        """Those of the anchors, which are train images."""
+        """Return the classes that have train rows, which are the classes of the anchors."""
         return tuple(classes[number] for number in np.unique(labels))
 
     def build(self) -> Any:
-        """The trunk, or the trunk with the study's join on it."""
+        """Build the trunk, with the study's join for --join concatenation."""
         settings, shape = self.settings, self.shape
         if shape.image_size:
             trunk = build_trunk_images(shape.image_size, settings.embedding)
@@ -87,7 +95,7 @@ class Siamese(GradientFamily[SiameseSettings]):
         return build_concatenation(trunk) if self._joined else trunk
 
     def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
-        """Contrastive, or cross-entropy of "the classes differ"."""
+        """Contrastive loss, or cross-entropy of "the classes differ", float32[B]."""
         keras = import_keras()
 
         if self._joined:
@@ -96,14 +104,14 @@ class Siamese(GradientFamily[SiameseSettings]):
         return contrastive_losses(labels, outputs, weights, self.settings.margin)
 
     def checkpoint_model(self, model: Any) -> Any:
-        """What embeds: its inputs to {"embedding"}."""
+        """Return the trunk with the output {"embedding"}."""
         keras = import_keras()
 
         trunk = embedder(model)
         return keras.Model(trunk.input, {"embedding": trunk.output}, name="embedder")
 
     def final_model(self, model: Any, train: BatchSource) -> Any:
-        """With the anchors of every class in it."""
+        """Return the classifier, which includes the anchors of every class."""
         settings = self.settings
         known, labels = np.unique(train.labels, return_inverse=True)
         numbers = draw_anchors(labels.astype(np.int32), len(known), settings.anchors, settings.seed)
@@ -117,14 +125,17 @@ class Siamese(GradientFamily[SiameseSettings]):
 
 
 def build_trunk_images(image_size: int, embedding: int = 128) -> Any:
-    """Pixels to embedding: the trunk of CNN-B, as in the study's SIAM-V, and a Dense layer.
+    """Build a trunk on pixels: the trunk of CNN-B, as in the study's SIAM-V, and a Dense layer.
 
     Args:
         image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255.
         embedding: E of the output, float32[N, E] of unit length.
 
+    Returns:
+        keras.Model.
+
     Raises:
-        InputError: images too small for the layers.
+        InputError: The images are too small for the layers.
     """
     keras = import_keras()
 
@@ -142,16 +153,19 @@ def build_trunk_features(
     dropout: float = 0.2,
     embedding: int = 128,
 ) -> Any:
-    """Features to embedding, on the same inputs as a head.
+    """Build a trunk on features, with the same inputs as a head.
 
     Args:
         width: D of the inputs `avg` and `max`, float32[N, D] each.
-        stats: of the train rows, for `avg` and `max`; standardisation uses them.
-        pool: which of them is used.
-        standardise: to mean 0 and deviation 1 in train.
-        units: of the hidden layer; 0: none.
-        dropout: share of the hidden units left out in training.
+        stats: Statistics of the train rows for `avg` and `max`, used to standardise.
+        pool: Pooled vectors to use.
+        standardise: Whether features are standardised to mean 0 and standard deviation 1.
+        units: Units of the hidden layer; 0 for no hidden layer.
+        dropout: Dropout rate.
         embedding: E of the output, float32[N, E] of unit length.
+
+    Returns:
+        keras.Model.
     """
     keras = import_keras()
 
@@ -165,42 +179,45 @@ def build_trunk_features(
 
 
 def _unit_length(x: Any, embedding: int) -> Any:
-    """Dense to E numbers, then unit length.
+    """Apply a Dense layer of E units, then normalise to unit length.
 
-    The study's layer was relu and not normalised. On the unit sphere distances lie in 0..2, so that
-    a margin and a temperature mean the same for every trunk, and the squared distance to an anchor
-    is linear in the embedding. With relu the sphere would shrink to one orthant, where no two
-    points are farther apart than √2: unlike classes could at best be orthogonal.
+    The study's layer had relu and no normalisation. On the unit sphere, distances are in 0..2. So a
+    margin and a temperature have the same meaning for every trunk, and the squared distance to an
+    anchor is linear in the embedding. With relu, all points would be in one orthant of the sphere,
+    where distances are at most √2: different classes could at best be orthogonal.
     """
     keras = import_keras()
 
-    # Not zeros: an all-black image (or a filling row) would embed at 0, where direction, and with
-    # it the gradient, is undefined.
-    start = keras.initializers.RandomNormal(stddev=0.01)
-    x = keras.layers.Dense(embedding, bias_initializer=start, dtype="float32", name="direction")(x)
+    # No zeros: the embedding of a black image (or of a padding row) would be 0, where the direction
+    # and its gradient are undefined.
+    bias = keras.initializers.RandomNormal(stddev=0.01)
+    x = keras.layers.Dense(embedding, bias_initializer=bias, dtype="float32", name="direction")(x)
     return keras.layers.UnitNormalization(dtype="float32", name="embedding")(x)
 
 
 def embedder(model: Any) -> Any:
-    """The trunk in a model of this file: its inputs to float32[N, E]; weights are shared."""
+    """Return the trunk of a model of this file, with output float32[N, E]; weights are shared."""
     keras = import_keras()
 
     return keras.Model(model.input, model.get_layer("embedding").output, name="embedder")
 
 
 def contrastive_losses(labels: Any, embeddings: Any, weights: Any, margin: float = 1.0) -> Any:
-    """Contrastive loss of every row against all others of its batch, float32[B].
+    """Compute the contrastive loss of each row against all others of its batch.
 
-    For row i: ½ · mean of d² over the others of its class, plus ½ · mean of max(margin − d, 0)²
-    over the rows of other classes. The two means weigh the same however many classes there are; a
-    row without partners of a kind has no such half. Memory grows with B²·E.
+    For row i: ½ · mean of d² over the other rows of its class, plus ½ · mean of max(margin − d, 0)²
+    over the rows of other classes. The two means have the same weight for any number of classes. A
+    term without partners is 0. Memory grows with B²·E.
 
     Args:
-        labels: int[B].
+        labels: int[B] class indices.
         embeddings: float[B, E].
-        weights: float[B]; a row of weight 0 fills the batch: it is neither anchor nor partner, and
-            its loss is 0. Otherwise weights do not scale the result.
-        margin: distance beyond which different classes are left alone.
+        weights: float[B]; a row of weight 0 is padding: it has no partners, is no partner of other
+            rows, and its loss is 0. Other weights do not scale the result.
+        margin: Distance beyond which rows of different classes have no loss.
+
+    Returns:
+        float32[B].
     """
     ops = import_keras().ops
 
@@ -211,7 +228,7 @@ def contrastive_losses(labels: Any, embeddings: Any, weights: Any, margin: float
     same_class = ops.cast(labels[:, None] == labels[None, :], "float32")
     different = pairs * (1 - same_class)
     same = pairs * same_class * (1 - ops.eye(ops.shape(labels)[0]))
-    # Differences, not the Gram matrix: near pairs would be lost in its rounding.
+    # Differences, not the Gram matrix: its rounding errors exceed the distances of close pairs.
     squares = ops.sum(ops.square(embeddings[:, None] - embeddings[None, :]), axis=-1)
     distance = ops.sqrt(ops.maximum(squares, _NEAR))  # the gradient of √ at 0 is infinite
     push = ops.square(ops.maximum(margin - distance, 0))
@@ -225,20 +242,20 @@ def _row_mean(values: Any, mask: Any) -> Any:
 
 
 def build_concatenation(trunk: Any) -> Any:
-    """A trunk with the study's join on it, made symmetric.
+    """Build a trunk with the study's join, made symmetric.
 
-    Rows come as pairs, 2i with 2i + 1, so a batch has an even number of rows. Each row's embedding
-    is joined with its partner's, [own, partner's] – Dense 16 – BN – relu – Dense 4 – BN – relu –
-    Dense 1, so both orders of a pair are seen. The trunk keeps its unit length here too: nothing is
-    lost but the norm (the join scales as it needs), and search by distance means the same for both
-    ways of training.
+    Rows come in pairs, 2i with 2i + 1, so a batch has an even number of rows. The embeddings of a
+    row and of its partner are concatenated: [own, partner] – Dense 16 – BN – relu – Dense 4 – BN –
+    relu – Dense 1. So both orders of a pair are seen. The embedding has unit length here too. Only
+    the norm is lost (the join can rescale), and search by distance works the same after both ways
+    of training.
 
     Args:
-        trunk: a model of `build_trunk_images` or `build_trunk_features`.
+        trunk: Model of `build_trunk_images` or `build_trunk_features`.
 
     Returns:
-        keras.Model on the trunk's inputs; output float32[B, 1], the probability that the partner is
-        of another class. It shares the trunk's weights.
+        keras.Model with the inputs and the weights of the trunk. Its output, float32[B, 1], is the
+        probability that the partner is of another class.
     """
     keras = import_keras()
     ops = keras.ops
@@ -256,10 +273,13 @@ def build_concatenation(trunk: Any) -> Any:
 
 
 def partner_differs(labels: Any) -> Any:
-    """The target of `build_concatenation`, float32[B]: 1 where the classes of a pair differ.
+    """Compute the target of `build_concatenation`.
 
     Args:
         labels: int[B], B even; rows 2i and 2i + 1 are a pair.
+
+    Returns:
+        float32[B], 1 where the classes of a pair differ.
     """
     ops = import_keras().ops
 
@@ -271,16 +291,19 @@ def partner_differs(labels: Any) -> Any:
 def draw_anchors(
     labels: npt.NDArray[np.int32], classes: int, k: int, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Positions int64[C, k] of k random rows of each class, distinct where the class has k.
+    """Draw k random rows of each class, distinct if the class has k rows.
 
     Args:
         labels: int[N] class indices of the train rows. (The study took an anchor from test.)
         classes: C.
-        k: anchors per class.
-        seed: of the draw.
+        k: Anchors per class.
+        seed: Random seed.
+
+    Returns:
+        int64[C, k] positions in `labels`.
 
     Raises:
-        InputError: a class has no rows.
+        InputError: A class has no rows.
     """
     rng = np.random.default_rng([seed, classes, k])
     drawn = np.empty((classes, k), np.int64)
@@ -293,18 +316,19 @@ def draw_anchors(
 
 
 def with_anchors(model: Any, anchors: npt.NDArray[np.float32], temperature: float = 0.1) -> Any:
-    """The classifier by anchors: what is kept of a trained model.
+    """Build the classifier by anchors, the final form of a trained model.
 
     - A trunk: softmax over the classes of −(mean d² to the anchors of the class) / temperature.
     - A concatenation: 1 − mean of p(different) over the anchors of the class and both orders,
-      divided by its sum over the classes. Inference of BatchNormalization is folded in.
+      divided by its sum over the classes. BatchNormalization at inference is folded into the
+      weights.
 
-    Standard layers only, so that the file loads in plain Keras, safe mode included.
+    The model has only standard layers, so that plain Keras can load its file, also in safe mode.
 
     Args:
-        model: of `build_trunk_images`, `build_trunk_features` or `build_concatenation`.
-        anchors: float32[C, k, E], what `embedder(model)` gives for the anchors of each class.
-        temperature: of the softmax; a concatenation has none.
+        model: Model of `build_trunk_images`, `build_trunk_features` or `build_concatenation`.
+        anchors: float32[C, k, E], output of `embedder(model)` for the anchors of each class.
+        temperature: Temperature of the softmax; a concatenation has none.
 
     Returns:
         keras.Model with outputs `probability` float32[N, C] and `embedding` float32[N, E].
@@ -315,7 +339,7 @@ def with_anchors(model: Any, anchors: npt.NDArray[np.float32], temperature: floa
     if model.name == "siamese_concatenation":
         logits = _join_logits(model, embedding, anchors)
     else:
-        # Both of unit length: −d² = 2 e·a − 2, and what all classes share drops out of a softmax.
+        # Both have unit length: −d² = 2 e·a − 2, and a constant does not change a softmax.
         kernel = 2 / temperature * anchors.mean(axis=1, dtype=np.float64).T
         logits = _dense(embedding, "anchors", kernel)
     probability = keras.layers.Softmax(dtype="float32", name="probability")(logits)
@@ -324,14 +348,14 @@ def with_anchors(model: Any, anchors: npt.NDArray[np.float32], temperature: floa
 
 
 def _join_logits(model: Any, embedding: Any, anchors: npt.NDArray[np.float32]) -> Any:
-    """Symbolic log of the sum of p(same) over a class's anchors and both orders, float32[N, C]."""
+    """Log of the sum of p(same) over the anchors of a class and both orders, float32[N, C]."""
     keras = import_keras()
 
     classes, k, width = anchors.shape
     kernel, bias = _folded(model, 1)
     own, other = kernel[:width], kernel[width:]
-    # Dense on [image, anchor] is a Dense on the image plus a constant per anchor; both orders in
-    # one, first [image, anchor], then [anchor, image].
+    # Dense on [image, anchor] is Dense on the image plus a constant per anchor. One layer does both
+    # orders, first [image, anchor], then [anchor, image].
     flat = anchors.reshape(classes * k, width).astype(np.float64)
     constant = np.concatenate([flat @ other + bias, flat @ own + bias], axis=1)
     x = keras.layers.RepeatVector(classes * k, dtype="float32", name="anchors")(embedding)
@@ -355,7 +379,7 @@ def _join_logits(model: Any, embedding: Any, anchors: npt.NDArray[np.float32]) -
 
 
 def _folded(model: Any, number: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Kernel and bias of a join's Dense layer with its BatchNormalization at inference."""
+    """Fold BatchNormalization at inference into kernel and bias of a Dense layer of the join."""
     norm = model.get_layer(f"join{number}_norm")
     kernel, bias = (w.astype(np.float64) for w in model.get_layer(f"join{number}").get_weights())
     gamma, beta, mean, variance = (w.astype(np.float64) for w in norm.get_weights())
@@ -364,7 +388,7 @@ def _folded(model: Any, number: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
 
 
 def _dense(x: Any, name: str, kernel: Any, bias: Any = None, activation: str | None = None) -> Any:
-    """A Dense layer with these weights, applied."""
+    """Apply a Dense layer with these weights."""
     layer = import_keras().layers.Dense(
         kernel.shape[1], activation, use_bias=bias is not None, dtype="float32", name=name
     )

@@ -1,7 +1,7 @@
 """The two small convolutional networks of the 2019 study, layer by layer (ledger, section 0).
 
-CNN-A2 reached most at 150², CNN-B at 224²; any size that their layers allow is taken. Both start
-from random weights and read pixels as they are: scaling is inside.
+In the study, CNN-A2 was best at 150² and CNN-B at 224²; any size that the layers allow can be used.
+Both start from random weights. Their input is raw pixels: the models scale them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from visao_ray.models.settings import ClassifierSettings, PixelSettings
 
 Architecture = Literal["cnn_a2", "cnn_b"]
 
-#: Side in pixels that the study used.
+#: Side in pixels in the study.
 NATIVE_SIZE: dict[Architecture, int] = {"cnn_a2": 150, "cnn_b": 224}
 
 
 @dataclass(frozen=True)
 class _Block:
-    """A 3×3 convolution with relu, perhaps 2×2 max pooling, perhaps dropout."""
+    """A 3×3 convolution with relu, optional 2×2 max pooling and optional dropout."""
 
     filters: int
     padding: Literal["same", "valid"]
@@ -34,7 +34,7 @@ class _Block:
     dropout: float = 0.0
 
     def side(self, side: int) -> int:
-        """Side of the output for a side of the input; 0 if there is none."""
+        """Return the side of the output for a side of the input; 0 if the input is too small."""
         side = side if self.padding == "same" else max(side - 2, 0)
         return side // 2 if self.pool else side
 
@@ -70,7 +70,7 @@ class SimpleCnnSettings(PixelSettings, ClassifierSettings):
     architecture: Architecture = Field(
         "cnn_a2", description="layers: the study's CNN-A2 (150²) or CNN-B (224²)"
     )
-    l2: float = Field(0.0, ge=0, description="penalty on the weights of dense layers")
+    l2: float = Field(0.0, ge=0, description="L2 penalty on the weights of dense layers")
 
 
 class SimpleCnn(Classifier[SimpleCnnSettings]):
@@ -83,11 +83,11 @@ class SimpleCnn(Classifier[SimpleCnnSettings]):
     def fetch(
         cls, settings: SimpleCnnSettings, dataset: Dataset, work: Location
     ) -> tuple[int, str | None]:
-        """The size that the study used."""
+        """Return --image-size, or the size in the study."""
         return settings.image_size or NATIVE_SIZE[settings.architecture], None
 
     def build(self) -> Any:
-        """As `build_simple_cnn` makes it."""
+        """Build the network; see `build_simple_cnn`."""
         settings, shape = self.settings, self.shape
         return build_simple_cnn(
             settings.architecture, shape.image_size, len(shape.classes), settings.l2
@@ -97,22 +97,23 @@ class SimpleCnn(Classifier[SimpleCnnSettings]):
 def build_simple_cnn(
     architecture: Architecture, image_size: int, classes: int, l2: float = 0.0
 ) -> Any:
-    """A classifier of images, not compiled.
+    """Build a classifier of images, not compiled.
 
-    The study's single sigmoid for two classes is a softmax over two here, the same family of
-    functions; otherwise the parameters are the study's, number by number.
+    The study's single sigmoid for two classes is a softmax over two classes here, the same family
+    of functions. Otherwise the number of parameters is the same as in the study.
 
     Args:
-        architecture: which network.
+        architecture: Name of the network.
         image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255.
         classes: C of the output, float32[N, C]: softmax probabilities in class order.
-        l2: penalty on all kernels; the study had none.
+        l2: L2 penalty on all kernels; the study had none.
 
     Returns:
-        keras.Model. Weights depend on Keras's global seed (`keras.utils.set_random_seed`).
+        keras.Model. The initial weights depend on Keras's global seed
+        (`keras.utils.set_random_seed`).
 
     Raises:
-        InputError: images too small for the layers.
+        InputError: The images are too small for the layers.
     """
     keras = import_keras()
 
@@ -127,15 +128,18 @@ def build_simple_cnn(
 
 
 def trunk(architecture: Architecture, pixels: Any, l2: float = 0.0) -> Any:
-    """The network up to one vector per image: float[N, 256] of CNN-A2, [N, 4096] of CNN-B at 224².
+    """Build the network up to one vector per image.
 
     Args:
-        architecture: which network.
-        pixels: symbolic uint8[N, S, S, 3], 0-255.
-        l2: penalty on the kernels.
+        architecture: Name of the network.
+        pixels: Symbolic uint8[N, S, S, 3] in 0-255.
+        l2: L2 penalty on the kernels.
+
+    Returns:
+        Symbolic float[N, 256] for CNN-A2, float[N, 4096] for CNN-B at 224².
 
     Raises:
-        InputError: images too small for the layers.
+        InputError: The images are too small for the layers.
     """
     keras = import_keras()
 

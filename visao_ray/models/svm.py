@@ -1,9 +1,9 @@
-"""A support vector machine with a Gaussian (RBF) kernel, the baseline that the study found in use.
+"""A support vector machine (SVM) with an RBF kernel, the baseline in production before the study.
 
-Of that machine only its results are known (ledger, section 2f: features, C and γ are not), so both
-inputs are offered: feature vectors, or pixels reduced to 32×32. scikit-learn fits; what is kept is
-a Keras model of Dense layers that computes the same, with probabilities (Platt 1999): no pickle,
-and served like every other model.
+Only the results of that baseline are known (ledger, section 2f: its features, C and γ are not). So
+there are two inputs: feature vectors, or pixels reduced to 32×32. scikit-learn fits the SVM. The
+model file holds a Keras model of Dense layers that computes the same, with probabilities (Platt
+1999). So there is no pickle file, and the SVM is served like every other model.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from visao_ray.models.settings import EitherSettings, Pool
 Labels = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
-_BATCH = 256  # rows reduced at once
-_MOST = 1_000_000  # classes times rows
-_SIDE = 32  # of a reduced image
+_BATCH = 256  # rows per prediction of the input model
+_MAX_WORK = 1_000_000  # classes times rows
+_SIDE = 32  # pixels of a reduced image
 _FOLDS = 3
 _NEVER = -30.0  # log-odds of a class without train rows: p ≈ 1e-13
 _CACHE = 500  # MiB of kernel rows
 
 
 class SvmSettings(EitherSettings):
-    """Fit a support vector machine, with C and gamma from a grid that val chooses from."""
+    """Fit a support vector machine; select C and gamma from a grid on val."""
 
     example: ClassVar[str] = "--family svm --store s3://bucket/store --out out/svm"
 
     family: Literal["svm"] = "svm"
-    svm_c: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="C to try")
+    svm_c: list[float] = Field([0.1, 1.0, 10.0, 100.0], description="values of C to try")
     svm_gamma: list[float] = Field(
-        [0.1, 1.0, 10.0], description="gamma to try, in units of 1 / (numbers · variance)"
+        [0.1, 1.0, 10.0], description="values of gamma to try, times 1 / (features · variance)"
     )
 
 
 class Svm(GridFamily[SvmSettings]):
     """The family `svm`."""
 
-    title = "the baseline in production, an RBF machine, from vectors or pixels"
+    title = "the baseline in production, an RBF SVM, from vectors or pixels"
     settings_type = SvmSettings
     image_size = 128
 
     def candidates(self) -> list[dict[str, float]]:
-        """Every pair of C and gamma."""
+        """Return every pair of C and gamma."""
         classes, rows = len(self.shape.classes), self.shape.rows
-        if classes * rows > _MOST:
+        if classes * rows > _MAX_WORK:
             raise InputError(
-                f"--family svm: {classes} classes, one against the rest each, of {rows} train rows "
-                "would take days; give --limit, or another family"
+                f"--family svm: {classes} one-vs-rest classifiers of {rows} train rows would take "
+                "days; use --limit, or another family"
             )
         pairs = itertools.product(self.settings.svm_c, self.settings.svm_gamma)
         return [{"C": C, "gamma": gamma} for C, gamma in pairs]
@@ -69,7 +69,7 @@ class Svm(GridFamily[SvmSettings]):
     def read(
         self, train: BatchSource, val: BatchSource
     ) -> tuple[FeatureStats | None, dict[str, Any]]:
-        """Statistics of reduced images, and standardised vectors and labels of train and val."""
+        """Return statistics of reduced images, and standardised vectors and labels by split."""
         stats = None
         if self.shape.image_size:
             stats = FeatureStats.of(_run(svm_inputs_images(self.shape.image_size), train))
@@ -82,14 +82,14 @@ class Svm(GridFamily[SvmSettings]):
         }
 
     def score(self, table: Any, candidate: Mapping[str, float]) -> dict[str, float]:
-        """As `score_svm`."""
+        """Fit on train and evaluate on val; see `score_svm`."""
         classes = len(self.shape.classes)
         return score_svm(**table, classes=classes, C=candidate["C"], gamma=candidate["gamma"])
 
     def fit(
         self, state: Any, table: Any, train: BatchSource, candidate: Mapping[str, float]
     ) -> tuple[Any, dict[str, Any]]:
-        """Fitted and calibrated, as a Keras model."""
+        """Fit and calibrate the SVM, and convert it to a Keras model."""
         fitted = fit_calibrated(
             table["x_train"],
             table["y_train"],
@@ -103,7 +103,7 @@ class Svm(GridFamily[SvmSettings]):
         return model, {"support_vectors": len(fitted.support)}
 
     def _inputs(self, stats: FeatureStats | None) -> Any:
-        """The part of the machine that turns its inputs into standardised vectors."""
+        """Build the model that turns the inputs into standardised vectors."""
         if self.shape.image_size:
             return svm_inputs_images(self.shape.image_size, stats)
         return svm_inputs_features(self.shape.width, self.settings.pool, self.shape.stats)
@@ -111,19 +111,20 @@ class Svm(GridFamily[SvmSettings]):
 
 @dataclass(frozen=True)
 class FittedSvm:
-    """A fitted machine with probabilities, as plain arrays.
+    """A fitted SVM with probabilities, as plain arrays.
 
-    M machines of one class against the rest: one per class, but only that of class 1 where there
-    are two. Machine m's decision for x is f = Σ_s coefficients[s, m] · exp(−γ |x − support[s]|²) +
-    intercept[m], its probability σ(slope[m] · f + offset[m]).
+    It has M one-vs-rest classifiers: one per class, or only that of class 1 if there are two
+    classes. The decision value of classifier m for x is
+    f = Σ_s coefficients[s, m] · exp(−γ |x − support[s]|²) + intercept[m], and its probability is
+    σ(slope[m] · f + offset[m]).
 
     Attributes:
-        support: float32[S, D], the support vectors of all machines.
-        coefficients: float64[S, M], y·α of machine m, 0 where s is not among its support vectors.
+        support: float32[S, D], support vectors of all classifiers.
+        coefficients: float64[S, M], y·α of classifier m; 0 if s is not one of its support vectors.
         intercept: float64[M].
-        slope: float64[M].
-        offset: float64[M].
-        gamma: γ, absolute.
+        slope: float64[M], slope of Platt's sigmoid.
+        offset: float64[M], offset of Platt's sigmoid.
+        gamma: Absolute γ.
         classes: C.
     """
 
@@ -137,15 +138,16 @@ class FittedSvm:
 
 
 def svm_inputs_features(width: int, pool: Pool, stats: Mapping[str, FeatureStats]) -> Any:
-    """A model that gives the vectors an SVM takes, from the inputs of a head.
+    """Build the input model of an SVM on vectors, with the inputs of a head.
 
     Args:
         width: D of the inputs `avg` and `max`, float32[N, D] each.
-        pool: which of them; both stand side by side.
-        stats: of the train rows, for `avg` and `max`.
+        pool: Pooled vectors to use; `both` are concatenated.
+        stats: Statistics of the train rows for `avg` and `max`.
 
     Returns:
-        keras.Model, output float32[N, D] (2·D for both): mean 0 and deviation 1 in train.
+        keras.Model with output float32[N, D], or float32[N, 2·D] for `both`, standardised to mean 0
+        and standard deviation 1 in train.
     """
     keras = import_keras()
 
@@ -154,20 +156,20 @@ def svm_inputs_features(width: int, pool: Pool, stats: Mapping[str, FeatureStats
 
 
 def svm_inputs_images(image_size: int, stats: FeatureStats | None = None) -> Any:
-    """A model that reduces images to the vectors an SVM takes: the grey means of 32×32 tiles.
+    """Build the input model of an SVM on images, which computes the grey means of 32×32 tiles.
 
-    To get the stats, run the model made without them over the train images first; training and
-    use then share the very same reduction.
+    To get `stats`, first run the model without them over the train images. Training and prediction
+    then share the same reduction.
 
     Args:
         image_size: S of the input `pixels`, uint8[N, S, S, 3] in 0-255; a multiple of 32.
-        stats: of the reduced train images; None leaves them in 0..1.
+        stats: Statistics of the reduced train images; None leaves the values in 0..1.
 
     Returns:
-        keras.Model, output float32[N, 1024].
+        keras.Model with output float32[N, 1024].
 
     Raises:
-        InputError: image_size is no multiple of 32.
+        InputError: image_size is not a multiple of 32.
     """
     keras = import_keras()
 
@@ -186,7 +188,7 @@ def svm_inputs_images(image_size: int, stats: FeatureStats | None = None) -> Any
 
 
 def gamma_scale(x: Vectors) -> float:
-    """1 / (D · variance) of float32[N, D]: the γ that scikit-learn calls "scale"."""
+    """Return 1 / (D · variance) of float32[N, D], the γ that scikit-learn calls "scale"."""
     variance = float(x.var(dtype=np.float64))
     return 1.0 / (int(x.shape[1]) * max(variance, 1e-12))
 
@@ -200,22 +202,22 @@ def score_svm(
     C: float,
     gamma: float,
 ) -> dict[str, float]:
-    """How well a machine with these parameters ranks (two classes) or tells (more) the val rows.
+    """Fit an SVM on train and evaluate it on val.
 
     Args:
         x_train: float32[N, D], standardised.
         y_train: int32[N] class indices.
-        x_val: float32[V, D].
-        y_val: int32[V].
-        classes: how many there are, whether or not all have rows.
-        C: cost of an error, as scikit-learn has it.
-        gamma: relative to `gamma_scale(x_train)`.
+        x_val: float32[V, D], standardised.
+        y_val: int32[V] class indices.
+        classes: Number of classes, including classes without rows.
+        C: Cost of an error, as in scikit-learn.
+        gamma: γ relative to `gamma_scale(x_train)`.
 
     Returns:
-        {"roc_auc"} for two classes (NaN if val holds only one), else {"macro_f1"}.
+        {"roc_auc"} for two classes (NaN if val has only one), else {"macro_f1"}.
 
     Raises:
-        InputError: fewer than two classes in train.
+        InputError: Train has fewer than two classes.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
@@ -229,14 +231,21 @@ def score_svm(
 
 
 def fit_svm(x: Vectors, y: Labels, classes: int, C: float, gamma: float) -> list[Any]:
-    """The machines of one class against the rest; `gamma` is absolute.
+    """Fit the one-vs-rest classifiers.
+
+    Args:
+        x: float32[N, D], standardised.
+        y: int32[N] class indices.
+        classes: Number of classes, including classes without rows.
+        C: Cost of an error, as in scikit-learn.
+        gamma: Absolute γ.
 
     Returns:
-        sklearn.svm.SVC for each class, or for class 1 alone where there are two; None for a class
-        without rows.
+        sklearn.svm.SVC for each class, or for class 1 only if there are two classes; None for a
+        class without rows.
 
     Raises:
-        InputError: fewer than two classes in `y`.
+        InputError: `y` has fewer than two classes.
     """
     from sklearn.svm import SVC
 
@@ -257,31 +266,35 @@ def fit_calibrated(
     gamma: float,
     seed: int,
 ) -> FittedSvm:
-    """Fit on all rows, and calibrate on decisions for rows that were left out (3 grouped folds).
+    """Fit on all rows, and calibrate on out-of-fold decision values (3 grouped folds).
 
-    Platt's sigmoid with his smoothed targets, fitted by scikit-learn's LogisticRegression. A
-    machine's decisions for its own training rows would make it too sure; val stays untouched.
+    The calibration is Platt's sigmoid with his smoothed targets, fitted by scikit-learn's
+    LogisticRegression. Decision values of the training rows themselves would give probabilities
+    that are too extreme. Val is not used.
 
     Args:
         x: float32[N, D], standardised.
         y: int32[N] class indices.
-        groups: [N]; rows of a group stay together.
-        classes: C; one without rows gets probability ≈ 0.
-        C: cost of an error.
-        gamma: relative to `gamma_scale(x)`.
-        seed: of the folds.
+        groups: [N] groups; the rows of a group are in the same fold.
+        classes: C; a class without rows gets probability ≈ 0.
+        C: Cost of an error, as in scikit-learn.
+        gamma: γ relative to `gamma_scale(x)`.
+        seed: Seed of the folds.
+
+    Returns:
+        The fitted SVM.
 
     Raises:
-        InputError: fewer than two classes, or too few groups or rows to leave some out.
+        InputError: There are fewer than two classes, or too few groups or rows for the folds.
     """
     gamma *= gamma_scale(x)
     machines = fit_svm(x, y, classes, C, gamma)
-    left_out = _left_out_decisions(x, y, groups, classes, C, gamma, seed)
-    known = ~np.isnan(left_out)
+    out_of_fold = _out_of_fold_decisions(x, y, groups, classes, C, gamma, seed)
+    known = ~np.isnan(out_of_fold)
     hits = y[:, None] == np.array(_machine_classes(classes))
     if not (known & hits).any() or not (known & ~hits).any():
         raise InputError(
-            "every class has train rows of one group alone; the probabilities of an SVM need at "
+            "every class has train rows of a single group; the probabilities of an SVM need at "
             "least two groups of a class"
         )
 
@@ -294,25 +307,26 @@ def fit_calibrated(
             continue
         coefficients[np.searchsorted(rows, machine.support_), place] = machine.dual_coef_[0]
         intercept[place] = machine.intercept_[0]
-        # A class that stands in one group alone is never left out with its machine still there: it
-        # takes the sigmoid of all machines together.
+        # If all rows of a class are in one group, its classifier does not exist in the fold that
+        # holds them out. The class then uses the sigmoid of all classifiers together.
         alone = not hits[known[:, place], place].any()
         of = known if alone else known & (np.arange(count) == place)
-        slope[place], offset[place] = _sigmoid(left_out[of], hits[of])
+        slope[place], offset[place] = _sigmoid(out_of_fold[of], hits[of])
     return FittedSvm(x[rows], coefficients, intercept, slope, offset, gamma, classes)
 
 
 def to_keras(inputs_model: Any, fitted: FittedSvm) -> Any:
-    """The machine as a Keras model of standard layers, from the inputs of `inputs_model` on.
+    """Convert an SVM to a Keras model of standard layers, with the inputs of `inputs_model`.
 
-    Two classes: [1 − p, p]. More: each class's probability against the rest, divided by their sum.
+    For two classes, the output is [1 − p, p]. For more classes, it is the one-vs-rest
+    probabilities, divided by their sum.
 
     Args:
-        inputs_model: of `svm_inputs_features` or `svm_inputs_images`, as used for fitting.
-        fitted: the machine.
+        inputs_model: Model of `svm_inputs_features` or `svm_inputs_images` that was used to fit.
+        fitted: The fitted SVM.
 
     Returns:
-        keras.Model, output float32[N, C].
+        keras.Model with output float32[N, C].
     """
     keras = import_keras()
     ops, layers = keras.ops, keras.layers
@@ -334,7 +348,7 @@ def to_keras(inputs_model: Any, fitted: FittedSvm) -> Any:
     if fitted.classes == 2:
         # Softmax of [0, z] is [1 − σ(z), σ(z)].
         odds, bias = np.pad(odds, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
-    # Softmax of log σ(z) is σ(z) over its sum, also where all are tiny.
+    # Softmax of log σ(z) is σ(z) divided by its sum, also if all are tiny.
     activation = None if fitted.classes == 2 else "log_sigmoid"
     machines = layers.Dense(fitted.classes, activation, dtype="float32", name="machines")
     logits = machines(values)
@@ -344,23 +358,21 @@ def to_keras(inputs_model: Any, fitted: FittedSvm) -> Any:
 
 
 def _run(model: Any, rows: BatchSource) -> Vectors:
-    """What a model makes of all rows as they are, float32[N, D]; the last batch is filled up."""
+    """Apply a model to all rows without augmentation, float32[N, D]; the last batch is padded."""
     count = len(rows.labels)
     steps = np.resize(np.arange(count), (-(-count // _BATCH), _BATCH))
-    as_they_are = np.zeros(len(steps), np.int64)
-    parts = [
-        np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, as_they_are)
-    ]
+    views = np.zeros(len(steps), np.int64)  # view 0 is not augmented
+    parts = [np.asarray(model.predict_on_batch(inputs)) for inputs in rows.stream(steps, views)]
     return np.concatenate(parts)[:count]
 
 
 def _machine_classes(classes: int) -> range:
-    """The classes that have a machine against the rest."""
+    """Return the classes that have a one-vs-rest classifier."""
     return range(1, 2) if classes == 2 else range(classes)
 
 
 def _decisions(machines: list[Any], x: Vectors) -> Floats:
-    """Decisions float64[N, M]; −inf of a class without machine."""
+    """Return decision values, float64[N, M]; −inf for a class without rows."""
     columns = [
         np.full(len(x), -np.inf) if machine is None else machine.decision_function(x)
         for machine in machines
@@ -369,12 +381,12 @@ def _decisions(machines: list[Any], x: Vectors) -> Floats:
 
 
 def _sigmoid(decisions: Floats, positive: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset of Platt's sigmoid for decisions [N] of rows of the class or not."""
+    """Fit slope and offset of Platt's sigmoid to decision values [N] and labels [N]."""
     from sklearn.linear_model import LogisticRegression
 
     ones, zeros = np.count_nonzero(positive), np.count_nonzero(~positive)
     target = np.where(positive, (ones + 1) / (ones + 2), 1 / (zeros + 2))
-    # A target between 0 and 1 is a row of either side, weighted.
+    # A target between 0 and 1 is one row of each class, weighted.
     fit = LogisticRegression(C=np.inf).fit(
         np.tile(decisions, 2)[:, None],
         np.repeat([1, 0], len(target)),
@@ -383,7 +395,7 @@ def _sigmoid(decisions: Floats, positive: npt.NDArray[np.bool_]) -> tuple[float,
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
-def _left_out_decisions(
+def _out_of_fold_decisions(
     x: Vectors,
     y: Labels,
     groups: npt.NDArray[Any],
@@ -392,7 +404,7 @@ def _left_out_decisions(
     gamma: float,
     seed: int,
 ) -> Floats:
-    """Decisions float64[N, M] by machines that saw no row of the group; NaN where there is none."""
+    """Return out-of-fold decision values, float64[N, M]; NaN where there is no classifier."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     if len(np.unique(groups)) < _FOLDS:
@@ -405,13 +417,13 @@ def _left_out_decisions(
     decisions = np.full((len(x), len(_machine_classes(classes))), np.nan)
     fold_of = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # cannot stand in each fold
+        warnings.filterwarnings("ignore", "The least populated class")  # with rows in fewer folds
         folds = list(fold_of.split(x, y, groups))
-    for kept, left in folds:
-        if not len(left) or len(np.unique(y[kept])) < 2:
+    for train, held_out in folds:
+        if not len(held_out) or len(np.unique(y[train])) < 2:
             continue
-        machines = fit_svm(x[kept], y[kept], classes, C, gamma)
+        machines = fit_svm(x[train], y[train], classes, C, gamma)
         for place, machine in enumerate(machines):
             if machine is not None:
-                decisions[left, place] = machine.decision_function(x[left])
+                decisions[held_out, place] = machine.decision_function(x[held_out])
     return decisions

@@ -1,8 +1,8 @@
-"""A backbone with a head on top: first the head alone is trained, then part of the backbone too.
+"""A backbone with a head on top: first only the head is trained, then part of the backbone too.
 
-The 2019 study took its fine-tuning for overfitting (.907 in `fit`, .502 in `predict` on the same
-images: ledger 2e). It was batch normalisation: batch statistics in one, moving averages in the
-other. Here the backbone runs as it predicts at all times.
+The 2019 study diagnosed overfitting in its fine-tuning (.907 in `fit`, .502 in `predict` on the
+same images: ledger 2e). The cause was batch normalisation, which uses batch statistics in `fit` and
+moving averages in `predict`. Here the backbone always runs in inference mode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BACKBONE = "backbone.npz"
 
 
 class TransferSettings(HeadOptions, BackboneOptions, PixelSettings):
-    """Fit a head on a backbone, then part of the backbone too."""
+    """Fit a head on a backbone, then fine-tune part of the backbone."""
 
     example: ClassVar[str] = (
         "--family transfer --dataset vazios --data s3://bucket/vazios "
@@ -36,20 +36,22 @@ class TransferSettings(HeadOptions, BackboneOptions, PixelSettings):
 
     family: Literal["transfer"] = "transfer"
     epochs: int | None = Field(
-        None, ge=0, description="most epochs (30; 0 with --head, which is trained already)"
+        None, ge=0, description="maximum number of epochs (30; 0 with a trained --head)"
     )
-    pool: Pool = Field("both", description="which of the pooled vectors are taken")
+    pool: Pool = Field("both", description="pooled vectors to use")
     fine_tune_from: str | None = Field(
         None,
-        description="layer or block of the backbone from which on it is trained too, after the "
-        "head, e.g. conv5_block1",
+        description="first layer or block of the backbone to fine-tune after the head, e.g. "
+        "conv5_block1",
     )
-    fine_tune_epochs: int = Field(10, ge=0, description="most epochs of fine-tuning")
-    fine_tune_learning_rate: float = Field(1e-5, gt=0, description="at its start")
+    fine_tune_epochs: int = Field(10, ge=0, description="maximum number of epochs of fine-tuning")
+    fine_tune_learning_rate: float = Field(
+        1e-5, gt=0, description="initial learning rate of fine-tuning"
+    )
 
 
 class Transfer(HeadClassifier[TransferSettings]):
-    """The family `transfer`: frozen at first, then learning from a block on."""
+    """The family `transfer`: a backbone, frozen at first and then fine-tuned from a block on."""
 
     title = "a head on a backbone, from pixels"
     settings_type = TransferSettings
@@ -58,7 +60,7 @@ class Transfer(HeadClassifier[TransferSettings]):
     def fetch(
         cls, settings: TransferSettings, dataset: Dataset, work: Location
     ) -> tuple[int, str | None]:
-        """Keep the backbone, and check that the head fits it."""
+        """Write the backbone to `work`, and check that the head fits it."""
         backbone, warning = resolve(settings, settings.seed)
         backbone.write(work.join(_BACKBONE))
         if settings.head is not None:
@@ -69,29 +71,29 @@ class Transfer(HeadClassifier[TransferSettings]):
 
     @property
     def usual_epochs(self) -> int:
-        """None where the head is trained already."""
+        """0 if the head is trained already."""
         return 0 if self.settings.head is not None else super().usual_epochs
 
     def phases(self) -> tuple[Phase, ...]:
-        """The head; then the backbone too, if that is asked for."""
+        """Return the phase of the head, then that of fine-tuning if --fine-tune-from is given."""
         settings = self.settings
-        found = super().phases()
+        phases = super().phases()
         if settings.fine_tune_from is None or not settings.fine_tune_epochs:
-            return found
+            return phases
         rate = settings.fine_tune_learning_rate
-        return (*found, Phase(_FINE_TUNE, settings.fine_tune_epochs, rate, trained=True))
+        return (*phases, Phase(_FINE_TUNE, settings.fine_tune_epochs, rate, trained=True))
 
     def build(self) -> Any:
-        """The stack."""
+        """Build the backbone with the head on top."""
         return build_transfer(self._backbone, self._head)
 
     def set_trainable(self, model: Any, phase: Phase) -> None:
-        """The head alone, or the backbone as well from the block on."""
+        """Unfreeze the backbone from the block on, for fine-tuning."""
         if phase.name == _FINE_TUNE:
             unfreeze(model, self.settings.fine_tune_from or "")
 
     def checkpoint_model(self, model: Any) -> Any:
-        """Without the layer that plain Keras does not know."""
+        """Return the model without `InferenceMode`, which plain Keras does not know."""
         self._bare.set_weights(model.get_weights())
         return self._bare
 
@@ -103,7 +105,7 @@ class Transfer(HeadClassifier[TransferSettings]):
     def _head(self) -> Any:
         if self.settings.head is not None:
             return artifact.load(locate(self.settings.head))[0]
-        # Standardising needs a look at all features first; a sweep's head brings its own.
+        # Standardising needs the statistics of all features; the head of a sweep includes them.
         plain = self.settings.to_head().model_copy(update={"standardise": False})
         return build_head(plain, self._backbone.width, len(self.shape.classes), {})
 
@@ -113,11 +115,14 @@ class Transfer(HeadClassifier[TransferSettings]):
 
 
 def build_transfer(backbone: Backbone, head: Any) -> Any:
-    """The model to train: uint8 RGB [B, S, S, 3] → probability float32[B, C]; backbone frozen.
+    """Build the model to train, with a frozen backbone.
 
     Args:
-        backbone: the network without its top.
-        head: takes {"avg": float32[B, D], "max": float32[B, D]}, as `models.head` builds it.
+        backbone: The network without its top.
+        head: Model of `models.head` with inputs {"avg": float32[B, D], "max": float32[B, D]}.
+
+    Returns:
+        keras.Model from uint8 RGB [B, S, S, 3] in 0-255 to probability float32[B, C].
     """
     import_keras()
     from visao_ray.models.inference_mode import InferenceMode
@@ -126,9 +131,9 @@ def build_transfer(backbone: Backbone, head: Any) -> Any:
 
 
 def bare_transfer(backbone: Backbone, head: Any) -> Any:
-    """The same without the layer around the backbone: its file loads with plain Keras.
+    """Build the same model without `InferenceMode`, so that plain Keras can load its file.
 
-    Weights come in the same order; the head is the very same, the backbone a copy.
+    The weights have the same order. The head is the same object, the backbone is a copy.
     """
     return _stack(build(backbone), head)
 
@@ -141,12 +146,17 @@ def _stack(pools: Any, head: Any) -> Any:
 
 
 def unfreeze(model: Any, block: str) -> int:
-    """Let the backbone learn from the first layer on whose name begins with `block`.
+    """Make the backbone trainable from the first layer whose name starts with `block`.
 
-    Returns how many layers with weights learn now.
+    Args:
+        model: Model of `build_transfer`.
+        block: Start of the name of a layer.
+
+    Returns:
+        Number of trainable layers with weights.
 
     Raises:
-        InputError: no such layer; the message names the blocks there are.
+        InputError: There is no such layer; the message names the blocks.
     """
     network = model.get_layer("backbone").network
     names = [layer.name for layer in network.layers]
@@ -154,7 +164,7 @@ def unfreeze(model: Any, block: str) -> int:
     if first is None:
         blocks = dict.fromkeys(name.split("_")[0] for name in names)
         raise InputError(
-            f"--fine-tune-from {block}: no layer of the backbone begins so; there are "
+            f"--fine-tune-from {block}: no layer of the backbone starts with it; known are "
             f"{', '.join(blocks)}"
         )
     network.trainable = True

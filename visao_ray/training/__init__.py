@@ -1,1 +1,1 @@
-"""Ray Train: the same model on any number of workers, from pixels or from features."""
+"""Training with Ray Train: the same model on any number of workers, from pixels or vectors."""

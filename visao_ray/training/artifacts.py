@@ -1,4 +1,4 @@
-"""What training leaves for its driver: the model, what it says of some rows, and its history."""
+"""Files that training writes for the driver: the model, its outputs for some rows, its history."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.family import BatchSource
 from visao_ray.training.spec import TrainSpec
 
-_CHECKED = 100  # val rows whose outputs are kept, to check the exported model against
+_COMPARED_ROWS = 100  # val rows whose outputs are stored, to compare the exported model with
 
 Arrays = list[npt.NDArray[Any]]
 
 
-def keep(
+def write_artifacts(
     spec: TrainSpec, model: Any, metadata: ModelMetadata, val: BatchSource, summary: dict[str, Any]
 ) -> None:
-    """Write `trained/` below the run's work folder, `summary.json` last."""
-    inputs = val.take(np.arange(min(_CHECKED, len(val.labels))))
+    """Write the folder `trained` in the work folder of the run, `summary.json` last."""
+    inputs = val.take(np.arange(min(_COMPARED_ROWS, len(val.labels))))
     outputs = artifact.outputs(model, inputs)
     trained = spec.work.join("trained")
     trained.join("model.keras").write_bytes(artifact.pack(model, metadata))
@@ -36,7 +36,7 @@ def keep(
 
 
 def to_npz(arrays: Arrays | Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """Arrays in order, or by name, as the content of a `.npz` file."""
+    """Return the content of a `.npz` file with arrays in order, or by name."""
     sink = io.BytesIO()
     named: dict[str, Any] = {}
     if isinstance(arrays, Mapping):

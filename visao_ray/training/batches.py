@@ -1,4 +1,4 @@
-"""What a worker feeds to `fit`: its share of every step, epoch after epoch, ahead of time."""
+"""The input of `fit` on one worker: its rows of every step, loaded in advance."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import tensorflow as tf
 from visao_ray.models.family import BatchSource
 from visao_ray.training.schedule import Schedule
 
-_AHEAD = 2  # steps
-_STEPS_A_STREAM = 2048
-_KEPT_BYTES = 512 * 1024**2
+_PREFETCH_STEPS = 2
+_STEPS_PER_STREAM = 2048
+_MAX_CACHE_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Batches:
     """(inputs, labels int32[B], weights float32[B]) for each step of a worker.
 
     Attributes:
-        rows: of a split.
-        schedule: which of them stand in which step, for all workers together.
-        rank: which worker this is.
-        workers: how many there are.
-        class_factors: float32[C], how much a row counts by its class.
+        rows: Rows of a split.
+        schedule: Rows of each step, for all workers together.
+        rank: Rank of this worker.
+        workers: Number of workers.
+        class_factors: float32[C], weight of a row by its class.
     """
 
     rows: BatchSource
@@ -39,13 +39,13 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """Steps an epoch."""
+        """Number of steps per epoch."""
         return self.schedule.steps
 
-    def dataset(self, first: int, last: int, kept: bool = False) -> Any:
-        """A tf.data.Dataset of the epochs `first` to `last` (exclusive), one after the other.
+    def dataset(self, first: int, last: int, cache: bool = False) -> Any:
+        """Create a tf.data.Dataset of the epochs `first` to `last` (exclusive), in order.
 
-        `kept`: it will be gone through again; where it is small, it stays in memory.
+        With `cache`, for a dataset that is read several times, a small one is held in memory.
         """
         share = self.schedule.batch // self.workers
         example = tf.nest.map_structure(
@@ -57,26 +57,27 @@ class Batches:
             tf.TensorSpec((share,), tf.int32),
             tf.TensorSpec((share,), tf.float32),
         )
-        found = tf.data.Dataset.from_generator(
+        dataset = tf.data.Dataset.from_generator(
             lambda: self._generate(first, last), output_signature=signature
         )
-        if kept and self.steps * share * _bytes(example) <= _KEPT_BYTES:
-            found = found.cache()
+        if cache and self.steps * share * _row_bytes(example) <= _MAX_CACHE_BYTES:
+            dataset = dataset.cache()
         options = tf.data.Options()
-        # Nothing is left to tune, and the tuner's thread delays the end of an iterator by seconds.
+        # There is nothing to tune, and the autotuner's thread delays the end of an iterator by
+        # seconds.
         options.autotune.enabled = False
-        return found.prefetch(_AHEAD).with_options(options)
+        return dataset.prefetch(_PREFETCH_STEPS).with_options(options)
 
     def _generate(self, first: int, last: int) -> Iterator[Any]:
         share = self.schedule.batch // self.workers
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        # One stream for several epochs: it loads ahead, over the end of an epoch too.
-        together = max(1, _STEPS_A_STREAM // self.steps)
-        for begin in range(first, last, together):
-            epochs = range(begin, min(begin + together, last))
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        # One stream for several epochs, so that loading does not pause at the end of an epoch.
+        per_stream = max(1, _STEPS_PER_STREAM // self.steps)
+        for begin in range(first, last, per_stream):
+            epochs = range(begin, min(begin + per_stream, last))
             scheduled = [self.schedule.epoch(epoch) for epoch in epochs]
-            numbers = np.concatenate([rows for rows, _ in scheduled])[:, mine]
-            weights = np.concatenate([weights for _, weights in scheduled])[:, mine]
+            numbers = np.concatenate([rows for rows, _ in scheduled])[:, own]
+            weights = np.concatenate([weights for _, weights in scheduled])[:, own]
             views = np.repeat(np.array(epochs, np.int64) + 1, self.steps)
             stream = self.rows.stream(numbers, views)
             for chosen, weight, inputs in zip(numbers, weights, stream, strict=True):
@@ -84,7 +85,7 @@ class Batches:
                 yield inputs, labels, weight * self.class_factors[labels]
 
 
-def _bytes(example: Any) -> int:
-    """What a row of inputs like this takes."""
+def _row_bytes(example: Any) -> int:
+    """Return the size of one row of such inputs in bytes."""
     specs = tf.nest.flatten(example)
     return int(sum(math.prod(spec.shape[1:]) * spec.dtype.size for spec in specs))

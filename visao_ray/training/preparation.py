@@ -1,6 +1,6 @@
-"""Rows and specification of a training run, made in a Ray task: the driver imports no TensorFlow.
+"""Preparation of a training run in a Ray task, because the driver must not import TensorFlow.
 
-The model is built once here, so that settings which do not fit end the job before workers start.
+The model is built once here, so that settings that do not fit end the job before workers start.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SCAN_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the driver needs to know of the rows.
+    """Result of the preparation for the driver.
 
     Attributes:
-        spec: of the training.
-        rows: of train and val.
-        warnings: to show.
+        spec: What to train.
+        rows: Number of rows of train and val.
+        warnings: Warnings to show.
     """
 
     spec: TrainSpec
@@ -45,13 +45,13 @@ class Prepared:
 
 
 def count_files(images: TableVersion) -> dict[str, Any]:
-    """How many files a store has, and what became of them: `images` = `ok` + `errors`."""
+    """Count the files of a store by status and by error: `images` = `ok` + `errors`."""
     files, reasons = 0, Counter[str]()
     for batch in images.scan(["status", "error"], None, _SCAN_ROWS):
         files += batch.num_rows
         failed = batch.filter(pc.not_equal(batch["status"], schemas.OK))
-        named = pc.coalesce(failed["error"], failed["status"]).to_pylist()
-        reasons.update(name.split(":", 1)[0] for name in named)
+        messages = pc.coalesce(failed["error"], failed["status"]).to_pylist()
+        reasons.update(message.split(":", 1)[0] for message in messages)
     errors = reasons.total()
     return {
         "images": files,
@@ -68,17 +68,20 @@ def prepare_vectors(
     snapshot: Snapshot,
     out: Location,
 ) -> tuple[Prepared, tuple[VectorRows, VectorRows]]:
-    """What the driver needs, and the train and val rows.
+    """Prepare training on vectors.
 
     Args:
-        settings: of the job.
-        dataset: of the store.
-        extractor: name of the vectors.
-        snapshot: what to read.
-        out: of the run.
+        settings: Settings of the job.
+        dataset: Dataset of the store.
+        extractor: Name of the extractor.
+        snapshot: Versions of the store to read.
+        out: Output folder of the run.
+
+    Returns:
+        The result for the driver, and the train and val rows.
 
     Raises:
-        InputError: vectors that do not fit the dataset, or settings that do not fit each other.
+        InputError: The vectors do not fit the dataset, or settings do not fit each other.
     """
     assert isinstance(settings, VectorSettings)
     family = FAMILIES[settings.family]
@@ -104,18 +107,21 @@ def prepare_vectors(
 def prepare_images(
     settings: TrainSettings, dataset: Dataset, loaders: int, snapshot: Snapshot, out: Location
 ) -> tuple[Prepared, tuple[ImageRows, ImageRows]]:
-    """What the driver needs, and the train and val rows.
+    """Prepare training on images.
 
     Args:
-        settings: of the job.
-        dataset: of the store.
-        loaders: see ImageRows.
-        snapshot: what to read.
-        out: of the run.
+        settings: Settings of the job.
+        dataset: Dataset of the store.
+        loaders: See `ImageRows`.
+        snapshot: Versions of the store to read.
+        out: Output folder of the run.
+
+    Returns:
+        The result for the driver, and the train and val rows.
 
     Raises:
-        InputError: no train or val images, a backbone that cannot be had, or settings that do not
-            fit each other.
+        InputError: There are no train or val images, the backbone cannot be loaded, or settings do
+            not fit each other.
     """
     assert isinstance(settings, PixelSettings)
     family = FAMILIES[settings.family]
@@ -151,7 +157,7 @@ def _rows(train: BatchSource, val: BatchSource) -> dict[str, int]:
 
 
 def _left_out(reasons: Mapping[str, int]) -> list[str]:
-    """Warnings of images that are there, and not trained on."""
+    """Return warnings about images that are not used."""
     return [f"{count:,} images {why}: they are left out" for why, count in reasons.items() if count]
 
 

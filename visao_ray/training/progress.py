@@ -1,4 +1,4 @@
-"""Epochs told on the driver as they end, from the files that rank 0 leaves."""
+"""Progress lines of epochs on the driver, read from the files that rank 0 writes."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from typing import Any
 from visao_ray.core.run import Run, duration
 from visao_ray.core.storage import Location
 
-_LOOK_S = 2.0
+_POLL_S = 2.0
 
 
 @contextlib.contextmanager
-def telling(run: Run[Any], epochs: Location) -> Iterator[None]:
-    """Say every new epoch whose file appears in `epochs`, once."""
+def report_epochs(run: Run[Any], epochs: Location) -> Iterator[None]:
+    """Report each new epoch once, as soon as its file appears in `epochs`."""
     stop = threading.Event()
-    told = set(_written(epochs))
+    reported = set(_epoch_files(epochs))
 
-    def look() -> None:
-        for name in _written(epochs):
-            if name not in told:
+    def report_new() -> None:
+        for name in _epoch_files(epochs):
+            if name not in reported:
                 run.say(_line(json.loads(epochs.join(name).read_bytes())))
-                told.add(name)
+                reported.add(name)
 
-    def watch() -> None:
-        while not stop.wait(_LOOK_S):
+    def poll() -> None:
+        while not stop.wait(_POLL_S):
             with contextlib.suppress(OSError, ValueError):
-                look()  # the storage may be busy: next time
+                report_new()  # after an error of the storage, the next poll tries again
 
-    teller = threading.Thread(target=watch, daemon=True)
-    teller.start()
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        teller.join()
-    look()
+        thread.join()
+    report_new()
 
 
-def _written(epochs: Location) -> list[str]:
-    """Whole files, in order: one that is being written has another ending."""
+def _epoch_files(epochs: Location) -> list[str]:
+    """Return the names of complete files in order; an incomplete file has another suffix."""
     return sorted(entry.name for entry in epochs.children() if entry.name.endswith(".json"))
 
 
 def _line(row: dict[str, Any]) -> str:
     names = [name for name in ("loss", "accuracy", "auc") if name in row]
-    figures = [f"{name} {row[name]:.4f} (val {row[f'val_{name}']:.4f})" for name in names]
+    metrics = [f"{name} {row[name]:.4f} (val {row[f'val_{name}']:.4f})" for name in names]
     return (
-        f"{row['phase']} epoch {row['phase_epoch']}/{row['epochs']}: {', '.join(figures)}; "
+        f"{row['phase']} epoch {row['phase_epoch']}/{row['epochs']}: {', '.join(metrics)}; "
         f"rate {row['learning_rate']:.2g}, {row['images_per_second']:,.0f} images/s, "
         f"{duration(row['seconds'])}{' (best)' if row['best'] else ''}"
     )

@@ -1,4 +1,4 @@
-"""The rows of a split, and how a worker gets the pixels or vectors of any of them."""
+"""The rows of a split, and how a worker loads their pixels or vectors."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ from visao_ray.store.mapped import MappedVectors, VectorFile
 from visao_ray.store.proof import Contents
 
 Pixels = npt.NDArray[np.uint8]
-_READERS = 8  # images read and decoded at once in one task
-_ROWS_A_BLOCK = 64  # images of one task, at least
-_PART_BYTES = 128 * 1024**2  # of pixels, loaded for a worker by one execution of Ray Data
+_READERS = 8  # threads that read and decode images in one task
+_ROWS_PER_BLOCK = 64  # minimum number of images per task
+_PART_BYTES = 128 * 1024**2  # pixels that one execution of Ray Data loads for a worker
 
 
 @dataclass(frozen=True)
 class VectorRows:
-    """Vectors of a store, in the one memory-mapped copy that all processes of a node share.
+    """Vectors of a store, in a memory-mapped copy that all processes of a node share.
 
     Attributes:
-        file: the copy, which is made on each node where rows are taken first.
-        rows: int64[N], which of its rows these are.
-        labels, groups: see `BatchSource`.
+        file: The copy, which is created on a node when a process first reads it.
+        rows: int64[N], numbers of these rows in the copy.
+        labels: int32[N], class index of each row.
+        groups: int32[N], group of each row.
     """
 
     file: VectorFile
@@ -47,14 +48,14 @@ class VectorRows:
     groups: npt.NDArray[np.int32]
 
     def take(self, numbers: npt.NDArray[np.int64]) -> dict[str, Vectors]:
-        """{"avg", "max"}: float32[n, D] each."""
+        """Return {"avg", "max"}, float32[n, D] each, of these rows."""
         rows = self.rows[numbers]
         return {pool: values[rows] for pool, values in self._mapped.vectors.items()}
 
     def stream(
         self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
     ) -> Iterator[dict[str, Vectors]]:
-        """As `take`, step by step: there is nothing to decode, so nothing to hand out as tasks."""
+        """Yield the vectors of each step; nothing is decoded, so no tasks are needed."""
         return map(self.take, steps)
 
     @cached_property
@@ -64,14 +65,18 @@ class VectorRows:
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images of a store: what is kept is where they lie.
+    """Images of a store, which are read when they are needed.
 
     Attributes:
         keys: string[N], URI of each image.
-        contents: `S32`[N], digest of its bytes.
-        labels, groups: see `BatchSource`.
-        image_size, resize, recipe, seed: how an image becomes pixels, and augmented views of it.
-        loaders: tasks that load for one worker at once.
+        contents: `S32`[N], SHA-256 of the bytes of each image.
+        labels: int32[N], class index of each row.
+        groups: int32[N], group of each row.
+        image_size: S, side in pixels.
+        resize: How images are made square, stretch or letterbox.
+        recipe: Augmentation recipe, or none.
+        seed: Seed of the augmentation.
+        loaders: Number of concurrent loading tasks per worker.
     """
 
     keys: pa.Array
@@ -85,20 +90,27 @@ class ImageRows:
     loaders: int
 
     def take(self, numbers: npt.NDArray[np.int64]) -> Pixels:
-        """uint8[n, S, S, 3] as the images are."""
+        """Return the pixels of these rows, uint8[n, S, S, 3], without augmentation."""
         return self._load(numbers, np.zeros_like(numbers))
 
     def stream(
         self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
     ) -> Iterator[Pixels]:
-        """uint8[rows, S, S, 3] of each step through Ray Data: tasks decode ahead of the worker.
+        """Yield the pixels of each step; tasks of Ray Data load them in advance.
 
-        An augmented view is drawn from (seed, content, view): the same whoever loads it, and
-        wherever the image lies.
+        The random numbers of an augmented view depend only on (seed, content, view), not on the
+        loading process or on the place of the image.
 
-        Steps go in parts, each an execution of Ray Data that is small enough to run to its end
-        unhindered: one that is held back, because nobody takes what it has made yet, keeps a core
-        of the worker busy with looking. While one part is used, the next is loaded.
+        Steps are loaded in parts. Each part is one execution of Ray Data, small enough to finish
+        without backpressure: an execution under backpressure polls, and so occupies a core of the
+        worker. While one part is consumed, the next is loaded.
+
+        Args:
+            steps: int64[steps, rows], row numbers of each step.
+            views: int64[steps], number of the augmented view in each step.
+
+        Yields:
+            uint8[rows, S, S, 3].
         """
         step_bytes = steps.shape[1] * 3 * self.image_size**2
         size = max(1, _PART_BYTES // step_bytes)
@@ -106,22 +118,22 @@ class ImageRows:
             (steps[start : start + size], views[start : start + size])
             for start in range(0, len(steps), size)
         ]
-        with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(self._begin, *parts[0])
+        with ThreadPoolExecutor(1) as executor:
+            following = executor.submit(self._begin, *parts[0])
             for number in range(len(parts)):
                 first, others = following.result()
                 if number + 1 < len(parts):
-                    following = ahead.submit(self._begin, *parts[number + 1])
+                    following = executor.submit(self._begin, *parts[number + 1])
                 yield first
                 yield from others
 
     def _begin(
         self, steps: npt.NDArray[np.int64], views: npt.NDArray[np.int64]
     ) -> tuple[Pixels, Iterator[Pixels]]:
-        """Start loading steps: the pixels of the first, and an iterator of the others'."""
+        """Start loading steps; return the pixels of the first, and an iterator of the others."""
         import ray
 
-        per_block = -(-_ROWS_A_BLOCK // steps.shape[1])
+        per_block = -(-_ROWS_PER_BLOCK // steps.shape[1])
         blocks = [
             pa.table(
                 {
@@ -132,15 +144,15 @@ class ImageRows:
             for start in range(0, len(steps), per_block)
         ]
         options = ray.data.DataContext.get_current().execution_options
-        options.preserve_order = True  # a step's rows are told by their place
-        # Not from_arrow: it asks for a whole CPU, which the workers may have between them.
+        options.preserve_order = True  # the position of a row decides its step
+        # Not from_arrow: it requests a whole CPU, but the training workers may occupy all CPUs.
         loaded = ray.data.from_blocks(blocks).map_batches(
             _load_block,
             batch_size=None,
             batch_format="numpy",
             fn_kwargs={"rows": self._reference},
-            # Ray Data gives executions that run side by side whole CPUs in equal parts: with more
-            # executions than CPUs each gets none, and crawls. Their number is limit enough.
+            # Ray Data divides whole CPUs equally among concurrent executions. With more executions
+            # than CPUs, each gets none and is very slow. The number of tasks is limited below.
             num_cpus=0,
             compute=ray.data.TaskPoolStrategy(size=self.loaders),
         )
@@ -152,7 +164,7 @@ class ImageRows:
 
     @cached_property
     def _reference(self) -> list[Any]:
-        """These rows in shared memory; in a list, or Ray Data would copy them into its plan."""
+        """These rows in the object store; in a list, so that Ray Data does not copy them."""
         import ray
 
         return [ray.put(self)]
@@ -170,7 +182,7 @@ class ImageRows:
             image = decode(
                 data, self.image_size, "letterbox" if self.resize == "letterbox" else "stretch"
             )
-        except (OSError, DecodeError) as error:  # it was readable when the store read it
+        except (OSError, DecodeError) as error:  # the store could read it before
             if is_outage(error):
                 raise
             raise InputError(
@@ -182,7 +194,7 @@ class ImageRows:
 
 
 def vector_rows(vectors: LabelledVectors, views: int | None) -> tuple[VectorRows, VectorRows]:
-    """Train, without augmented views beyond `views`, and val."""
+    """Return the rows of train, with at most `views` augmented views, and of val."""
     train, val = (
         VectorRows(vectors.file, rows, vectors.labels[rows], vectors.groups[rows])
         for rows in (vectors.train_rows(views), vectors.val_rows())
@@ -193,17 +205,21 @@ def vector_rows(vectors: LabelledVectors, views: int | None) -> tuple[VectorRows
 def image_rows(
     examples: Examples, dataset: Dataset, where: str, recipe: str, **loading: Any
 ) -> tuple[tuple[str, ...], ImageRows, ImageRows]:
-    """The classes in index order, and train and val; only train is augmented.
+    """Return the classes and the image rows of train and val.
 
     Args:
-        examples: of train and val.
-        dataset: that they are of.
-        where: begins the message of an error.
-        recipe: of augmentation.
-        loading: `image_size`, `resize`, `seed` and `loaders` of ImageRows.
+        examples: Examples of train and val.
+        dataset: Dataset of the examples.
+        where: Start of the error message.
+        recipe: Augmentation recipe of train.
+        **loading: `image_size`, `resize`, `seed` and `loaders` of ImageRows.
+
+    Returns:
+        The classes in index order, the rows of train, and the rows of val.
 
     Raises:
-        InputError: no train or val rows, or a class without train rows (where classes are fixed).
+        InputError: There are no train or val rows, or the dataset has fixed classes and one of them
+            has no train rows.
     """
     parts = {}
     for split in ("train", "val"):
@@ -230,7 +246,7 @@ def image_rows(
 
 
 def _numbers(names: pa.Array) -> npt.NDArray[np.int32]:
-    """A number for each name, in the order of the names."""
+    """Return the rank of each name in the sorted names, int32[N]."""
     _, numbers = np.unique(names.to_numpy(zero_copy_only=False), return_inverse=True)
     return numbers.astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""What is to be trained, decided before the workers start. Light: drivers import it."""
+"""The specification of a training run. Drivers import this module, so it imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from visao_ray.models.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """What all workers of a training are given.
+    """Specification of a training run, the same for all workers.
 
     Attributes:
-        settings: of the job.
-        shape: what the data decide of the model.
-        about: of the model, for its file.
-        work: folder for what the run leaves behind for its driver.
-        board: folder for TensorBoard.
+        settings: Settings of the job.
+        shape: Properties of the data.
+        metadata: Metadata of the model.
+        work: Folder for files that the driver reads.
+        tensorboard: Folder for TensorBoard files.
     """
 
     settings: TrainSettings
     shape: Shape
     metadata: ModelMetadata
     work: Location
-    board: Location
+    tensorboard: Location
 
     def family(self) -> Any:
-        """The family that the settings name, for this training."""
+        """Create the family that the settings name."""
         return FAMILIES[self.settings.family](self.settings, self.shape, self.work)

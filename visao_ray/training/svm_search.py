@@ -1,4 +1,4 @@
-"""Families that are fitted at once: every candidate in a Ray task, and the best one kept."""
+"""Grid search of a family: fit and evaluate each candidate in a Ray task, then fit the best one."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from typing import Any
 import ray
 
 from visao_ray.core.run import Run
-from visao_ray.training.artifacts import keep
+from visao_ray.training.artifacts import write_artifacts
 from visao_ray.training.spec import TrainSpec
 
 
 def search_grid(run: Run[Any], spec: TrainSpec, rows: Any, options: Mapping[str, Any]) -> None:
-    """Score every candidate on val in a task of its own, then fit and keep the best.
+    """Evaluate each candidate on val in its own task, then fit the best one and write its files.
 
     Args:
-        run: of the train job.
-        spec: what is to be fitted, of a `GridFamily`.
-        rows: reference to the train and val rows.
-        options: of the tasks, beside the CPU that each fit takes.
+        run: Run of the train job.
+        spec: Specification of the training run; its family is a `GridFamily`.
+        rows: Object reference of the train and val rows.
+        options: Options of the tasks; each fit also requests one CPU.
     """
     candidates = spec.family().candidates()
     read = ray.remote(_read).options(num_returns=2, **options)
     state, table = read.remote(spec, [rows])
     names = ", ".join(candidates[0])
     run.say(
-        f"{spec.settings.family}: {len(candidates)} combinations of {names}, a task each; val "
-        "chooses"
+        f"{spec.settings.family}: {len(candidates)} combinations of {names}, one task each; "
+        "the best on val is used"
     )
     score = ray.remote(_score).options(**{**options, "num_cpus": 1})
     scores = [score.remote(spec, table, candidate) for candidate in candidates]
     numbers = {reference: number for number, reference in enumerate(scores)}
-    found: dict[int, dict[str, float]] = {}
+    metrics: dict[int, dict[str, float]] = {}
     waiting = list(scores)
     while waiting:
         (done,), waiting = ray.wait(waiting)
         number = numbers[done]
-        found[number] = ray.get(done)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in found[number].items())
-        tried = ", ".join(f"{name} {value:g}" for name, value in candidates[number].items())
-        run.say(f"{len(found)}/{len(candidates)} {tried}: {figures}")
-    criterion = next(iter(found[0]))
-    best = max(found, key=lambda number: (found[number][criterion], -number))
-    history = [{**candidate, **found[number]} for number, candidate in enumerate(candidates)]
+        metrics[number] = ray.get(done)
+        values = ", ".join(f"{name} {value:.4f}" for name, value in metrics[number].items())
+        parameters = ", ".join(f"{name} {value:g}" for name, value in candidates[number].items())
+        run.say(f"{len(metrics)}/{len(candidates)} {parameters}: {values}")
+    criterion = next(iter(metrics[0]))
+    best = max(metrics, key=lambda number: (metrics[number][criterion], -number))
+    history = [{**candidate, **metrics[number]} for number, candidate in enumerate(candidates)]
     fit = ray.remote(_fit).options(**{**options, "num_cpus": 1})
     ray.get(fit.remote(spec, [rows], state, table, candidates[best], history))
 
@@ -65,5 +65,6 @@ def _fit(
     history: list[dict[str, float]],
 ) -> None:
     train, val = ray.get(rows[0])
-    model, facts = spec.family().fit(state, table, train, candidate)
-    keep(spec, model, spec.metadata, val, {"history": history, **candidate, **facts})
+    model, details = spec.family().fit(state, table, train, candidate)
+    summary = {"history": history, **candidate, **details}
+    write_artifacts(spec, model, spec.metadata, val, summary)

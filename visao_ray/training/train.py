@@ -27,22 +27,20 @@ from visao_ray.models.settings import GradientSettings, TrainSettings, VectorSet
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
-from visao_ray.training.progress import telling
+from visao_ray.training.progress import report_epochs
 
-_CHECK_S = "0.5"  # how often Ray Train looks after its workers, in seconds
-
-
-_PREDICTED_ROWS = 32  # that the finished model sees at once
+_CHECK_S = "0.5"  # interval of Ray Train's health checks of workers, in seconds
+_PREDICT_ROWS = 32  # rows per batch of the final model
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is trained on, as far as it is known before Ray starts.
+    """Inputs of training, as far as they are known before Ray starts.
 
     Attributes:
-        dataset: that the images are of.
-        source: images to read first; None where the store has them.
-        extractor: whose vectors are read; None where pixels are.
+        dataset: Dataset of the images.
+        source: Images to read first; None if they are in the store already.
+        extractor: Name of the extractor of the vectors; None for training on pixels.
     """
 
     dataset: Dataset
@@ -51,15 +49,15 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What each worker takes of the cluster.
+class WorkerResources:
+    """Resources of a worker and of its tasks.
 
     Attributes:
-        worker: GPUs, memory and resources of one.
-        cpus: of one.
-        loaders: tasks that load images for one at once.
-        task: options of tasks that hold the data or the model before and after the workers do:
-            they go where workers go, and ask for no CPU and no GPU.
+        worker: GPUs, memory and custom resources of a worker.
+        cpus: CPUs of a worker.
+        loaders: Number of concurrent loading tasks per worker.
+        task: Options of tasks that hold the data or the model before and after training. They run
+            on the same nodes as workers, and request no CPU and no GPU.
     """
 
     worker: Worker
@@ -67,45 +65,51 @@ class Share:
     loaders: int
     task: Mapping[str, Any]
 
-    def resources(self) -> dict[str, float]:
-        """By Ray Train's names."""
+    def request(self) -> dict[str, float]:
+        """Return the resources of a worker with the names of Ray Train."""
         return {"CPU": self.cpus, **self.worker.request()}
 
 
 def train_model(settings: TrainSettings, run: Run[Any]) -> None:
-    """The train job: writes the model, its predictions or embeddings, and what it was like.
+    """Run the train job: write the model, its predictions or embeddings, and its metrics.
+
+    Args:
+        settings: Settings of the job.
+        run: The run of the job.
 
     Raises:
-        InputError: data, settings and cluster do not fit, before training begins; training
+        InputError: Data, settings and cluster do not fit (before training begins), or training
             diverged.
     """
     inputs = _check(settings)
     start_ray()
-    share = _share(settings)
+    resources = _fit_resources(settings)
     if inputs.source is not None:
         _read_images(run, inputs.source)
     snapshot = _pin(settings, inputs, run)
-    _count_files(run, inputs, snapshot, share)
-    rows, spec = _prepare(settings, inputs, snapshot, run, share)
+    _count_files(run, inputs, snapshot, resources)
+    rows, spec = _prepare(settings, inputs, snapshot, run, resources)
     trained = run.work.join("trained")
     in_steps = not issubclass(FAMILIES[settings.family], GridFamily)
-    fit = _fit_in_steps if in_steps else _fit_at_once
-    run.once("train", lambda: fit(run, spec, rows, share))
+    fit = _fit_in_steps if in_steps else _fit_candidates
+    run.once("train", lambda: fit(run, spec, rows, resources))
     summary = json.loads(trained.join("summary.json").read_bytes())
     model = run.out.join("model.keras")
     exported = run.work.join("exported.json")
 
     def export_model() -> None:
-        exported.write_bytes(to_json(_export(trained, model, run.out.join("savedmodel"), share)))
+        exported.write_bytes(
+            to_json(_export(trained, model, run.out.join("savedmodel"), resources))
+        )
 
     run.once("export", export_model)
-    _evaluate(run, snapshot, model, share)
+    _evaluate(run, snapshot, model, resources)
     run.details |= {
         "export": json.loads(exported.read_bytes()),
         **{name: value for name, value in summary.items() if name != "starts"},
     }
     if in_steps:
-        _report_steps(run, summary)
+        _report_training(run, summary)
 
 
 def _check(settings: TrainSettings) -> Inputs:
@@ -120,7 +124,7 @@ def _check(settings: TrainSettings) -> Inputs:
         if settings.dataset is not None and find_dataset(settings.dataset) != dataset:
             raise InputError(
                 f"--store {store.uri}: is for dataset {dataset.name} as it was described then; "
-                "leave --dataset out"
+                "remove --dataset"
             )
     vectors = None
     if settings.takes_vectors:
@@ -135,42 +139,42 @@ def _check(settings: TrainSettings) -> Inputs:
     return Inputs(dataset, source, extractor)
 
 
-def _share(settings: TrainSettings) -> Share:
-    """Fit the workers to the cluster; cores that they do not need load images for them.
+def _fit_resources(settings: TrainSettings) -> WorkerResources:
+    """Fit the workers to the cluster; the remaining cores load images.
 
     Raises:
-        InputError: the cluster can never hold them.
+        InputError: The cluster can never hold the workers.
     """
     cluster = current_cluster()
     worker = fit_workers(settings.workers, settings.worker(), cluster)
-    each = cluster.total("CPU") / settings.workers
-    loaders = max(1, math.floor(each) - 1)
+    cpus = cluster.total("CPU") / settings.workers
+    loaders = max(1, math.floor(cpus) - 1)
     task = {**replace(worker, gpus=0.0).options(0.0), **cluster.zero_cpu_options}
-    return Share(worker, min(1.0, each / 2), loaders, task)
+    return WorkerResources(worker, min(1.0, cpus / 2), loaders, task)
 
 
 def _read_images(run: Run[Any], source: Source) -> None:
-    """Read each image of --data once: those that can be decoded stand in OUT/store as `ok`."""
-    found = run.work.join("read.json")
+    """Read each image of --data once; images that can be decoded are `ok` in OUT/store."""
+    file = run.work.join("read.json")
 
     def read() -> None:
-        pool = fit_actors(None, Worker(gpus=0.0), current_cluster())  # nothing holds a network yet
+        pool = fit_actors(None, Worker(gpus=0.0), current_cluster())  # there is no network yet
         with source.writing(run) as writer:
             writer.ensure(writer.store.images, schemas.IMAGES)
             read_new(run, writer, source, None, None, pool, UNIT_IMAGES)
             keep_in_order(run, writer)
-        kept = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
-        found.write_bytes(to_json(kept))
+        report = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
+        file.write_bytes(to_json(report))
 
     run.once("read", read)
-    kept = json.loads(found.read_bytes())
-    run.counts |= kept["counts"]
-    run.details |= kept["details"]
-    run.warnings[:] = kept["warnings"]
+    report = json.loads(file.read_bytes())
+    run.counts |= report["counts"]
+    run.details |= report["details"]
+    run.warnings[:] = report["warnings"]
 
 
 def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
-    """The versions of the store that this run reads, however often it is started."""
+    """Pin the versions of the store that this run reads, the same after a restart."""
     store = Store.open(settings.store_uri())
     results = recipe = None
     if inputs.extractor is not None:
@@ -184,17 +188,19 @@ def _pin(settings: TrainSettings, inputs: Inputs, run: Run[Any]) -> Snapshot:
     return snapshot
 
 
-def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share) -> None:
-    """What became of every file of the store, however often this run was started.
+def _count_files(
+    run: Run[Any], inputs: Inputs, snapshot: Snapshot, resources: WorkerResources
+) -> None:
+    """Count the files of the store by status, the same after a restart.
 
     Raises:
-        InputError: more files of --data than --max-errors cannot be used.
+        InputError: More files of --data than --max-errors cannot be used.
     """
     import ray
 
     from visao_ray.training.preparation import count_files
 
-    task = ray.remote(count_files).options(**share.task)
+    task = ray.remote(count_files).options(**resources.task)
     run.counts |= ray.get(task.remote(snapshot.images))
     if inputs.source is None:
         return
@@ -204,22 +210,26 @@ def _count_files(run: Run[Any], inputs: Inputs, snapshot: Snapshot, share: Share
 
 
 def _prepare(
-    settings: TrainSettings, inputs: Inputs, snapshot: Snapshot, run: Run[Any], share: Share
+    settings: TrainSettings,
+    inputs: Inputs,
+    snapshot: Snapshot,
+    run: Run[Any],
+    resources: WorkerResources,
 ) -> tuple[Any, Any]:
-    """A reference to the train and val rows, and what is to be trained.
+    """Prepare the train and val rows; return their object reference and the TrainSpec.
 
     Raises:
-        InputError: rows and settings do not fit.
+        InputError: The rows and the settings do not fit.
     """
     import ray
 
     from visao_ray.training.preparation import prepare_images, prepare_vectors
 
     prepare: Any = prepare_images
-    detail: Any = share.loaders
+    detail: Any = resources.loaders
     if inputs.extractor is not None:
         prepare, detail = prepare_vectors, inputs.extractor
-    task = ray.remote(prepare).options(num_returns=2, **share.task)
+    task = ray.remote(prepare).options(num_returns=2, **resources.task)
     with run.timed("prepare"):
         prepared, rows = task.remote(settings, inputs.dataset, detail, snapshot, run.out)
         prepared = ray.get(prepared)
@@ -229,32 +239,32 @@ def _prepare(
     return rows, prepared.spec
 
 
-def _fit_at_once(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
-    """Fit the candidates of a family in tasks."""
+def _fit_candidates(run: Run[Any], spec: Any, rows: Any, resources: WorkerResources) -> None:
+    """Fit the candidates of a `GridFamily` in tasks."""
     from visao_ray.training.svm_search import search_grid
 
-    search_grid(run, spec, rows, share.task)
+    search_grid(run, spec, rows, resources.task)
 
 
-def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
-    """Start the workers and report every epoch; lost workers go on from the last checkpoint."""
+def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, resources: WorkerResources) -> None:
+    """Start the workers and report every epoch; after a failure they resume from a checkpoint."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-    with muted_stderr():  # Ray Train imports TensorFlow here too, which tells of its CPU
+    with muted_stderr():  # Ray Train imports TensorFlow here too, which logs CPU features
         from ray.train.tensorflow import TensorflowTrainer
 
-    from visao_ray.training.worker_failures import LostWorkers
+    from visao_ray.training.worker_failures import WorkerFailures
 
     settings: GradientSettings = spec.settings
     checkpoints = run.out.join("checkpoints")
     trainer = TensorflowTrainer(
-        _work,
+        _train_loop,
         train_loop_config={"spec": spec, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
-            use_gpu=bool(share.worker.gpus),
-            resources_per_worker=share.resources(),
+            use_gpu=bool(resources.worker.gpus),
+            resources_per_worker=resources.request(),
         ),
         run_config=RunConfig(
             name="fit",
@@ -266,43 +276,45 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, share: Share) -> None:
                 checkpoint_score_attribute=f"val_{settings.monitor}",
                 checkpoint_score_order="min" if settings.monitor == "loss" else "max",
             ),
-            callbacks=[LostWorkers(spec.work.join("lost"))],
+            callbacks=[WorkerFailures(spec.work.join("lost"))],
         ),
     )
     run.say(
-        f"{settings.family} on {settings.workers} {'GPU' if share.worker.gpus else 'CPU'} "
-        f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows a step; "
-        f"val {settings.monitor} picks the epoch"
+        f"{settings.family} on {settings.workers} {'GPU' if resources.worker.gpus else 'CPU'} "
+        f"worker{'s' if settings.workers > 1 else ''}, {settings.batch_size} rows per step; "
+        f"val {settings.monitor} selects the epoch"
     )
-    with telling(run, spec.work.join("epochs")), Waiting(run.say):
+    with report_epochs(run, spec.work.join("epochs")), Waiting(run.say):
         trainer.fit()
     diverged = spec.work.join("diverged.txt")
     if diverged.exists():
         raise InputError(diverged.read_bytes().decode())
 
 
-def _work(config: dict[str, Any]) -> None:
+def _train_loop(config: dict[str, Any]) -> None:
     from visao_ray.training.worker import train_worker
 
     train_worker(config)
 
 
 def _export(
-    trained: Location, model: Location, savedmodel: Location, share: Share
+    trained: Location, model: Location, savedmodel: Location, resources: WorkerResources
 ) -> dict[str, Any]:
     import ray
 
     from visao_ray.training.export import export
 
-    task = ray.remote(export).options(**share.task)
-    found: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
-    return found
+    task = ray.remote(export).options(**resources.task)
+    report: dict[str, Any] = ray.get(task.remote(trained, model, savedmodel))
+    return report
 
 
-def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) -> None:
-    """Evaluate the finished model on val and, once, on test."""
-    engine = open_model(model.uri, _PREDICTED_ROWS)
-    pool = fit_actors(None, share.worker, current_cluster())
+def _evaluate(
+    run: Run[Any], snapshot: Snapshot, model: Location, resources: WorkerResources
+) -> None:
+    """Evaluate the final model on val and, once, on test."""
+    engine = open_model(model.uri, _PREDICT_ROWS)
+    pool = fit_actors(None, resources.worker, current_cluster())
     found = evaluate_in(run, snapshot, engine, pool, run.settings)
     counts = found.to_counts()
     run.counts |= {"by_split": counts.pop("by_split"), "evaluated": counts}
@@ -310,7 +322,7 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
         reasons = ", ".join(f"{count:,} {name}" for name, count in found.errors.most_common())
         run.warn(
             f"{counts['errors']:,} of {counts['images']:,} images could not be predicted "
-            f"({reasons}): figures are of the others"
+            f"({reasons}): metrics are of the others"
         )
     run.inputs["versions"] |= snapshot.to_json()["versions"]
     run.details |= {
@@ -320,32 +332,32 @@ def _evaluate(run: Run[Any], snapshot: Snapshot, model: Location, share: Share) 
     }
 
 
-def _report_steps(run: Run[Any], summary: dict[str, Any]) -> None:
-    """How fast it was, where time went, and what was lost on the way."""
+def _report_training(run: Run[Any], summary: dict[str, Any]) -> None:
+    """Report throughput, peak memory and worker failures."""
     work, workers = run.work, run.settings.workers
     history = summary["history"]
-    # The first epoch of a start traces and compiles.
-    usual = history[1:] or history
-    if usual:
+    # The first epoch after a start includes tracing and compiling.
+    epochs = history[1:] or history
+    if epochs:
         run.throughput |= {
-            "images_per_second_per_worker": median(row["images_per_second"] for row in usual)
+            "images_per_second_per_worker": median(row["images_per_second"] for row in epochs)
             / workers
         }
         for name in ("share_waiting_for_data", "share_all_reduce"):
-            shares = [row[name] for row in usual if row[name] is not None]
+            shares = [row[name] for row in epochs if row[name] is not None]
             if shares:
                 run.throughput[name] = median(shares)
-    usage, lost = (
+    usage, failures = (
         [
             json.loads(file.read_bytes())
             for file in sorted(work.join(name).files(), key=lambda file: file.uri)
-            if file.uri.endswith(".json")  # not one that a killed process was writing
+            if file.uri.endswith(".json")  # not an incomplete file of a killed process
         ]
         for name in ("workers", "lost")
     )
     run.details |= {
-        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in usage),
-        "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": lost},
+        "peak_memory_bytes": max(worker["peak_memory_bytes"] for worker in usage),
+        "restarts": {"from_epochs": summary["starts"][1:], "lost_workers": failures},
     }
-    for one in lost:
-        run.warn(f"workers were lost and training went on from its last checkpoint: {one}")
+    for failure in failures:
+        run.warn(f"workers failed and training resumed from its last checkpoint: {failure}")

@@ -1,4 +1,4 @@
-"""What every worker of a training run does. TensorFlow starts here, in the workers alone."""
+"""The training loop of a worker. Only workers start TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from visao_ray.models.family import BatchSource, GradientFamily, Phase
 from visao_ray.models.head import class_factors
 from visao_ray.models.optimizers import make_optimizer
 from visao_ray.models.settings import GradientSettings
-from visao_ray.training.artifacts import keep
+from visao_ray.training.artifacts import write_artifacts
 from visao_ray.training.batches import Batches
 from visao_ray.training.callbacks import (
     CheckpointCallback,
@@ -41,18 +41,18 @@ from visao_ray.training.synchronous import DataParallel
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train on this worker's share of every step; rank 0 keeps the outcome below `spec.work`.
+    """Train on this worker's rows of every step; rank 0 writes the results to `spec.work`.
 
     Args:
-        config: `spec`, a TrainSpec of a `GradientFamily`, and `rows`, a list with one object
-            reference to the train and the val rows.
+        config: `spec`, a TrainSpec of a `GradientFamily`, and `rows`, a list with the object
+            reference of the train and val rows.
     """
     spec: TrainSpec = config["spec"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     family = spec.family()
     _set_up(family.settings, context.get_local_world_size())
-    # It sets up the collectives, so it comes before TensorFlow does anything else.
+    # The strategy sets up collectives, so it must be created before other TensorFlow operations.
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     start_ray()
     train, val = ray.get(config["rows"][0])
@@ -61,7 +61,7 @@ def train_worker(config: dict[str, Any]) -> None:
     trainer = _Trainer(spec, family, model, strategy, rank, workers, train, val)
     try:
         trainer.run()
-    except Diverged as error:  # seen by all workers at once; trying again would end the same
+    except Diverged as error:  # all workers raise it in the same epoch; a retry would diverge too
         if rank == 0:
             spec.work.join("diverged.txt").write_bytes(str(error).encode())
         return
@@ -71,12 +71,12 @@ def train_worker(config: dict[str, Any]) -> None:
         state = trainer.state
         best = [row["epoch"] for row in state.history if row["best"]]
         metadata = replace(spec.metadata, epoch=best[-1] if best else 0)
-        told = {"history": state.history, "starts": state.starts}
-        keep(spec, family.final_model(model, train), metadata, val, told)
+        summary = {"history": state.history, "starts": state.starts}
+        write_artifacts(spec, family.final_model(model, train), metadata, val, summary)
 
 
 class _Trainer:
-    """The phases of one run on one worker."""
+    """Run the phases of training on one worker."""
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class _Trainer:
         factors = class_factors(settings.class_weight, train.labels, classes)
         schedule = Schedule(train.labels, settings.batch_size, settings.seed, pairs=family.pairs)
         self._train = Batches(train, schedule, rank, workers, factors)
-        # Pairs of val are drawn as well, but the same in every epoch: figures can be compared.
+        # Pairs of val are the same in every epoch, so that its metrics can be compared.
         fixed = replace(schedule, labels=val.labels, shuffled=False)
         self._val = Batches(val, fixed, rank, workers, np.ones(len(classes), np.float32))
         self.state = State()
 
     def run(self) -> None:
-        """All phases that are not over, from the last checkpoint on."""
+        """Run all incomplete phases, from the last checkpoint on."""
         snapshot = None
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
@@ -144,7 +144,7 @@ class _Trainer:
         before = state.total - state.epoch
         monitor = f"val_{settings.monitor}"
         mode = "min" if settings.monitor == "loss" else "max"
-        val = self._val.dataset(0, 1, kept=True)  # `fit` goes through it after every epoch
+        val = self._val.dataset(0, 1, cache=True)  # `fit` reads it after every epoch
         best: list[Any] = []
         if snapshot is not None:
             for variable, value in zip(
@@ -175,7 +175,7 @@ class _Trainer:
                 RestoreCallbackState(state, best, stopping, reducing),
             ]
             if self._rank == 0:
-                callbacks.append(RemoteTensorBoard(folder, self._spec.board, before))
+                callbacks.append(RemoteTensorBoard(folder, self._spec.tensorboard, before))
             callbacks.append(
                 CheckpointCallback(
                     state,
@@ -203,31 +203,31 @@ class _Trainer:
 
 
 def _set_up(settings: GradientSettings, workers_here: int) -> None:
-    """Threads, GPU memory, reproducibility and precision of TensorFlow in this process."""
+    """Set threads, GPU memory, determinism and dtype of TensorFlow in this process."""
     gpus = tf.config.list_physical_devices("GPU")
-    # A process that has run TensorFlow before keeps the threads it has.
+    # In a process that has run TensorFlow before, the threads cannot be changed.
     with contextlib.suppress(RuntimeError):
         if not gpus:
-            # Each worker's share of the cores: all of them for all would only trip over each other.
+            # Divide the cores among the workers of this node, to avoid oversubscription.
             threads = max(1, (os.cpu_count() or 1) // workers_here)
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-    if gpus:  # on CPUs the kernels used here give the same result every time anyway
+    if gpus:  # on CPUs the kernels used here are deterministic anyway
         tf.config.experimental.enable_op_determinism()
-    if settings.precision != "float32":
-        keras.config.set_dtype_policy(f"mixed_{settings.precision}")
+    if settings.dtype != "float32":
+        keras.config.set_dtype_policy(f"mixed_{settings.dtype}")
 
 
 def _optimizer(settings: GradientSettings, phase: Phase) -> Any:
     optimizer = make_optimizer(settings.optimizer, phase.learning_rate)
-    if settings.precision == "float16":
+    if settings.dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
 def _peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of the process."""
+    """Return the peak memory in bytes: of the GPU if there is one, else of the process."""
     if tf.config.list_logical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

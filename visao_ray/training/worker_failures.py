@@ -1,4 +1,4 @@
-"""Workers that were lost: told to the job's result."""
+"""Records of worker failures for the result of the job."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from visao_ray.core.run import to_json
 from visao_ray.core.storage import Location, reason
 
 
-class LostWorkers(UserCallback):  # type: ignore[misc]
-    """Writes a small file each time that workers failed and training went on.
+class WorkerFailures(UserCallback):  # type: ignore[misc]
+    """Write a small file each time that workers failed and training resumed.
 
-    Not before they report again: of a driver that is killed Ray Train sees the workers fail too.
+    The file is written when the workers report again, not earlier, because Ray Train also sees
+    worker failures when the driver is killed.
     """
 
     def __init__(self, folder: Location) -> None:
@@ -21,7 +22,7 @@ class LostWorkers(UserCallback):  # type: ignore[misc]
         self._failed: list[dict[str, str]] = []
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called where Ray Train's controller runs."""
+        """Record the errors; Ray Train calls this in its controller."""
         self._failed.append(
             {
                 str(rank): f"{type(error).__name__}: {reason(error)}"
@@ -32,8 +33,8 @@ class LostWorkers(UserCallback):  # type: ignore[misc]
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
     ) -> None:
-        """As above, when every worker has reported an epoch."""
+        """Write the recorded errors, after all workers have reported an epoch."""
         number = len(self._folder.children())
-        for place, told in enumerate(self._failed, number):
-            self._folder.join(f"{place:04d}.json").write_bytes(to_json(told))
+        for place, errors in enumerate(self._failed, number):
+            self._folder.join(f"{place:04d}.json").write_bytes(to_json(errors))
         self._failed.clear()
