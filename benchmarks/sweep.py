@@ -256,7 +256,7 @@ def ours(load: Load, place: Path) -> tuple[float, list[float]]:
         trials=len(heads),
         epochs=load.epochs,
         patience=load.epochs,
-        halving=1,
+        reduction_factor=1,
         finalists=0,
         objective="roc_auc",
         out=str(place),

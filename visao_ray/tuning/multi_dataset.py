@@ -20,12 +20,16 @@ from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_repor
 
 
 def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep job: of one dataset, or of several, each in a folder of its own below `--out`.
+    """Run the sweep job on one dataset, or on several, each in its own folder below `--out`.
+
+    Args:
+        settings: of the job.
+        run: of the job.
 
     Raises:
         InputError: as `make_sweep`; two stores of datasets with the same name.
     """
-    read_space(settings.space)  # before Ray: it is often mistyped
+    read_space(settings.space)  # before Ray starts: typing errors are common
     if len(settings.store) == 1:
         make_sweep(settings, run)
         return
@@ -41,7 +45,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
 
     start_ray()
     address = ray.get_runtime_context().gcs_address
-    # Each in a process: Tune keeps one experiment a process, and they share the cluster anyway.
+    # Each in its own process: Tune runs one experiment per process, and they share the cluster.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(sources), spawn) as processes:
         begun = {
@@ -75,5 +79,5 @@ def _sweep_one(settings: SweepSettings, address: str, command: str) -> dict[str,
     os.environ["RAY_ADDRESS"] = address
     plugins.load(settings.plugin)
     execute(settings, make_sweep, command)
-    told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
-    return told
+    result: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
+    return result

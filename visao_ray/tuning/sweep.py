@@ -1,4 +1,4 @@
-"""The sweep job: many heads on vectors of a store, val chooses one. Test rows are never read."""
+"""The sweep job: trains many heads on a store's vectors and ranks them on val; never reads test."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.features.labelled import LabelledVectors, Summary, load_vectors
 from visao_ray.models.head import HeadSettings
-from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
+from visao_ray.reports.sweep import SweepPage, describe_head, sweep_report
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
-from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
+from visao_ray.tuning.finalists import evaluate_on_folds, evaluate_on_val
 from visao_ray.tuning.importance import importance
 from visao_ray.tuning.objective import Criterion, default_objective
 from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import propose, read_space
 from visao_ray.tuning.trial_results import (
+    CLASS_WEIGHT_CURVES,
     HISTORY,
-    LEVERS,
     TrialResult,
     TrialResults,
+    class_weight_curves_table,
     history_table,
-    levers_table,
     refits_schema,
     refits_table,
     trials_schema,
@@ -47,20 +47,22 @@ from visao_ray.tuning.trial_results import (
 
 _TRIALS_A_GPU = 8
 _TOP = 5
-_LEVERS = 3  # finalists whose levers are shown
+_CURVE_FINALISTS = 3  # finalists that get class-weight curves
 _FACTORS = (1.0, 2.0, 4.0, 8.0)
-_TWINS = 2  # finalists that are trained with every class weight, where there are many classes
+_ABLATION_FINALISTS = (
+    2  # finalists that are trained with every class weight, where there are many classes
+)
 _WEIGHTS = ("none", "root", "effective", "balanced")
 _REPLICATES = 1000
-#: Tune reads these from the environment only.
+#: Settings that Tune reads only from the environment.
 _TUNE = {
-    # Its own CSV, JSON and TensorBoard files of every epoch would cost more than the epochs.
+    # Tune's own CSV, JSON and TensorBoard files of every epoch would cost more than the epochs.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # The newer terminal output prints tables even at verbose=0.
+    # Tune's newer terminal output prints tables even with verbose=0.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Its handler ends a sweep at Ctrl-C as if it were finished.
+    # Tune's handler ends a sweep at Ctrl-C as if it were finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Its snapshots of the experiment are not needed: outcomes tell what is finished.
+    # Tune's snapshots of the experiment are not needed: the recorded results replace them.
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
 }
 
@@ -84,7 +86,7 @@ class _Sweep:
     sample: dict[str, int] | None
     resources: dict[str, float]
     criterion: Criterion
-    outcomes: TrialResults
+    trial_results: TrialResults
 
     @property
     def positive(self) -> str | None:
@@ -94,17 +96,21 @@ class _Sweep:
 
 
 def make_sweep(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep of one store: writes `trials`, `history`, `levers`, the best head and a report.
+    """Sweep one store; write its tables, the best head and a report.
+
+    Args:
+        settings: of the job, with one store.
+        run: of the job.
 
     Raises:
         InputError: a store or vectors that are missing or do not fit the dataset, an objective
-            that is undefined on val, a space or settings under which every head fails.
+            that is undefined on val, a space or settings with which every head fails.
     """
     search(settings, run, None)
 
 
 def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings] | None) -> None:
-    """Try the given heads, or those of the space; the first is the default, measured against."""
+    """Run the sweep with the given heads, or heads of the space; the first is the default head."""
     started = time.perf_counter()
     space = read_space(settings.space)
     sweep = _load(settings, run)
@@ -117,30 +123,30 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     sampler: Sampler = Fixed(heads)
     if settings.search == "tpe":
         sampler = Tpe(space, settings.seed, sweep.criterion)
-    before = len(sweep.outcomes.read_all())
+    before = len(sweep.trial_results.read_all())
     with run.timed("search"):
         _tune(run, sweep, sampler, len(heads))
-    recorded = sweep.outcomes.read_all()
+    recorded = sweep.trial_results.read_all()
     found = [recorded[number] for number in range(len(heads))]
     tables.write(run.out.join("trials"), trials_table(found), trials_schema())
     tables.write(run.out.join("history"), history_table(found), HISTORY)
     run.counts |= {
         "trials": len(found),
-        "failed": sum(outcome.status != "ok" for outcome in found),
+        "failed": sum(result.status != "ok" for result in found),
     }
     run.throughput["trials_per_minute"] = (len(recorded) - before) / (run.timings["search"] / 60)
     ranked = _ranked(found, sweep.criterion)
     if not ranked:
         raise InputError(
             f"all {len(found)} trials failed, the first with: {found[0].error}; see "
-            f"{sweep.outcomes.folder.uri}"
+            f"{sweep.trial_results.folder.uri}"
         )
     further = [recorded[number] for number in sorted(recorded) if number >= len(heads)]
     refits = _pair_refits(run, sweep, found, further)
-    _write_levers(run, sweep, found, further)
+    _write_class_weight_curves(run, sweep, found, further)
     final = _choose(sweep, ranked, refits)
     _keep_winner(run, sweep, final[0], refits)
-    run.details["class_weights"] = _judge_twins(run, sweep, ranked, further)
+    run.details["class_weights"] = _evaluate_class_weights(run, sweep, ranked, further)
     _tell_winner(run, sweep, final, _references(ranked, found[0]), refits)
     run.details["importance"] = importance(found, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
@@ -151,17 +157,19 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
 def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
     """What the report shows of a sweep, from the tables below `out` and its result.json."""
     classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
-    levers, refits = out.join("levers"), out.join("refits")
+    class_weight_curves, refits = out.join("class_weight_curves"), out.join("refits")
     objective = details["objective"]["name"]
     return SweepPage(
         dataset=dataset.name,
-        objective=details["objective"]["told"],
+        objective=details["objective"]["text"],
         objective_mode="max" if METRICS[objective].greater_is_better else "min",
         trials=tables.open_table(out.join("trials"), "trials").to_table(),
         history=tables.open_table(out.join("history"), "history").to_table(),
         finalists=details["finalists"],
         importance=details["importance"],
-        levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
+        class_weight_curves=tables.open_table(class_weight_curves, "class_weight_curves").to_table()
+        if tables.rows(class_weight_curves)
+        else None,
         class_weights=details["class_weights"],
         metrics=result["metrics"]["val"],
         positive=dataset.positive_among(classes) if len(classes) == 2 else None,
@@ -218,7 +226,7 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
         sample=sample,
         resources=resources,
         criterion=_criterion(settings, dataset, summary.classes),
-        outcomes=TrialResults(run.out.join("tune", "trials")),
+        trial_results=TrialResults(run.out.join("tune", "trials")),
     )
     run.inputs |= {
         **snapshot.to_json(),
@@ -251,25 +259,25 @@ def _read(
 def _tell_start(run: Run[Any], sweep: _Sweep) -> None:
     """What is searched on what, in details, on the terminal and in warnings."""
     settings, summary, criterion = sweep.settings, sweep.summary, sweep.criterion
-    told = criterion.told(summary.classes)
+    objective = criterion.describe(summary.classes)
     of_class = criterion.metric.of_class
     run.details["objective"] = {
         "name": criterion.name,
         "class": summary.classes[criterion.positive] if of_class else None,
         "floor": criterion.floor if "{floor}" in criterion.metric.title else None,
-        "told": told,
+        "text": objective,
     }
     where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
     run.say(
         f"{sweep.dataset.name}: {summary.rows['train']:,} train and {summary.rows['val']:,} val "
-        f"rows of {summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} "
-        "chooses"
+        f"rows of {summary.width} numbers twice, {len(summary.classes)} classes; "
+        f"{objective} on {where} chooses"
     )
     if sweep.sample is not None:
         run.say(
             f"{sweep.dataset.name}: the search sees a sample of whole groups, "
             f"{sweep.sample['train']:,} train and {sweep.sample['val']:,} val rows; the best heads "
-            "are then fitted on all train rows and judged on all val rows"
+            "are then fitted on all train rows and evaluated on all val rows"
         )
     for why, count in summary.left_out.items():
         if count:
@@ -302,55 +310,58 @@ def _criterion(settings: SweepSettings, dataset: Dataset, classes: tuple[str, ..
 def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
     """Run the trials that have not ended yet, and those that the finalists ask for."""
     settings = sweep.settings
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.max_concurrent_trials)
     from ray import tune
 
-    from visao_ray.tuning.order import LOSSES, OrderedSearcher
+    from visao_ray.tuning.ordered_searcher import MOST_LOSSES, OrderedSearcher
     from visao_ray.tuning.progress import Progress
-    from visao_ray.tuning.trainable import HeadTrainable, Plan
+    from visao_ray.tuning.trainable import HeadTrainable, SweepSpec
 
     keep_aws_keys_from_trials()
     positive = sweep.positive
-    plan = Plan(
+    spec = SweepSpec(
         dataset=sweep.dataset,
         seed=settings.seed,
         epochs=settings.epochs,
         patience=settings.patience,
         criterion=sweep.criterion,
         positive=sweep.summary.classes.index(positive) if positive else None,
-        named=bool(settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)),
+        has_class=bool(
+            settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)
+        ),
         folds=settings.folds,
         summary=sweep.summary,
         extractor=sweep.extractor,
-        outcomes=sweep.outcomes.folder,
-        board=run.out.join("tensorboard"),
+        trial_results=sweep.trial_results.folder,
+        tensorboard=run.out.join("tensorboard"),
     )
     trainable = tune.with_resources(
-        tune.with_parameters(HeadTrainable, data=sweep.data, plan=plan),
+        tune.with_parameters(HeadTrainable, data=sweep.data, spec=spec),
         sweep.resources,
     )
     order = OrderedSearcher(
         trials,
-        settings.at_once,
-        settings.halving,
+        settings.max_concurrent_trials,
+        settings.reduction_factor,
         settings.epochs,
         sweep.criterion,
         sampler,
         lambda found: _further(sweep, found),
-        sweep.outcomes,
+        sweep.trial_results,
     )
     if order.finished():
         return
     folder = run.out.join("tune")
-    # What an earlier start of this run left there is of no use: outcomes tell what is finished.
+    # Files of an earlier start of this run are not needed: the recorded results replace them.
     folder.join("search").delete()
-    told = f"{settings.job}] {sweep.dataset.name}: "
-    progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes, order.ended)
+    start = f"[{settings.job}] {sweep.dataset.name}: "
+    progress = Progress(start, sweep.criterion, trials, sweep.trial_results, order.ended)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=order,
-            num_samples=LOSSES * (trials + _most_further(settings)),  # at most; `order` ends it
+            num_samples=MOST_LOSSES
+            * (trials + _most_further(settings)),  # at most; `order` ends it
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -377,25 +388,25 @@ def _name(trial: Any) -> str:
 def _most_further(settings: SweepSettings) -> int:
     """The most trials that the finalists can ask for."""
     again = settings.finalists + 3  # the winner and the references too
-    return again + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))
+    return again + max(_CURVE_FINALISTS * len(_FACTORS), _ABLATION_FINALISTS * len(_WEIGHTS))
 
 
 def _further(sweep: _Sweep, found: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Trials that the finalists ask for: heads fitted again, and levers."""
+    """Further trials of the finalists: refits, class-weight curves, class-weight ablation."""
     ranked = _ranked(found, sweep.criterion)
     if not ranked:
         return []
-    same = {"holdout": True}  # on train, judged by val
+    same = {"holdout": True}  # trained on train, evaluated on val
     configs: list[dict[str, Any]] = [
-        {**same, "all_rows": True, "head": one.head, "like": one.number}
+        {**same, "all_rows": True, "head": one.head, "seed_of": one.number}
         for one in _to_refit(sweep, ranked, found[0])
     ]
-    for finalist, factor in _lever_trials(sweep, ranked):
+    for finalist, factor in _curve_trials(sweep, ranked):
         head = {**finalist.head, "class_weight": {sweep.positive: factor}}
-        configs.append({**same, "head": head, "like": finalist.number, "curve": True})
-    for finalist, weight in _twin_trials(sweep, ranked):
+        configs.append({**same, "head": head, "seed_of": finalist.number, "curve": True})
+    for finalist, weight in _ablation_trials(sweep, ranked):
         head = {**finalist.head, "class_weight": weight}
-        configs.append({**same, "head": head, "like": finalist.number})
+        configs.append({**same, "head": head, "seed_of": finalist.number})
     return configs
 
 
@@ -451,18 +462,18 @@ def _choose(
     return _ranked(list(refits.values()), sweep.criterion)
 
 
-def _twin_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, str]]:
+def _ablation_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, str]]:
     """Finalists and the class weights that they are trained with anew, all else being equal."""
     if sweep.positive is not None or not sweep.settings.finalists:
         return []
-    return [(one, weight) for one in ranked[:_TWINS] for weight in _WEIGHTS]
+    return [(one, weight) for one in ranked[:_ABLATION_FINALISTS] for weight in _WEIGHTS]
 
 
-def _lever_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, float]]:
+def _curve_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, float]]:
     if sweep.positive is None or not sweep.settings.finalists:
         return []
     finalists = [one for one in ranked if one.head["kind"] != "svm"]  # it takes no class weights
-    count = min(_LEVERS, sweep.settings.finalists)
+    count = min(_CURVE_FINALISTS, sweep.settings.finalists)
     return [(one, factor) for one in finalists[:count] for factor in _FACTORS]
 
 
@@ -484,24 +495,26 @@ def _resources(worker: Worker) -> dict[str, float]:
 def _ranked(found: Sequence[TrialResult], criterion: Criterion) -> list[TrialResult]:
     """The trials that succeeded, best first; the earlier one first where they are equal."""
     sign = 1 if criterion.lower_is_better else -1
-    succeeded = [outcome for outcome in found if outcome.status == "ok"]
+    succeeded = [result for result in found if result.status == "ok"]
     return sorted(succeeded, key=lambda one: (sign * one.objective, one.number))
 
 
-def _write_levers(
+def _write_class_weight_curves(
     run: Run[Any], sweep: _Sweep, found: Sequence[TrialResult], further: Sequence[TrialResult]
 ) -> None:
     """The curves of the finalists' further trials as a table."""
-    pairs = _lever_trials(sweep, _ranked(found, sweep.criterion))
+    pairs = _curve_trials(sweep, _ranked(found, sweep.criterion))
     if not pairs:
         return
     tried = further[len(further) - len(pairs) :]
     curves = [
-        (finalist.number, factor, outcome)
-        for (finalist, factor), outcome in zip(pairs, tried, strict=True)
-        if outcome.status == "ok"
+        (finalist.number, factor, result)
+        for (finalist, factor), result in zip(pairs, tried, strict=True)
+        if result.status == "ok"
     ]
-    tables.write(run.out.join("levers"), levers_table(curves), LEVERS)
+    tables.write(
+        run.out.join("class_weight_curves"), class_weight_curves_table(curves), CLASS_WEIGHT_CURVES
+    )
 
 
 def _keep_winner(
@@ -510,10 +523,10 @@ def _keep_winner(
     """Write the best head, and its settings as jobs/train.py takes them.
 
     Raises:
-        InputError: it was judged on folds, and could not be trained on train, with val to stop it.
+        InputError: it was evaluated on folds, and could not be trained on train with val.
     """
     kept = refits.get(winner.number, winner)
-    head = sweep.outcomes.head(kept.number)
+    head = sweep.trial_results.head(kept.number)
     if sweep.settings.folds > 1 and not head.exists():
         raise InputError("the winner could not be trained on train alone; see the warnings above")
     run.out.join("head.keras").write_bytes(head.read_bytes())
@@ -523,30 +536,30 @@ def _keep_winner(
 def _train_settings(sweep: _Sweep, winner: TrialResult) -> str:
     """The settings of jobs/train.py that fit the winner's head again."""
     head, settings = winner.head, sweep.settings
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "store": settings.store[0],
         "extractor": sweep.extractor,
         "seed": settings.seed,
         "pool": head["pool"],
     }
-    told |= {} if settings.recipe is None else {"recipe": settings.recipe}
-    told |= {} if head["views"] is None else {"views": head["views"]}
+    values |= {} if settings.recipe is None else {"recipe": settings.recipe}
+    values |= {} if head["views"] is None else {"views": head["views"]}
     if head["kind"] == "svm":
-        told |= {"family": "svm", "svm_c": [head["c"]], "svm_gamma": [head["gamma"]]}
+        values |= {"family": "svm", "svm_c": [head["c"]], "svm_gamma": [head["gamma"]]}
     else:
         names = ["standardise", "layers", "units", "activation", "dropout", "l1", "l2"]
         names += ["optimizer", "learning_rate", "schedule", "batch_size", "label_smoothing"]
         names += ["class_weight"]
-        told |= {"family": "head", "epochs": settings.epochs, "patience": settings.patience}
-        told |= {name: head[name] for name in names}
-        if told["schedule"] == "constant":
-            told["reduce_patience"] = settings.epochs
+        values |= {"family": "head", "epochs": settings.epochs, "patience": settings.patience}
+        values |= {name: head[name] for name in names}
+        if values["schedule"] == "constant":
+            values["reduce_patience"] = settings.epochs
         if head["kind"] == "logistic":  # scikit-learn's penalty of the sum, as one of the mean
             rows = sweep.summary.rows["train"]
-            told |= {"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0}
-            told["l2"] = float(f"{1 / (2 * head['c'] * rows):.4g}")
+            values |= {"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0}
+            values["l2"] = float(f"{1 / (2 * head['c'] * rows):.4g}")
     lines = [f"# python jobs/train.py --settings head.toml --out …   (trial {winner.number})"]
-    lines += [f"{name} = {_toml(value)}" for name, value in told.items()]
+    lines += [f"{name} = {_toml(value)}" for name, value in values.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -588,12 +601,12 @@ def _tell_winner(
         for name, value in final[0].metrics.items()
     }
     if finalists and sweep.sample is None and settings.folds > 1:
-        standings = judge_on_folds(finalists, dict(references), criterion, sweep.summary.images)
+        standings = evaluate_on_folds(finalists, dict(references), criterion, sweep.summary.images)
     elif finalists:
-        standings, judged = _judge(run, sweep, sweep.data[-1], finalists, references)
-        metrics |= judged
+        standings, evaluated = _evaluate(run, sweep, sweep.data[-1], finalists, references)
+        metrics |= evaluated
     run.metrics["val"] = metrics
-    by_number = {outcome.number: outcome for outcome in final}
+    by_number = {result.number: result for result in final}
     run.details["finalists"] = [
         {
             "settings": by_number[one["trial"]].head,
@@ -603,15 +616,15 @@ def _tell_winner(
         }
         for one in standings
     ]
-    told = {"winner": final[0], "default": references.get("default")}
+    reported = {"winner": final[0], "default": references.get("default")}
     run.details |= {
-        name: _told_of(one, searched.get(one.number, one.number)) if one else None
-        for name, one in told.items()
+        name: _summary(one, searched.get(one.number, one.number)) if one else None
+        for name, one in reported.items()
     }
     _print_best(run, sweep, final, searched)
     for one in standings[:1]:
         run.say(
-            f"{sweep.dataset.name}: {criterion.told(sweep.summary.classes)} of trial "
+            f"{sweep.dataset.name}: {criterion.describe(sweep.summary.classes)} of trial "
             f"{searched.get(one['trial'], one['trial'])} is "
             + "; ".join(
                 f"{what} {_interval(one[name], sign)}"
@@ -636,51 +649,51 @@ def _print_best(
     )
     names = [criterion.name, *(name for name in METRICS if name != criterion.name)][:5]
     print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
-    for outcome in final[:_TOP]:
-        values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)
-        number, head = searched.get(outcome.number, outcome.number), in_words(outcome.head)
-        print(f"   {number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
+    for result in final[:_TOP]:
+        values = " ".join(f"{result.metrics[name]:19.4f}" for name in names)
+        number, head = searched.get(result.number, result.number), describe_head(result.head)
+        print(f"   {number:5d} {values}  {result.epoch:5d}  {head}", flush=True)
 
 
-def _judge_twins(
+def _evaluate_class_weights(
     run: Run[Any], sweep: _Sweep, ranked: Sequence[TrialResult], further: Sequence[TrialResult]
 ) -> list[dict[str, Any]]:
     """What class weights do to finalists at the same budget: objective, and lead over none."""
-    pairs = _twin_trials(sweep, ranked)
+    pairs = _ablation_trials(sweep, ranked)
     tried = further[len(further) - len(pairs) :]
-    told = []
-    for finalist in ranked[: _TWINS if pairs else 0]:
-        twins = {
-            weight: outcome
-            for (other, weight), outcome in zip(pairs, tried, strict=True)
-            if other is finalist and outcome.status == "ok"
+    found = []
+    for finalist in ranked[: _ABLATION_FINALISTS if pairs else 0]:
+        by_weight = {
+            weight: result
+            for (other, weight), result in zip(pairs, tried, strict=True)
+            if other is finalist and result.status == "ok"
         }
-        if "none" not in twins:
+        if "none" not in by_weight:
             continue
-        standings, _ = _judge(
+        standings, _ = _evaluate(
             run,
             sweep,
             sweep.data[0],
-            list(twins.values()),
-            {"none": twins["none"]},
+            list(by_weight.values()),
+            {"none": by_weight["none"]},
             every_metric=False,
         )
-        told += [
+        found += [
             {**standing, "trial": finalist.number, "class_weight": weight}
-            for weight, standing in zip(twins, standings, strict=True)
+            for weight, standing in zip(by_weight, standings, strict=True)
         ]
-    for one in told:
+    for one in found:
         if one["class_weight"] != "none":
             run.say(
                 f"{sweep.dataset.name}: trial {one['trial']} with class weights "
                 f"{one['class_weight']}: "
-                f"{sweep.criterion.told(sweep.summary.classes)} "
+                f"{sweep.criterion.describe(sweep.summary.classes)} "
                 f"{_interval(one['objective'], '')}; over none {_interval(one['over_none'], '+')}"
             )
-    return told
+    return found
 
 
-def _judge(
+def _evaluate(
     run: Run[Any],
     sweep: _Sweep,
     data: Any,
@@ -688,15 +701,15 @@ def _judge(
     references: Mapping[str, TrialResult],
     every_metric: bool = True,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """`judge_on_val` in a Ray task: the driver never holds vectors."""
+    """`evaluate_on_val` in a Ray task: the driver never holds vectors."""
     import ray
 
-    with run.timed("judge"):
-        judged = ray.remote(judge_on_val).remote(
+    with run.timed("evaluate"):
+        evaluated = ray.remote(evaluate_on_val).remote(
             [data],
             sweep.dataset,
             sweep.summary.classes,
-            sweep.outcomes,
+            sweep.trial_results,
             [one.number for one in finalists],
             {name: one.number for name, one in references.items()},
             sweep.criterion,
@@ -704,17 +717,17 @@ def _judge(
             _REPLICATES,
             sweep.settings.seed,
         )
-        found: tuple[list[dict[str, Any]], dict[str, Any]] = ray.get(judged)
+        found: tuple[list[dict[str, Any]], dict[str, Any]] = ray.get(evaluated)
     return found
 
 
-def _told_of(outcome: TrialResult, trial: int) -> dict[str, Any]:
+def _summary(result: TrialResult, trial: int) -> dict[str, Any]:
     return {
         "trial": trial,
-        "epoch": outcome.epoch,
-        "settings": outcome.head,
-        "objective": outcome.objective,
-        "metrics": outcome.metrics,
+        "epoch": result.epoch,
+        "settings": result.head,
+        "objective": result.objective,
+        "metrics": result.metrics,
     }
 
 
