@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from visao_ray.core import tables
+from visao_ray.core.run import Run
+from visao_ray.core.storage import Location
+from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import sweep_figures
 from visao_ray.reports.figures import Figure
@@ -116,6 +120,60 @@ def sweep_report(
             "datasets": [_dataset(page) for page in pages],
         },
     )
+
+
+def read_sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
+    """Read the sweep of one dataset.
+
+    Args:
+        out: folder of the sweep, with its tables.
+        dataset: of the sweep.
+        result: result.json of the sweep.
+
+    Returns:
+        The data of the page.
+    """
+    classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
+    objective = details["objective"]["name"]
+
+    def read(name: str) -> pa.Table:
+        return tables.open_table(out.join(name), name).to_table()
+
+    def read_if_written(name: str) -> pa.Table | None:
+        return read(name) if tables.rows(out.join(name)) else None
+
+    return SweepPage(
+        dataset=dataset.name,
+        objective=details["objective"]["text"],
+        objective_mode="max" if METRICS[objective].greater_is_better else "min",
+        trials=read("trials"),
+        history=read("history"),
+        finalists=details["finalists"],
+        importance=details["importance"],
+        class_weight_curves=read_if_written("class_weight_curves"),
+        class_weights=details["class_weights"],
+        metrics=result["metrics"]["val"],
+        positive=dataset.positive_among(classes) if len(classes) == 2 else None,
+        classes=len(classes),
+        counts={"images": counts["images"], **counts["rows"]},
+        sample=counts.get("sample"),
+        refits=read_if_written("refits"),
+        seconds=details["seconds"],
+        warnings=result["warnings"],
+    )
+
+
+def write_sweep_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
+    """Write `report.html` of a run.
+
+    Args:
+        run: of the sweep job.
+        title: of the document.
+        pages: one per dataset, in order.
+    """
+    report = run.out.join("report.html")
+    report.write_bytes(sweep_report(title, run.command, pages, run.warnings).encode())
+    run.say(f"report: {report.uri}")
 
 
 def describe_head(settings: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ from visao_ray.core.ray_session import start_ray
 from visao_ray.core.run import Run, execute
 from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
+from visao_ray.reports.sweep import read_sweep_page, write_sweep_report
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import read_space
-from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
+from visao_ray.tuning.sweep import make_sweep, open_store
 
 
 def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
@@ -36,7 +37,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     sources: dict[str, str] = {}
     datasets: dict[str, Dataset] = {}
     for uri in settings.store:
-        _, dataset = describe(uri)
+        _, dataset = open_store(uri)
         name = dataset.name
         if name in sources:
             raise InputError(f"--store {sources[name]} and {uri} are both of dataset {name}")
@@ -70,9 +71,10 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     run.details |= {name: result["details"] for name, result in results.items()}
     run.metrics |= {name: result["metrics"] for name, result in results.items()}
     pages = [
-        sweep_page(run.out.join(name), dataset, results[name]) for name, dataset in datasets.items()
+        read_sweep_page(run.out.join(name), dataset, results[name])
+        for name, dataset in datasets.items()
     ]
-    write_report(run, f"Sweeps of {', '.join(results)}", pages)
+    write_sweep_report(run, f"Sweeps of {', '.join(results)}", pages)
 
 
 def _sweep_one(settings: SweepSettings, address: str, command: str) -> dict[str, Any]:
