@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from visao_ray.core.errors import InputError
 from visao_ray.features.labelled import LabelledVectors
-from visao_ray.models.normalization import FeatureStats
+from visao_ray.models.normalization import FeatureStats, Vectors
 
 Numbers = npt.NDArray[np.int64]
 
@@ -46,6 +46,11 @@ class Folds:
         groups: int32[R].
         views: int16[R].
     """
+
+    vectors: Mapping[str, Vectors]
+    labels: npt.NDArray[np.int32]
+    groups: npt.NDArray[np.int32]
+    views: npt.NDArray[np.int16]
 
     def __init__(self, data: LabelledVectors, count: int, seed: int) -> None:
         self._data, self._count, self._seed = data, count, seed

@@ -36,6 +36,8 @@ class OrderedSearcher(Searcher):  # type: ignore[misc]
         ended: results by trial number.
     """
 
+    ended: dict[int, TrialResult]
+
     def __init__(
         self,
         trials: int,
@@ -64,7 +66,7 @@ class OrderedSearcher(Searcher):  # type: ignore[misc]
         self._reduction_factor, self._epochs = reduction_factor, epochs
         self._criterion, self._sampler = criterion, sampler
         self._further, self._trial_results = further, trial_results
-        self.ended: dict[int, TrialResult] = trial_results.read_all()
+        self.ended = trial_results.read_all()
         self._running: dict[str, dict[str, Any]] = {}
         self._lost: list[dict[str, Any]] = []
         self._losses: Counter[int] = Counter()
