@@ -1,24 +1,25 @@
-"""How much faster a sweep is than KerasTuner and than Ray Tune as its guides have it.
+"""Compare the speed of a sweep with KerasTuner and with Ray Tune used as in its guides.
 
     python benchmarks/sweep.py
 
-Everyone trains the same 16 heads, drawn once from the space that the study searched with KerasTuner
-on chest films (02d: one hidden layer, its units, dropout, Adam's learning rate), on the same rows
-in the same batches of 32 for the same 10 epochs, none ended early. Each in a fresh process:
+All contenders train the same 16 heads, drawn once from the space that the study searched with
+KerasTuner on chest films (02d: one hidden layer, its units, dropout, Adam's learning rate), on the
+same rows in the same batches of 32 for the same 10 epochs, without early stopping. Each runs in a
+fresh process:
 
-1. KerasTuner's RandomSearch, with all cores as TensorFlow takes them.
-2. Ray Tune with a function trainable, one CPU a trial, everything else as Tune has it.
-3. jobs/sweep.py's search, told to try these heads and no others; before and after the rivals.
+1. KerasTuner's RandomSearch, with TensorFlow's default use of all cores.
+2. Ray Tune with a function trainable, one CPU per trial, and Tune's other defaults.
+3. The search of jobs/sweep.py with exactly these heads; before and after the rivals.
 
-The rivals are given arrays that are standardised already, with no table to read, and judge val
-with one plain call an epoch (Keras's own AUC would work in every step). Trials a minute are those
-of the search, from its call to its return (ours with the start of its processes), which the bar is
-held against; and those of the whole process, imports, Ray's start and our report included. A head's
-AUC is the exact one of its best epoch, for everyone.
+The rivals get arrays that are standardised already, with no table to read, and evaluate val with
+one plain call per epoch (Keras's own AUC would be computed in every step). Trials per minute are
+given for the search, from its call to its return (ours with the start of its processes), which the
+bar applies to; and for the whole process with imports, the start of Ray and our report. The AUC of
+a head is the exact AUC of its best epoch, for all contenders.
 
-Vectors are those of the real chest films in ../shared, extracted first (not timed) with the
-EfficientNet-Lite0 that lies there; where they are not, Gaussian clusters of the same shape.
-`--store` names a store that is there already.
+The vectors are those of the real chest films in ../shared, extracted first (not timed) with the
+EfficientNet-Lite0 in that folder. If they are missing, Gaussian clusters of the same shape are
+used. `--store` names an existing store.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from visao_ray.store.table import write_fragments
 REPOSITORY = Path(__file__).parents[1]
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_224"
 LITE0 = REPOSITORY.parent / "shared" / "weights" / "efficientnet_lite0_imagenet.keras"
-BASE, CLASSES = "chest_xray", ("NORMAL", "PNEUMONIA")
+DATASET, CLASSES = "chest_xray", ("NORMAL", "PNEUMONIA")
 BATCH = 32
 
 # The study's space on chest films (02d).
@@ -66,24 +67,30 @@ LEARNING_RATE = (4e-4, 2e-4, 1e-4)
 
 @dataclass(frozen=True)
 class Head:
-    """Dense(units), ReLU, dropout, softmax, cross-entropy; Adam."""
+    """Dense(units), ReLU, dropout, softmax, cross-entropy; Adam.
+
+    Attributes:
+        units: of the hidden layer.
+        dropout: rate.
+        learning_rate: of Adam.
+    """
 
     units: int
     dropout: float
     learning_rate: float
 
     def parameters(self, width: int) -> int:
-        """Numbers that are learned, on vectors of `width` numbers."""
+        """Number of trainable parameters with vectors of `width` numbers."""
         return (width + 1) * self.units + (self.units + 1) * len(CLASSES)
 
 
 @dataclass(frozen=True)
 class Load:
-    """What everyone is given to do.
+    """The work of each contender.
 
     Attributes:
         heads: to train.
-        epochs: of each.
+        epochs: of each head.
         store: URI, for ours.
         arrays: .npz with x, val_x float32[N, D] standardised and y, val_y int32[N], for the rivals.
     """
@@ -94,19 +101,25 @@ class Load:
     arrays: str
 
     def write(self, file: Path) -> None:
-        """For the processes that do it."""
+        """Write the work for the process of a contender."""
         file.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, file: Path) -> Load:
-        """As it was written."""
-        told = json.loads(file.read_text())
-        return cls(**{**told, "heads": [Head(**head) for head in told["heads"]]})
+        """Read the work that `write` wrote."""
+        values = json.loads(file.read_text())
+        return cls(**{**values, "heads": [Head(**head) for head in values["heads"]]})
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one sweep showed: its whole process's seconds, its search's, and each head's AUC."""
+    """Measurements of one sweep.
+
+    Attributes:
+        process: seconds of the whole process.
+        search: seconds of the search.
+        auc: of each head on val.
+    """
 
     process: float
     search: float
@@ -114,18 +127,18 @@ class Sweep:
 
     @property
     def best(self) -> float:
-        """The winner's AUC."""
+        """AUC of the winner."""
         return max(self.auc)
 
 
 def draw(count: int) -> list[Head]:
-    """The heads: some of the study's space, always the same, no two alike."""
+    """Draw different heads of the study's space, always the same ones."""
     space = [Head(*values) for values in itertools.product(UNITS, DROPOUT, LEARNING_RATE)]
     return [space[index] for index in np.random.default_rng(0).permutation(len(space))[:count]]
 
 
 def rival_head(head: Head, width: int) -> Any:
-    """A head as Keras's own guides would have it, compiled."""
+    """Build and compile a head as in Keras's guides."""
     import keras
 
     model = keras.Sequential(
@@ -141,22 +154,22 @@ def rival_head(head: Head, width: int) -> Any:
 
 
 def area(model: Any, x: npt.NDArray[np.float32], y: npt.NDArray[np.int32]) -> float:
-    """Exact area under the ROC curve, in one call of the model (no `predict`: it would compile)."""
+    """Exact ROC AUC, in one call of the model (`predict` would compile first)."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(y, model(x, training=False).numpy()[:, 1]))
 
 
 def keras_tuner(load: Load, place: Path) -> tuple[float, list[float]]:
-    """KerasTuner's own loop over the number of the head."""
+    """Run KerasTuner's own loop over the numbers of the heads."""
     import keras
     import keras_tuner as kt
 
     with np.load(load.arrays) as arrays:
         x, y, val_x, val_y = (arrays[name] for name in ("x", "y", "val_x", "val_y"))
 
-    class Judge(keras.callbacks.Callback):
-        """Before the tuner's own callbacks, which find the value in the logs."""
+    class Evaluate(keras.callbacks.Callback):
+        """Runs before the tuner's own callbacks, which read the value in the logs."""
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             logs["val_auc"] = area(self.model, val_x, val_y)
@@ -172,7 +185,7 @@ def keras_tuner(load: Load, place: Path) -> tuple[float, list[float]]:
         directory=str(place),
     )
     begun = time.perf_counter()
-    # A random search ends when it has drawn nothing new for a while: it draws on until all are in.
+    # A random search ends when it draws nothing new for a while: repeat it until it has all heads.
     while len(tuner.oracle.trials) < len(load.heads):
         tuner.search(
             x,
@@ -180,16 +193,17 @@ def keras_tuner(load: Load, place: Path) -> tuple[float, list[float]]:
             validation_data=(val_x, val_y),
             epochs=load.epochs,
             batch_size=BATCH,
-            callbacks=[Judge()],
+            callbacks=[Evaluate()],
             verbose=0,
         )
     seconds = time.perf_counter() - begun
-    scores = {trial.hyperparameters["head"]: trial.score for trial in tuner.oracle.trials.values()}
-    return seconds, [scores[number] for number in range(len(load.heads))]
+    trials = tuner.oracle.trials.values()
+    by_head = {trial.hyperparameters["head"]: trial.score for trial in trials}
+    return seconds, [by_head[number] for number in range(len(load.heads))]
 
 
 def naive_tune(load: Load, place: Path) -> tuple[float, list[float]]:
-    """Ray Tune with a function trainable, all else as it comes."""
+    """Run Ray Tune with a function trainable and its defaults."""
     import ray
     from ray import tune
 
@@ -231,7 +245,7 @@ def naive_tune(load: Load, place: Path) -> tuple[float, list[float]]:
 
 
 def ours(load: Load, place: Path) -> tuple[float, list[float]]:
-    """The search of jobs/sweep.py, in a run of that job, on heads of our choice."""
+    """Run the search of jobs/sweep.py with the given heads."""
     from visao_ray.core.run import execute
     from visao_ray.models.head import HeadSettings
     from visao_ray.tuning.settings import SweepSettings
@@ -256,7 +270,7 @@ def ours(load: Load, place: Path) -> tuple[float, list[float]]:
         trials=len(heads),
         epochs=load.epochs,
         patience=load.epochs,
-        halving=1,
+        reduction_factor=1,
         finalists=0,
         objective="roc_auc",
         out=str(place),
@@ -276,7 +290,7 @@ CONTENDERS: dict[str, Callable[[Load, Path], tuple[float, list[float]]]] = {
 
 
 def contend(name: str, load: Load, place: Path) -> Sweep:
-    """One sweep in a process of its own, with a Ray of its own; its lines go to stderr."""
+    """Run one sweep in its own process with its own Ray; its output goes to stderr."""
     print(f"{name}: {len(load.heads)} heads", file=sys.stderr, flush=True)
     place.mkdir()
     load.write(place / "load.json")
@@ -295,9 +309,9 @@ def contend(name: str, load: Load, place: Path) -> Sweep:
 
 
 def extract(store: Path) -> str:
-    """A store of the real chest films."""
+    """Extract the real chest films into a store; return its URI."""
     print("extracting the vectors of the chest films", file=sys.stderr, flush=True)
-    flags = [f"--dataset={BASE}", f"--data={FILMS}", f"--weights={LITE0}", f"--store={store}"]
+    flags = [f"--dataset={DATASET}", f"--data={FILMS}", f"--weights={LITE0}", f"--store={store}"]
     subprocess.run(
         [sys.executable, "jobs/extract.py", *flags],
         cwd=REPOSITORY,
@@ -309,7 +323,7 @@ def extract(store: Path) -> str:
 
 
 def gauss(store: Path, train: int, val: int, width: int = 1280) -> str:
-    """A store of two overlapping clusters, a quarter of the rows NORMAL."""
+    """Make a store of two overlapping clusters, a quarter of the rows NORMAL; return its URI."""
     rng = np.random.default_rng(0)
     rows = train + val
     labels = (rng.random(rows) < 0.75).astype(np.int32)
@@ -345,7 +359,7 @@ def gauss(store: Path, train: int, val: int, width: int = 1280) -> str:
             },
         }
     )
-    description = Description(find_dataset(BASE).to_json(), 0, 0.1, 0.1)
+    description = Description(find_dataset(DATASET).to_json(), 0, 0.1, 0.1)
     owner = Owner.here(job="benchmark", run="gauss")
     with create_or_open(str(store), description, owner) as writer:
         results = schemas.results(dict.fromkeys(pools, width), {"backbone": "gauss"})
@@ -359,10 +373,10 @@ def gauss(store: Path, train: int, val: int, width: int = 1280) -> str:
 
 
 def spread(uri: str, file: Path) -> tuple[int, int, int]:
-    """Lay out a store's rows for the rivals; how many train and val rows, and of what width."""
+    """Write the rows of a store for the rivals; return the numbers of train and val rows, and D."""
     store = Store.open(uri)
     snapshot = pin(store, "benchmark", plain_vectors(store.the_extractor(None)))
-    summary, data = load_vectors(snapshot, find_dataset(BASE))
+    summary, data = load_vectors(snapshot, find_dataset(DATASET))
     mapped, train, val = data.open(), data.train_rows(), data.val_rows()
     vectors = mapped.vectors["avg"]
     stats = FeatureStats.of(vectors, train)
@@ -372,7 +386,7 @@ def spread(uri: str, file: Path) -> tuple[int, int, int]:
 
 
 def check_sameness(load: Load, place: Path, auc: list[float], width: int) -> None:
-    """Refuse to compare when the head that ours kept is not one that the rivals trained."""
+    """Fail if our exported head does not have the architecture that the rivals trained."""
     from visao_ray.models import artifact
 
     model, _ = artifact.load(locate(str(place / "head.keras")))
@@ -383,7 +397,7 @@ def check_sameness(load: Load, place: Path, auc: list[float], width: int) -> Non
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bars hold."""
+    """Measure, print the table, and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", help="store of a two-class dataset (the chest films)")
     parser.add_argument("--heads", type=int, default=16, help="to train")
@@ -392,7 +406,7 @@ def main() -> int:
         "--repeat", action="store_true", help="run the rivals twice as well, in mirrored order"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+        "--quick", action="store_true", help="the least work: checks that it runs, not how fast"
     )
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
@@ -419,7 +433,7 @@ def main() -> int:
             store, kind = gauss(place / "gauss", train, val), "Gaussian clusters (no real films)"
         train, val, width = spread(store, place / "arrays.npz")
         load = Load(draw(options.heads), options.epochs, store, str(place / "arrays.npz"))
-        # Ours around the rivals, so that a machine that slows down or speeds up favours nobody.
+        # Ours runs before and after the rivals, so that changes of the machine's speed cancel out.
         tuner, naive, job = CONTENDERS
         order = [job, tuner, naive, job]
         if options.repeat:
@@ -445,7 +459,7 @@ def main() -> int:
     alone = speed(sweeps[job], "search") / speed(sweeps[tuner], "search")
     over_naive = speed(sweeps[job], "process") / speed(sweeps[naive], "process")
     print(f"jobs/sweep.py / naive Ray Tune, trials/minute {over_naive:.1f}")
-    # Nothing is taken from a luckier second run: the best AUC is that of each one's first.
+    # The best AUC is that of each contender's first run, not of a luckier second one.
     apart = abs(sweeps[job][0].best - sweeps[tuner][0].best)
     bars = [
         (
@@ -459,7 +473,7 @@ def main() -> int:
 
 
 def speed(runs: list[Sweep], of: str) -> float:
-    """Trials a minute over all runs of one contender: of the `process`, or of its `search`."""
+    """Trials per minute over all runs of a contender, by the time of its `process` or `search`."""
     seconds = sum(float(asdict(run)[of]) for run in runs)
     return 60 * sum(len(run.auc) for run in runs) / seconds
 

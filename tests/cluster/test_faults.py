@@ -19,7 +19,7 @@ from cluster_runs import (
 )
 
 IMAGES = 1024
-SWEEP = ("--trials=8", "--epochs=6", "--halving=1", "--finalists=0")
+SWEEP = ("--trials=8", "--epochs=6", "--reduction-factor=1", "--finalists=0")
 TRAIN = (
     "--family=simple_cnn",
     "--image-size=80",

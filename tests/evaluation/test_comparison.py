@@ -6,7 +6,7 @@ import pytest
 from visao_ray.evaluation.bootstrap import group_multiplicities
 from visao_ray.evaluation.comparison import compare
 from visao_ray.evaluation.metrics import METRICS
-from visao_ray.tuning.objective import Criterion, scores
+from visao_ray.tuning.objective import Criterion, val_metrics
 
 
 def candidates(seed, rows, width, used, skills):
@@ -36,7 +36,7 @@ def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
     for replicate, weight in enumerate(weights.T):
         rows = np.repeat(np.arange(90), weight[group].astype(int))
         values[:, replicate] = [
-            scores(label[rows], p[rows], criterion, [name])[name] for p in found
+            val_metrics(label[rows], p[rows], criterion, [name])[name] for p in found
         ]
     sign = -1 if name == "log_loss" else 1
     standings = compare(

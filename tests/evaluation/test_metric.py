@@ -11,7 +11,7 @@ from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.comparison import compare
 from visao_ray.evaluation.metric import Metric, of_decisions, of_probabilities
 from visao_ray.evaluation.metrics import METRICS, register
-from visao_ray.tuning.objective import Criterion, scores
+from visao_ray.tuning.objective import Criterion, val_metrics
 
 MATTHEWS = "matthews_correlation"
 
@@ -77,13 +77,13 @@ def test_an_interval_may_reach_below_zero_and_none_of_one_class():
 def test_sweeps_choose_by_them():
     good, bad = predictions(1, 90, 3, 2.0), predictions(1, 90, 3, 0.2)
     label, groups = good[0], np.arange(90)
-    found = scores(label, good[1], Criterion("accuracy", 0))
+    found = val_metrics(label, good[1], Criterion("accuracy", 0))
     assert list(found)[-3:] == [MATTHEWS, "by_rows", "brier"]
     assert found["brier"] == pytest.approx(mean_square(label, good[1], None))
     for name in (MATTHEWS, "brier"):
         criterion = Criterion(name, 0)
         assert criterion.told(["a", "b", "c"]) == METRICS[name].title
-        values = [scores(label, p, criterion)[name] for _, p in (good, bad)]
+        values = [val_metrics(label, p, criterion)[name] for _, p in (good, bad)]
         assert criterion.better(*values)
         assert criterion.lower_is_better == (name == "brier")
         better, _ = compare(

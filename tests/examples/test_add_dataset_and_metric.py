@@ -57,7 +57,7 @@ def test_the_dataset(pipeline):
 def test_the_metric_chooses(pipeline):
     sweep = pipeline / "out" / "sweep"
     details = json.loads((sweep / "result.json").read_text())["details"]
-    assert details["objective"]["told"] == TITLE
+    assert details["objective"]["text"] == TITLE
     trials = pq.read_table(sweep / "trials").to_pylist()
     values = [trial[f"metric.{NAME}"] for trial in trials]
     assert values == [trial["objective"] for trial in trials]

@@ -9,7 +9,7 @@ import pytest
 from html_page import Page as AnyPage
 
 from visao_ray.reports import sweep_figures
-from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
+from visao_ray.reports.sweep import SweepPage, describe_head, sweep_report
 
 EVIL = '<script>alert("x")</script>&$\\frac'
 SETTINGS = {
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 class Page(AnyPage):
-    """One that also loads nothing, and whose figures can be read."""
+    """A page that loads nothing from outside, and whose figures can be read."""
 
     def __init__(self, html):
         super().__init__(html)
@@ -147,7 +147,7 @@ def report(*pages, **named):
     return Page(sweep_report("Sweep", "python jobs/sweep.py", pages, **named))
 
 
-def test_it_says_who_won_and_whether_that_is_luck():
+def test_it_states_the_winner_and_whether_its_lead_is_luck():
     found = report(page())
     text = found.text
     assert (
@@ -158,8 +158,8 @@ def test_it_says_who_won_and_whether_that_is_luck():
         "Its lead over the default head, +0.0512 (+0.0212 to +0.0812), is more than luck." in text
     )
     assert (
-        "Its lead over the median trial, +0.0100 (−0.0100 to +0.0300), cannot be told from luck."
-        in text
+        "Its lead over the median trial, +0.0100 (−0.0100 to +0.0300), "
+        "cannot be distinguished from luck." in text
     )
     assert "Among the 2 finalists it stays first in 62 % of the bootstrap replicates." in text
     # The best heads, each with its kind; the default is marked and has no interval.
@@ -178,7 +178,7 @@ def test_it_says_who_won_and_whether_that_is_luck():
     assert "MemoryError: too large" in text
     assert "4,172" in text
     assert "3 min 07 s" in text
-    assert "Both levers: class" not in text
+    assert "Class-weight curves" not in text
     starts = {alt.split()[0] for alt in found.figures}
     assert starts == {"Parallel", "Importance", "ROC", "Train"}
     assert {"75 %", "25 %", "class weight"} <= set(found.figure("Importance"))
@@ -187,23 +187,23 @@ def test_it_says_who_won_and_whether_that_is_luck():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"),
+    ("low", "high", "verdict"),
     [
         (0.001, 0.02, ", is more than luck."),
-        (0.0, 0.02, ", cannot be told from luck."),
-        (-0.02, 0.001, ", cannot be told from luck."),
+        (0.0, 0.02, ", cannot be distinguished from luck."),
+        (-0.02, 0.001, ", cannot be distinguished from luck."),
         (-0.02, -0.001, ", by more than luck."),
         (None, None, "; without an interval it may be luck."),
         (math.nan, math.nan, "; without an interval it may be luck."),
     ],
 )
-def test_the_verdict_follows_the_interval(low, high, told):
+def test_the_verdict_follows_the_interval(low, high, verdict):
     lead = {"value": 0.0, "low": low, "high": high, "n": 9}
     best = finalist(1, interval(0.9, 0.1), lead, interval(0.5, 0.1))
     text = report(page(finalists=[best], importance={}, history=history([]))).text
     sentence = re.search(r"(Its lead over|Against) the default head.*?luck\.", text)[0]
-    assert sentence.endswith(told)
-    assert sentence.startswith("Against") == told.startswith(", by")
+    assert sentence.endswith(verdict)
+    assert sentence.startswith("Against") == verdict.startswith(", by")
     assert "Its lead over the median trial, +0.5000 (+0.4000 to +0.6000), is more than luck" in text
 
 
@@ -214,7 +214,7 @@ def test_where_lower_is_better_a_lead_is_a_lower_value():
         page(objective="log loss", objective_mode="min", trials=made, finalists=[best])
     ).text
     assert "default head, +0.2000 (+0.1000 to +0.3000), is more than luck." in text
-    assert "median trial, +0.0500 (−0.0500 to +0.1500), cannot be told from luck." in text
+    assert "median trial, +0.0500 (−0.0500 to +0.1500), cannot be distinguished from luck." in text
     order = re.findall(r"trial (\d) dense head", text[text.index("The best heads") :])
     assert order == ["1", "2", "0"]
 
@@ -232,7 +232,7 @@ def test_the_default_may_win_and_finalists_may_be_missing():
     assert "not computed: too few dense heads" in text
 
 
-def test_folds_are_told_as_folds():
+def test_folds_are_reported_as_folds():
     made = trials([{}, {"dropout": 0.5}], [0.9, 0.93])
     folds = pa.array([[0.88, 0.92], [0.91, 0.95]])
     made = made.set_column(made.schema.get_field_index("folds"), "folds", folds)
@@ -246,8 +246,8 @@ def test_folds_are_told_as_folds():
     assert "bootstrap replicates." not in text
 
 
-def test_figures_of_a_sample_and_of_all_rows_are_told_apart():
-    """Trial 1 and the default were fitted anew on all rows, trial 2 could not be."""
+def test_figures_of_a_sample_and_of_all_rows_are_distinguished():
+    """Trial 1 and the default were refitted on all rows; the refit of trial 2 failed."""
     refits = trials([{}, {"class_weight": "nvazio=3"}, {"kind": "svm"}], [0.93, 0.98, None])
     refits = refits.append_column("refit_of", pa.array([0, 1, 2], pa.int32()))
     found = report(
@@ -270,15 +270,16 @@ def test_figures_of_a_sample_and_of_all_rows_are_told_apart():
     assert "sample" not in report(page()).text
 
 
-def test_levers_show_the_best_three_at_one_scale():
+def test_class_weight_curves_show_the_best_three_at_one_scale():
     points = [
         {"number": n, "factor": f, "threshold": t, "recall": 1 - t / 2, "precision": p}
         for n in (0, 1, 2)
         for f in (0.5, 3.0)
         for t, p in ((0.1, 0.6), (0.5, 0.8125), (0.9, None))
     ]
-    found = report(page(levers=pa.Table.from_pylist(points)))
-    assert "a lower one finds more nvazio" in found.text
+    found = report(page(class_weight_curves=pa.Table.from_pylist(points)))
+    assert "Class-weight curves: class weight and threshold" in found.text
+    assert "a lower threshold finds more nvazio" in found.text
     assert "1dense head30.75000.8125" in found.text  # a row of the table
     for trial in ("Trial 1", "Trial 2", "Trial 0"):
         texts = found.figure(trial)
@@ -296,21 +297,21 @@ def test_one_success_compares_with_nothing(failed):
     assert ("5 failed, and why" in found.text) == bool(failed)
 
 
-def test_no_success_is_told():
+def test_no_success_is_reported():
     made = trials([{}, {"kind": "logistic"}], [None, None])
     found = report(page(trials=made, finalists=[], importance={}, history=history([])))
     assert "On vazios none of 2 trials succeeded." in found.text
     assert found.figures == {}
 
 
-def test_what_ended_without_a_finite_value_has_failed():
+def test_a_trial_without_a_finite_objective_has_failed():
     made = trials([{}, {"dropout": 0.5}, {"dropout": 0.4}], [0.9, math.nan, math.inf])
     text = report(page(trials=made, finalists=[])).text
     assert "2 failed, and why" in text
     assert "its objective was undefined on val" in text
 
 
-def test_several_bases_with_many_trials_and_classes():
+def test_several_datasets_with_many_trials_and_classes():
     rng = np.random.default_rng(0)
     changes = [{}] + [
         {
@@ -343,14 +344,14 @@ def test_several_bases_with_many_trials_and_classes():
     assert "Warning. 12 classes" in found.text
     assert "868" in found.text
     assert "300 trial 0 dense head default" in found.text  # the worst of all, still shown
-    # Of vazios as a further metric, of ncm as the objective, and there not twice.
+    # Once for vazios as a further metric, and once for ncm as the objective.
     assert html.count('<th class="n" scope="col">macro F1</th>') == 2
     texts = found.figure("Parallel coordinates of 300")
     assert {"0", "1e-5", "0.001", "all", "logistic", "n/a"} <= set(texts)
     assert any(text.startswith("<") for text in texts)  # the default is far off the scale
 
 
-def test_names_are_data():
+def test_names_are_escaped():
     made = trials([{}, {"class_weight": f"{EVIL}=3"}, {"optimizer": EVIL}], [0.9, 0.95, None])
     made = made.set_column(made.schema.get_field_index("error"), "error", [[None, None, EVIL]])
     points = [
@@ -368,7 +369,7 @@ def test_names_are_data():
                     trials=made,
                     finalists=[],
                     importance={EVIL: 1.0, "dropout": math.nan, "l2": None},
-                    levers=pa.Table.from_pylist(points),
+                    class_weight_curves=pa.Table.from_pylist(points),
                     positive=EVIL,
                     warnings=[EVIL],
                 )
@@ -380,14 +381,14 @@ def test_names_are_data():
     assert len(found.figures) == 5
 
 
-def test_a_head_in_words_leaves_out_what_does_not_concern_it():
+def test_the_description_of_a_head_leaves_out_what_does_not_apply():
     assert (
-        in_words(SETTINGS | {"l2": 1e-4, "schedule": "cosine", "class_weight": {"a": 3.0}})
+        describe_head(SETTINGS | {"l2": 1e-4, "schedule": "cosine", "class_weight": {"a": 3.0}})
         == "1 × 256 relu · dropout 0.2 · l2 0.0001 · adam 0.001 · cosine schedule · batch 64"
         " · both pools · standardised · class weight a=3"
     )
-    assert "256" not in in_words(SETTINGS | {"layers": 0})
-    assert in_words(SETTINGS | {"kind": "logistic", "views": 1, "class_weight": "root"}) == (
+    assert "256" not in describe_head(SETTINGS | {"layers": 0})
+    assert describe_head(SETTINGS | {"kind": "logistic", "views": 1, "class_weight": "root"}) == (
         "C 1 · both pools · standardised · 1 view · class weight root"
     )
 

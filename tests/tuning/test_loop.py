@@ -1,4 +1,4 @@
-"""The compiled epoch is Keras's own training, only faster, wherever the vectors lie."""
+"""The compiled epoch equals Keras's own training, with vectors in memory or in a file."""
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ def head(settings, vectors):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "rmsprop", "sgd"])
-def test_an_epoch_is_that_of_keras(optimizer, vectors, labels):
+def test_an_epoch_equals_that_of_keras(optimizer, vectors, labels):
     from visao_ray.tuning.loop import Loop, Table
 
     settings = HeadSettings(

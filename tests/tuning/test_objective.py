@@ -4,7 +4,7 @@ from sklearn import metrics as sk
 
 from visao_ray.core.errors import InputError
 from visao_ray.evaluation.metrics import METRICS
-from visao_ray.tuning.objective import Criterion, default_objective, scores
+from visao_ray.tuning.objective import Criterion, default_objective, val_metrics
 
 
 def softmax_predictions(seed, rows, width, used, decimals=1):
@@ -17,7 +17,7 @@ def softmax_predictions(seed, rows, width, used, decimals=1):
 
 
 def score(criterion, label, p):
-    return scores(label, p, criterion, [criterion.name])[criterion.name]
+    return val_metrics(label, p, criterion, [criterion.name])[criterion.name]
 
 
 def best_recall(score, is_class, floor):
@@ -31,7 +31,7 @@ def best_recall(score, is_class, floor):
 
 
 @pytest.mark.parametrize(("width", "used"), [(2, 2), (7, 7), (30, 24)])
-def test_every_objective_is_that_of_the_textbook(width, used):
+def test_every_objective_agrees_with_scikit_learn(width, used):
     label, p = softmax_predictions(width, 400, width, used)
     positive, floor = 1, 0.9 if width == 2 else 0.6
     predicted, is_class = p.argmax(axis=1), label == positive
@@ -53,12 +53,12 @@ def test_every_objective_is_that_of_the_textbook(width, used):
     if width == 2:
         expected["top5"] = np.nan
     assert 0 < expected["recall_at_precision"] < 1
-    found = scores(label, p, Criterion("accuracy", positive, floor))
+    found = val_metrics(label, p, Criterion("accuracy", positive, floor))
     assert tuple(found) == METRICS.built_in
     assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-def test_rows_of_equal_score_stand_or_fall_together():
+def test_rows_of_equal_score_are_predicted_alike():
     label = np.array([0, 0, 1, 0, 1, 1], dtype=np.int32)
     p = np.array([0.9, 0.8, 0.8, 0.3, 0.2, 0.1], dtype=np.float32)
     p = np.stack([p, 1 - p], axis=1)
@@ -72,24 +72,24 @@ def test_rows_of_equal_score_stand_or_fall_together():
     assert score(Criterion("recall_at_precision", 0, 0.9), label, 1 - p) == 0.0
 
 
-def test_the_undefined_is_nan():
+def test_undefined_metrics_are_nan():
     label, p = softmax_predictions(1, 60, 6, 1)
-    alone = scores(label, p, Criterion("f2", 0))
+    alone = val_metrics(label, p, Criterion("f2", 0))
     assert {name for name, value in alone.items() if np.isnan(value)} == {
         "roc_auc",
         "average_precision",
     }
     assert alone["recall_at_precision"] == 1.0
-    absent = scores(label, p, Criterion("f2", 3))
+    absent = val_metrics(label, p, Criterion("f2", 3))
     assert np.isnan([absent["f2"], absent["recall_at_precision"]]).all()
     p[7, 2] = np.nan
-    assert np.isnan(list(scores(label, p, Criterion("f2", 0)).values())).all()
-    assert np.isnan(list(scores(label[:0], p[:0], Criterion("f2", 0)).values())).all()
+    assert np.isnan(list(val_metrics(label, p, Criterion("f2", 0)).values())).all()
+    assert np.isnan(list(val_metrics(label[:0], p[:0], Criterion("f2", 0)).values())).all()
     with pytest.raises(InputError, match="--objective auc: unknown metric; there are roc_auc, "):
         score(Criterion("auc", 0), label[:5], np.abs(p[:5]))
 
 
-def test_what_is_better_and_how_it_is_told():
+def test_which_value_is_better_and_how_objectives_are_described():
     classes = ("nvazio", "vazio")
     loss, area = Criterion("log_loss", 0), Criterion("roc_auc", 0)
     assert loss.lower_is_better
@@ -100,11 +100,11 @@ def test_what_is_better_and_how_it_is_told():
     assert area.better(0.0, np.nan)
     assert not loss.better(np.nan, 0.3)
     assert [default_objective(n) for n in (2, 868)] == ["roc_auc", "macro_f1"]
-    told = [Criterion(name, 0).told(classes) for name in METRICS.built_in]
-    assert len(set(told)) == len(told)
-    assert told[-2:] == ["F2 of nvazio", "recall of nvazio at precision ≥ 0.90"]
+    titles = [Criterion(name, 0).describe(classes) for name in METRICS.built_in]
+    assert len(set(titles)) == len(titles)
+    assert titles[-2:] == ["F2 of nvazio", "recall of nvazio at precision ≥ 0.90"]
     assert (
         Criterion("recall_at_precision", 1, 0.995)
-        .told(classes)
+        .describe(classes)
         .endswith("vazio at precision ≥ 0.995")
     )

@@ -1,4 +1,4 @@
-"""What a sweep says of a trial whose process was lost, by what became of it."""
+"""What a sweep prints of a trial whose process was lost, by the result of the trial."""
 
 from types import SimpleNamespace
 
@@ -16,22 +16,22 @@ GIVEN_UP = TrialResult(0, "a", HEAD, "error", error="its process was lost 3 time
 
 
 @pytest.mark.parametrize(
-    ("outcome", "says"),
+    ("result", "text"),
     [
         (None, "0/4 trial 0: begins anew; {lost}"),
         (OK, "1/4 trial 0: roc_auc 0.7500 at epoch 2 of 3 (1.5 s); {lost}; best so far 0.7500"),
         (GIVEN_UP, "1/4 trial 0: failed: its process was lost 3 times (0.0 s); {lost}"),
     ],
 )
-def test_a_lost_process(tmp_path, capsys, outcome, says):
-    outcomes = TrialResults(locate(f"{tmp_path}/trials"))
-    if outcome is not None:
-        outcomes.write(outcome)
+def test_a_lost_process(tmp_path, capsys, result, text):
+    trial_results = TrialResults(locate(f"{tmp_path}/trials"))
+    if result is not None:
+        trial_results.write(result)
     (tmp_path / "error.txt").write_text("Traceback:\n  node gone\n\n")
     trial = SimpleNamespace(
         config={"number": 0, "head": HEAD}, error_file=f"{tmp_path}/error.txt", last_result={}
     )
-    progress = Progress("[sweep] ", Criterion("roc_auc", 1), 4, outcomes, {})
+    progress = Progress("[sweep] ", Criterion("roc_auc", 1), 4, trial_results, {})
     progress.on_trial_error(0, [], trial)
-    says = says.format(lost="its process was lost: node gone")
-    assert capsys.readouterr().out == f"[sweep] {says}\n"
+    text = text.format(lost="its process was lost: node gone")
+    assert capsys.readouterr().out == f"[sweep] {text}\n"

@@ -1,4 +1,4 @@
-"""What a sweep may try: drawn from a seed, checked before anything starts."""
+"""The search space: drawn from a seed, checked before anything starts."""
 
 import pytest
 
@@ -13,8 +13,8 @@ CHEST = ("NORMAL", "PNEUMONIA")
 AUC = Criterion("roc_auc", 1)
 
 
-def space(**told):
-    return read_space(told).fitted(CHEST, "PNEUMONIA", rows=500, views=2)
+def space(**given):
+    return read_space(given).fitted(CHEST, "PNEUMONIA", rows=500, views=2)
 
 
 def test_proposals_are_a_function_of_the_seed():
@@ -52,15 +52,15 @@ def test_many_classes_get_no_kind_that_takes_days():
     assert {head.views for head in heads} == {None}
 
 
-def test_what_is_told_is_what_is_drawn():
-    told = space(
+def test_draws_follow_the_given_choices():
+    given = space(
         units=[64, 128],
         l2=[0.0, {"low": 1e-6, "high": 1e-2, "log": True}],
         class_weight=["none", {"NORMAL": 3, "PNEUMONIA": {"low": 1, "high": 2}}],
         kind=["dense"],
         layers=[1],
     )
-    heads = [told.draw(Random(0, number)) for number in range(60)]
+    heads = [given.draw(Random(0, number)) for number in range(60)]
     assert {head.units for head in heads} == {64, 128}
     assert 0.0 in {head.l2 for head in heads}
     assert all(head.l2 == 0 or 1e-6 <= head.l2 <= 1e-2 for head in heads)
@@ -70,7 +70,7 @@ def test_what_is_told_is_what_is_drawn():
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("given", "message"),
     [
         ({"unit": [64]}, "'unit' is no setting of a head"),
         ({"units": [0]}, "units: 0: input should be greater"),
@@ -82,22 +82,22 @@ def test_what_is_told_is_what_is_drawn():
         ({"class_weight": [{"zebra": 2}]}, "names 'zebra', which is no class"),
     ],
 )
-def test_a_space_that_cannot_be_is_told(told, message):
+def test_an_invalid_space_is_refused(given, message):
     with pytest.raises(InputError, match=message):
-        space(**told)
+        space(**given)
 
 
 def test_tpe_proposes_the_same_when_asked_again():
-    """It is asked anew after a kill, with outcomes that came in whatever order."""
+    """After a kill, a new sampler is called again with the recorded results."""
 
     def sweep(lag):
         sampler = Tpe(space(), 5, AUC)
-        heads, outcomes = [], []
+        heads, results = [], []
         for number in range(24):
-            head = sampler(number, outcomes[: max(0, number - lag)])
+            head = sampler(number, results[: max(0, number - lag)])
             value = -abs(head.learning_rate - 3e-3)
             heads.append(head)
-            outcomes.append(TrialResult(number, "", head.model_dump(), "ok", objective=value))
+            results.append(TrialResult(number, "", head.model_dump(), "ok", objective=value))
         return heads
 
     assert sweep(4) == sweep(4)

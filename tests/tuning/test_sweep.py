@@ -1,5 +1,5 @@
-"""The sweep on a real Ray Tune: same seed, same result; test unseen; failures told; killed, it goes
-on."""
+"""The sweep on a real Ray Tune: same seed, same result; test rows are not read; failures are
+reported; a killed sweep goes on."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def cluster():
 
 
 def gauss(folder, dataset="chest_xray", classes=("NORMAL", "PNEUMONIA"), per_class=120, **change):
-    """A store of Gaussian vectors, train with a second view; test is poisoned: NaN, odd labels."""
+    """A store of Gaussian vectors, train with a second view; test rows are NaN with odd labels."""
     rng = np.random.default_rng(5)
     centres = rng.normal(0, 0.6, size=(len(classes), WIDTH))
     rows = []
@@ -174,7 +174,7 @@ def test_test_rows_are_never_loaded(chest, tmp_path):
     assert summary.classes == ("NORMAL", "PNEUMONIA")  # no zebra
     vectors = data.open().vectors
     assert all(np.isfinite(values).all() for values in vectors.values())
-    # Nor do they decide anything by being there.
+    # Their presence changes nothing either.
     without = gauss(
         tmp_path / "s", rows=lambda rows: [row for row in rows if row["split"] != "test"]
     )
@@ -196,7 +196,7 @@ def run_of(out, **options):
     return lambda chest, heads: execute(settings(chest, out, **options), work(heads))
 
 
-def test_failed_trials_are_told_and_do_not_end_the_sweep(chest, tmp_path):
+def test_failed_trials_are_reported_and_do_not_end_the_sweep(chest, tmp_path):
     out = tmp_path / "out"
     heads = [
         HeadSettings(layers=0),
@@ -263,9 +263,9 @@ def test_vectors_that_are_not_finite_are_named(tmp_path):
     _, data = load(store)
     with pytest.raises(InputError, match=r"the max vector of '0000\.jpeg' holds NaN or infinity"):
         data.open()
-    with pytest.raises(Exception, match=r"the max vector of '0000\.jpeg'") as told:
+    with pytest.raises(Exception, match=r"the max vector of '0000\.jpeg'") as raised:
         execute(settings(store, tmp_path / "out"), make_sweep)
-    assert isinstance(getattr(told.value, "cause", told.value), InputError)
+    assert isinstance(getattr(raised.value, "cause", raised.value), InputError)
 
 
 def test_a_store_without_vectors_ends_the_job_in_one_line(tmp_path):
@@ -283,7 +283,13 @@ def test_a_trial_that_no_node_can_hold_is_refused(chest, tmp_path):
         execute(settings(chest, tmp_path / "b", worker_resources={"big": 1}), make_sweep)
 
 
-LEARNING = {"trials": 10, "search": "tpe", "halving": 2, "at_once": 3, "epochs": 6}
+LEARNING = {
+    "trials": 10,
+    "search": "tpe",
+    "reduction_factor": 2,
+    "max_concurrent_trials": 3,
+    "epochs": 6,
+}
 SPACE = {"kind": ["dense"], "units": [8, 16]}
 
 
@@ -295,7 +301,7 @@ def learnt(chest, tmp_path_factory):
 
 
 def test_a_sweep_that_learns_is_the_same_again(chest, learnt, tmp_path):
-    """Optuna and halving, however the trials of two slots happen to end."""
+    """With Optuna and halving, in whatever order the trials of two slots end."""
     out, first = learnt
     again = execute(settings(chest, tmp_path / "out", space=SPACE, **LEARNING), make_sweep)
     assert trials_of(tmp_path / "out") == trials_of(out)
@@ -319,18 +325,18 @@ def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "PYTHONPATH": str(JOB.parents[1])}
     environment.pop("RAY_ADDRESS", None)
-    outcomes = TrialResults(locate(str(out)).join("tune", "trials"))
+    trial_results = TrialResults(locate(str(out)).join("tune", "trials"))
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
-        while len(outcomes.read_all()) < 4 and first.poll() is None:
+        while len(trial_results.read_all()) < 4 and first.poll() is None:
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.02)
         first.send_signal(signal.SIGKILL)
         first.wait()
     before = {
-        number: Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns
-        for number in outcomes.read_all()
+        number: Path(trial_results.folder.path, f"{number:05d}.json").stat().st_mtime_ns
+        for number in trial_results.read_all()
     }
     assert 4 <= len(before) < 10, "killed too late to show anything"
     assert not (out / "result.json").exists()
@@ -339,7 +345,7 @@ def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "resuming the run" in done.stdout
     for number, written in before.items():
-        assert Path(outcomes.folder.path, f"{number:05d}.json").stat().st_mtime_ns == written
+        assert Path(trial_results.folder.path, f"{number:05d}.json").stat().st_mtime_ns == written
     rows = trials_of(out)
     assert rows == trials_of(learnt[0])
     best = max(row["metric.roc_auc"] for row in rows)
@@ -347,8 +353,8 @@ def test_killed_it_goes_on_without_repeating(chest, learnt, tmp_path):
     assert result["metrics"]["val"]["roc_auc"]["value"] == best
 
 
-def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
-    """Dense heads, logistic regression and a support vector machine in one sweep, judged alike."""
+def test_every_kind_of_head_and_the_report_of_the_best(chest, tmp_path):
+    """Dense heads, logistic regression and a support vector machine, evaluated in the same way."""
     out = tmp_path / "out"
     heads = [
         HeadSettings(units=8),
@@ -381,12 +387,14 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
     assert sum(one["first"] for one in details["finalists"]) == pytest.approx(1)
     assert result["metrics"]["val"]["accuracy"]["low"] is not None
 
-    levers = pq.read_table(f"{out}/levers/part-0.parquet").to_pylist()
-    numbers = {0, 1, 2}  # the best three, but for the svm, which takes no class weights
-    assert {row["number"] for row in levers} == numbers
+    table = pq.read_table(f"{out}/class_weight_curves/part-0.parquet")
+    assert table.schema.metadata[b"visao_ray.table"] == b"class_weight_curves"
+    points = table.to_pylist()
+    numbers = {0, 1, 2}  # the best three without the SVM, which takes no class weights
+    assert {row["number"] for row in points} == numbers
     for number in numbers:
         for factor in (1.0, 2.0, 4.0, 8.0):
-            curve = [row for row in levers if (row["number"], row["factor"]) == (number, factor)]
+            curve = [row for row in points if (row["number"], row["factor"]) == (number, factor)]
             assert sum(row["threshold"] == 0.5 for row in curve) == 1
             recalls = [row["recall"] for row in curve]  # thresholds rise, so recall falls
             assert recalls == sorted(recalls, reverse=True)
@@ -404,12 +412,12 @@ def test_every_kind_of_head_and_what_is_said_of_the_best(chest, tmp_path):
 
 
 def test_grouped_folds(chest, tmp_path):
-    """No patient on both sides, each image judged once, and the winner is fitted on train again."""
+    """No patient on both sides, each image evaluated once, and the winner refitted on train."""
     _, data = load(chest)
     folds = Folds(data, 3, seed=0)
     parts = folds.parts(None, holdout=False)
-    judged = np.concatenate([fold.val for fold in parts])
-    assert len(set(judged.tolist())) == len(judged) == np.count_nonzero(folds.views == 0)
+    evaluated = np.concatenate([fold.val for fold in parts])
+    assert len(set(evaluated.tolist())) == len(evaluated) == np.count_nonzero(folds.views == 0)
     for fold in parts:
         assert not set(folds.groups[fold.train]) & set(folds.groups[fold.val])
         assert set(folds.labels[fold.val]) == {0, 1}
@@ -435,7 +443,7 @@ def test_grouped_folds(chest, tmp_path):
 
 @pytest.mark.faults
 def test_a_head_that_memory_cannot_hold(tmp_path):
-    """Told as failed, with the reason; the others are not touched. Real limits, real allocation."""
+    """Reported as failed, with the reason; others are unaffected. Real limits, real allocation."""
     script = f"""
 import numpy as np
 from stores import make_store
@@ -475,7 +483,7 @@ execute(settings, lambda chosen, run: search(chosen, run, heads))
 
 
 def test_several_datasets_side_by_side(chest, tmp_path):
-    """One command, one cluster, one report; each dataset is as it would be alone."""
+    """One command, one cluster, one report; each dataset has the same results as alone."""
     scans = gauss(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
     cargo = gauss(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)
     command = [sys.executable, str(JOB), "--out", str(tmp_path / "out"), "--epochs", "2"]
@@ -506,13 +514,14 @@ def test_several_datasets_side_by_side(chest, tmp_path):
     assert val["chapter_accuracy"]["value"] == 1  # all of chapter 22
     assert val["chapter_accuracy"]["n"] == 32
 
-    twins = result["details"]["ncm"]["class_weights"]
-    assert [one["class_weight"] for one in twins] == ["none", "root", "effective", "balanced"] * 2
-    assert all(one["over_none"]["value"] == 0 for one in twins if one["class_weight"] == "none")
+    ablation = result["details"]["ncm"]["class_weights"]
+    weights = ["none", "root", "effective", "balanced"]
+    assert [one["class_weight"] for one in ablation] == weights * 2
+    assert all(one["over_none"]["value"] == 0 for one in ablation if one["class_weight"] == "none")
     values = {
         one["trial"]: one["objective"]["value"] for one in result["details"]["ncm"]["finalists"]
     }
-    for one in twins:  # one twin is the finalist itself: the same seed, the same rows in order
+    for one in ablation:  # one trial repeats the finalist: the same seed, the same order of rows
         weight = result["details"]["ncm"]["finalists"][list(values).index(one["trial"])]
         if weight["settings"]["class_weight"] == one["class_weight"]:
             assert one["objective"]["value"] == values[one["trial"]]
@@ -538,7 +547,7 @@ def test_several_datasets_side_by_side(chest, tmp_path):
 
 
 def test_a_search_on_a_sample(tmp_path):
-    """The best heads are fitted anew on all rows; each figure says of which rows it is."""
+    """The best heads are refitted on all rows; each figure states its rows."""
     store = gauss(tmp_path / "s", per_class=400)
     out = tmp_path / "out"
     heads = [

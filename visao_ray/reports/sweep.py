@@ -1,4 +1,4 @@
-"""The page of hyperparameter sweeps: which head won, by how much more than luck, and why."""
+"""The page of hyperparameter sweeps: the winner, its lead with intervals, and what mattered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from visao_ray.core import tables
+from visao_ray.core.run import Run
+from visao_ray.core.storage import Location
+from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import sweep_figures
 from visao_ray.reports.figures import Figure
@@ -20,7 +24,7 @@ from visao_ray.reports.titles import heading, kind, overall, title
 TOP = 10
 #: Lines in a figure; of more trials the best are drawn.
 DRAWN = 400
-LEVERS_SHOWN = 3
+CURVES_SHOWN = 3
 REASONS_SHOWN = 20
 _NBSP = "\u00a0"
 _MINUS = "\u2212"
@@ -42,31 +46,32 @@ _CONFUSIONS = 20  # shown
 
 @dataclass(frozen=True)
 class SweepPage:
-    """One dataset's sweep, as its tables and result.json tell it; no metric is computed here.
+    """The sweep of one dataset, from its tables and result.json; no metric is computed here.
 
     Attributes:
         dataset: name of the dataset.
-        objective: what a trial was judged by, as people read it.
-        objective_mode: "min" where lower is better.
-        trials: one row a trial; trial 0 is the default head.
+        objective: title of the objective.
+        objective_mode: "min" if lower is better.
+        trials: one row per trial; trial 0 is the default head.
         history: number, epoch, train_loss, val_loss, val_objective.
-        finalists: best first: ``trial``, ``settings``, ``objective`` {value, low, high, n},
-            ``over_default`` and ``over_median`` (its leads over these trials, paired; above 0 is
-            better, whatever the mode), ``first`` (share of the bootstrap replicates, or of the
-            folds where there are any, in which it is the best finalist).
-            May be empty: then the trials' own objectives rank them, without intervals.
+        finalists: best first: `trial`, `settings`, `objective` {value, low, high, n},
+            `over_default` and `over_median` (paired leads over these trials; above 0 is better,
+            whatever the mode), `first` (share of the bootstrap replicates, or of the folds if there
+            are any, in which it is the best finalist). If empty, the trials are ranked by their own
+            objectives, without intervals.
         importance: setting to share 0..1; may be empty.
-        levers: number, factor, threshold, recall, precision; None for more than two classes.
-        class_weights: finalists trained anew with every class weight: ``trial``, ``class_weight``,
-            ``objective`` and ``over_none`` as above; only for more than two classes.
-        metrics: every metric of the winner on val, as `classification_metrics` tells them.
-        positive: the class that the levers are about.
-        classes: how many.
-        counts: ``images``, and rows of ``train`` and ``val``; all optional.
-        sample: rows of ``train`` and ``val`` that the search saw, where they were a sample: then
-            `trials`, `history`, `levers`, `importance` and `class_weights` are of the sample, and
-            `finalists`, `refits` and `metrics` of all rows.
-        refits: heads fitted anew on all rows: as `trials`, with ``refit_of``.
+        class_weight_curves: number, factor, threshold, recall, precision; None for more than two
+            classes.
+        class_weights: class-weight ablation, finalists retrained with every class weight: `trial`,
+            `class_weight`, `objective` and `over_none` as above; only for more than two classes.
+        metrics: every metric of the winner on val, as `classification_metrics` returns them.
+        positive: class of the class-weight curves.
+        classes: number of classes.
+        counts: `images`, and rows of `train` and `val`; all optional.
+        sample: rows of `train` and `val` that the search saw, if they were a sample: then `trials`,
+            `history`, `class_weight_curves`, `importance` and `class_weights` are of the sample,
+            and `finalists`, `refits` and `metrics` of all rows.
+        refits: heads refitted on all rows: as `trials`, with `refit_of`.
         seconds: wall time.
         warnings: of this dataset.
     """
@@ -78,7 +83,7 @@ class SweepPage:
     history: pa.Table
     finalists: Sequence[Mapping[str, Any]] = ()
     importance: Mapping[str, float | None] = field(default_factory=dict)
-    levers: pa.Table | None = None
+    class_weight_curves: pa.Table | None = None
     class_weights: Sequence[Mapping[str, Any]] = ()
     metrics: Mapping[str, Any] = field(default_factory=dict)
     positive: str | None = None
@@ -100,8 +105,11 @@ def sweep_report(
     Args:
         title: of the document.
         command: the command line that made it.
-        pages: one a dataset, in order.
-        warnings: about all of them, shown at the top.
+        pages: one per dataset, in order.
+        warnings: of the whole run, shown at the top.
+
+    Returns:
+        The HTML text.
     """
     return render(
         "sweep.html.j2",
@@ -114,8 +122,62 @@ def sweep_report(
     )
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
-    """A head's settings as people say them, without those that do not concern it or do nothing."""
+def read_sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
+    """Read the sweep of one dataset.
+
+    Args:
+        out: folder of the sweep, with its tables.
+        dataset: of the sweep.
+        result: result.json of the sweep.
+
+    Returns:
+        The data of the page.
+    """
+    classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
+    objective = details["objective"]["name"]
+
+    def read(name: str) -> pa.Table:
+        return tables.open_table(out.join(name), name).to_table()
+
+    def read_if_written(name: str) -> pa.Table | None:
+        return read(name) if tables.rows(out.join(name)) else None
+
+    return SweepPage(
+        dataset=dataset.name,
+        objective=details["objective"]["text"],
+        objective_mode="max" if METRICS[objective].greater_is_better else "min",
+        trials=read("trials"),
+        history=read("history"),
+        finalists=details["finalists"],
+        importance=details["importance"],
+        class_weight_curves=read_if_written("class_weight_curves"),
+        class_weights=details["class_weights"],
+        metrics=result["metrics"]["val"],
+        positive=dataset.positive_among(classes) if len(classes) == 2 else None,
+        classes=len(classes),
+        counts={"images": counts["images"], **counts["rows"]},
+        sample=counts.get("sample"),
+        refits=read_if_written("refits"),
+        seconds=details["seconds"],
+        warnings=result["warnings"],
+    )
+
+
+def write_sweep_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
+    """Write `report.html` of a run.
+
+    Args:
+        run: of the sweep job.
+        title: of the document.
+        pages: one per dataset, in order.
+    """
+    report = run.out.join("report.html")
+    report.write_bytes(sweep_report(title, run.command, pages, run.warnings).encode())
+    run.say(f"report: {report.uri}")
+
+
+def describe_head(settings: Mapping[str, Any]) -> str:
+    """Describe a head in one line, without settings that do not apply or have no effect."""
     of = _relevant(settings)
     said: list[str] = []
     if "layers" in of or "units" in of:
@@ -142,24 +204,24 @@ def in_words(settings: Mapping[str, Any]) -> str:
         said.append(f"{of['views']} view{'' if of['views'] == 1 else 's'}")
     weight = of.get("class_weight", "none")
     if weight != "none":
-        told = weight.items() if isinstance(weight, Mapping) else ()
-        factors = ", ".join(f"{name}={factor:g}" for name, factor in told)
+        by_class = weight.items() if isinstance(weight, Mapping) else ()
+        factors = ", ".join(f"{name}={factor:g}" for name, factor in by_class)
         said.append(f"class weight {factors or weight}")
     return " · ".join(said)
 
 
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that bear on this kind of head."""
+    """The settings that apply to this kind of head."""
     kind = settings.get("kind") or "dense"
     without = {"c", "gamma"} if kind == "dense" else _OF_EPOCHS
     if kind != "dense":
         without = without | ({"gamma"} if kind == "logistic" else {"class_weight"})
     if kind == "dense" and settings.get("layers") == 0:
         without = without | _OF_LAYERS
-    kept = {name: value for name, value in settings.items() if name not in without | {"kind"}}
-    if "views" in kept and kept["views"] is None:
-        kept["views"] = "all"
-    return {name: value for name, value in kept.items() if value is not None}
+    relevant = {name: value for name, value in settings.items() if name not in without | {"kind"}}
+    if "views" in relevant and relevant["views"] is None:
+        relevant["views"] = "all"
+    return {name: value for name, value in relevant.items() if value is not None}
 
 
 def _short(value: Any) -> str:
@@ -188,7 +250,7 @@ class _Trial:
 
 
 def _trials(page: SweepPage) -> list[_Trial]:
-    """In order of number; a trial without a finite objective counts as failed."""
+    """All trials by number; a trial without a finite objective counts as failed."""
     found = [_trial(row, row["number"]) for row in page.trials.to_pylist()]
     return sorted(found, key=lambda trial: trial.number)
 
@@ -205,7 +267,7 @@ def _trial(row: Mapping[str, Any], number: int, refitted: bool = False) -> _Tria
 
 
 def _refitted(page: SweepPage, ranked: Sequence[_Trial]) -> list[_Trial]:
-    """The same trials, with the figures of all rows where their heads were fitted anew."""
+    """The same trials, with the figures of all rows for heads that were refitted."""
     if page.refits is None:
         return list(ranked)
     again = {
@@ -249,7 +311,7 @@ def _dataset(page: SweepPage) -> dict[str, Any]:
         "parallel": _parallel(page, ranked, varied),
         "importance": _importance(page),
         "curves": _curves(page, ranked),
-        "levers": _levers(page, ranked),
+        "class_weight_curves": _class_weight_curves(page, ranked),
         "class_weights": [
             {
                 "trial": entry["trial"],
@@ -270,7 +332,7 @@ def _dataset(page: SweepPage) -> dict[str, Any]:
 
 
 def _winner(page: SweepPage) -> dict[str, Any] | None:
-    """Every metric of the winner on val; of many classes also chapters, confusions and classes."""
+    """Every metric of the winner on val; for many classes also chapters, confusions and classes."""
     metrics = page.metrics
     if not metrics:
         return None
@@ -304,7 +366,7 @@ def _winner(page: SweepPage) -> dict[str, Any] | None:
 
 
 def _varied(trials: Sequence[_Trial]) -> list[str]:
-    """Settings that differ among the trials they concern, in the table's order."""
+    """Settings that differ among the trials they apply to, in the order of the table."""
     values: dict[str, set[str]] = {}
     for trial in trials:
         for name, value in (_relevant(trial.settings) | {"kind": trial.kind}).items():
@@ -313,7 +375,7 @@ def _varied(trials: Sequence[_Trial]) -> list[str]:
     return [name for name in order if len(values.get(name, ())) > 1]
 
 
-# --- words
+# --- text
 
 
 def _value(value: float | None) -> str:
@@ -327,7 +389,7 @@ def _signed(value: float) -> str:
 
 
 def _estimate(entry: Mapping[str, Any] | None) -> dict[str, str]:
-    """Texts of a value and its interval; a dash where there is none."""
+    """Texts of a value and its interval; a dash if there is no value."""
     entry = entry or {}
     low, high = _finite(entry.get("low")), _finite(entry.get("high"))
     known = low is not None and high is not None
@@ -340,7 +402,7 @@ def _estimate(entry: Mapping[str, Any] | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Lead:
-    """What a head is better by than another, positive whatever the objective's mode."""
+    """Lead of a head over another; positive is better, whatever the mode of the objective."""
 
     value: float
     low: float | None
@@ -372,7 +434,7 @@ def _lead(entry: Mapping[str, Any] | None) -> _Lead | None:
 
 
 def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
-    """What is told of a finalist; of other trials their own objective."""
+    """The entry of a finalist; for other trials one with their own objective."""
     for entry in page.finalists:
         if entry["trial"] == trial.number:
             return entry
@@ -380,7 +442,7 @@ def _entry(page: SweepPage, trial: _Trial) -> Mapping[str, Any]:
 
 
 def _folded(page: SweepPage) -> bool:
-    """Whether finalists were judged on folds instead of one hold-out."""
+    """Whether finalists were evaluated on folds instead of one hold-out."""
     if page.sample is not None:
         return False
     folds = page.trials["folds"].to_pylist() if "folds" in page.trials.column_names else []
@@ -406,17 +468,17 @@ def _won(page: SweepPage, ranked: Sequence[_Trial]) -> str:
 
 
 def _headline(page: SweepPage, ranked: Sequence[_Trial], tried: int) -> list[str]:
-    """Sentences: what won, by how much, and whether that is more than luck."""
+    """Sentences: the winner, its leads, and whether they are more than luck."""
     if not ranked:
         return [f"On {page.dataset} none of {tried:,} trials succeeded."]
     winner, entry = ranked[0], _entry(page, ranked[0])
     texts = _estimate(entry.get("objective"))
-    told = texts["value"]
+    value = texts["value"]
     if texts["interval"]:
         images = f", n{_NBSP}={_NBSP}{texts['n']}" if texts["n"] else ""
-        told += f" (95{SPACE}%: {texts['interval']}{images})"
+        value += f" (95{SPACE}%: {texts['interval']}{images})"
     name = _named(winner)
-    said = [f"On {page.dataset} {name} won: its {page.objective} on val is {told}."]
+    said = [f"On {page.dataset} {name} won: its {page.objective} on val is {value}."]
     if len(ranked) == 1:
         others = "all others failed" if tried > 1 else "no other was tried"
         return [*said, f"It is the only trial that succeeded ({others}): nothing to compare with."]
@@ -440,7 +502,7 @@ def _compared(other: str, lead: _Lead | None) -> str:
     if lead.verdict == "unknown":
         return f"Its lead over {other} is {lead.text}; without an interval it may be luck."
     if lead.verdict == "luck":
-        return f"Its lead over {other}, {lead.text}, cannot be told from luck."
+        return f"Its lead over {other}, {lead.text}, cannot be distinguished from luck."
     if lead.verdict == "worse":
         return f"Against {other} it is worse, {lead.text}, by more than luck."
     return f"Its lead over {other}, {lead.text}, is more than luck."
@@ -480,7 +542,7 @@ def _tiles(page: SweepPage, ranked: Sequence[_Trial]) -> list[dict[str, str]]:
 
 
 def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
-    """The ten best, and the default head with its rank where it is not among them."""
+    """The ten best heads, and the default head with its rank if it is not among them."""
     shown = list(enumerate(ranked, 1))[:TOP]
     shown += [(rank, t) for rank, t in enumerate(ranked, 1) if rank > TOP and t.number == 0]
     metrics = _other_metrics(page, [trial for _, trial in shown])
@@ -499,7 +561,7 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
                 "simple": trial.kind != "dense",
                 "default": trial.number == 0,
                 "fitted": "all rows" if trial.refitted else "sample",
-                "words": in_words(trial.settings),
+                "words": describe_head(trial.settings),
                 "objective": _estimate(entry.get("objective")),
                 "folds": f"{_value(min(folds))}–{_value(max(folds))}" if folds else "",
                 "lead": {"value": _signed(lead.value), "interval": lead.interval} if lead else None,
@@ -519,7 +581,7 @@ def _top(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any]:
 
 
 def _other_metrics(page: SweepPage, shown: Sequence[_Trial]) -> list[str]:
-    """Up to three metrics that say something the objective does not."""
+    """Up to three metrics that differ from the objective."""
     useful = []
     for name, metric in METRICS.items():
         known = metric.title == page.objective
@@ -533,7 +595,7 @@ def _other_metrics(page: SweepPage, shown: Sequence[_Trial]) -> list[str]:
 
 
 def _ended(trials: Sequence[_Trial]) -> dict[str, Any]:
-    """Trials by how they ended (rows) and kind of head (columns)."""
+    """Number of trials by way of ending (rows) and kind of head (columns)."""
     kinds = [kind for kind in _KINDS if any(trial.kind == kind for trial in trials)]
     kinds += sorted({trial.kind for trial in trials} - set(kinds))
     count = Counter(
@@ -553,7 +615,7 @@ def _ended(trials: Sequence[_Trial]) -> dict[str, Any]:
 
 
 def _failures(trials: Sequence[_Trial]) -> dict[str, Any]:
-    """Reasons why trials failed, the most frequent first."""
+    """Reasons of failed trials, the most frequent first."""
     by_reason: dict[tuple[str, str], list[int]] = {}
     for trial in trials:
         if trial.failed:
@@ -602,7 +664,7 @@ def _parallel(page: SweepPage, ranked: Sequence[_Trial], varied: Sequence[str]) 
 
 
 def _on_axis(value: Any, positive: str | None) -> Any:
-    """A setting as a tick: a factor for the positive class without the name of the class."""
+    """A setting as a tick label: a factor of the positive class without the name of the class."""
     if isinstance(value, str) and value.startswith(f"{positive}=") and "," not in value:
         return f"×{value.removeprefix(f'{positive}=')}"
     return value
@@ -649,8 +711,8 @@ def _curves(page: SweepPage, ranked: Sequence[_Trial]) -> list[Figure]:
     epochs = [row["epoch"] for row in own]
     train, val = ([_nan(row[name]) for row in own] for name in ("train_loss", "val_loss"))
     if any(map(math.isfinite, [*train, *val])):
-        kept = ranked[0].row.get("epoch")
-        figures.append(sweep_figures.losses(epochs, train, val, kept, ranked[0].number))
+        best = ranked[0].row.get("epoch")
+        figures.append(sweep_figures.losses(epochs, train, val, best, ranked[0].number))
     return figures
 
 
@@ -658,15 +720,15 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _levers(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any] | None:
+def _class_weight_curves(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any] | None:
     """Panels of the best finalists, on common axes, and their points at threshold 0.5."""
-    if page.levers is None or page.levers.num_rows == 0:
+    if page.class_weight_curves is None or page.class_weight_curves.num_rows == 0:
         return None
     curves: dict[int, dict[float, list[tuple[float, float, float]]]] = {}
-    for row in page.levers.to_pylist():
+    for row in page.class_weight_curves.to_pylist():
         point = (row["threshold"], _nan(row["recall"]), _nan(row["precision"]))
         curves.setdefault(row["number"], {}).setdefault(row["factor"], []).append(point)
-    shown = [trial for trial in ranked if trial.number in curves][:LEVERS_SHOWN]
+    shown = [trial for trial in ranked if trial.number in curves][:CURVES_SHOWN]
     if not shown:
         return None
     positive = page.positive or "the positive class"
@@ -684,7 +746,7 @@ def _levers(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any] | None:
     return {
         "positive": positive,
         "figures": [
-            sweep_figures.levers(
+            sweep_figures.class_weight_curves(
                 curves[trial.number],
                 f"Trial {trial.number}: {_KINDS.get(trial.kind, trial.kind)}",
                 positive,
@@ -706,7 +768,7 @@ def _levers(page: SweepPage, ranked: Sequence[_Trial]) -> dict[str, Any] | None:
 
 
 def _corner(values: Sequence[float]) -> float:
-    """Where an axis starts so that the points at threshold 0.5 have room below them."""
+    """Lower limit of an axis that leaves room below the points at threshold 0.5."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return 0.0

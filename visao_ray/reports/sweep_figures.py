@@ -1,4 +1,4 @@
-"""Figures of a hyperparameter sweep: what was tried, what mattered, how it was learned."""
+"""Figures of a hyperparameter sweep: settings, importance, learning and class-weight curves."""
 
 from __future__ import annotations
 
@@ -26,30 +26,40 @@ from visao_ray.reports.figures import (
 
 #: Of the finalists, the winner first.
 FINALISTS = (POSITIVE, TEST, NEGATIVE, "#7a3e9d", "#8a6d1a", "#b0346b")
-_FEW = 6  # numbers that are told one by one, at equal distances
+_FEW = 6  # up to so many numbers get one tick each, at equal distances
 _TICKS = 7
-_GUTTER = -0.13  # where a line passes an axis that does not concern its trial
+_GUTTER = -0.13  # height at which a line passes an axis that does not apply to its trial
 _ZERO_GAP = 0.16  # between 0 and the smallest positive number of a logarithmic axis
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting on the parallel coordinates: each trial's place in 0..1, None for none."""
+    """A setting on the parallel coordinates.
+
+    Attributes:
+        title: of the setting.
+        places: position of each trial in 0..1; None if the setting does not apply to it.
+        ticks: position and label.
+        band: how far trials of one value are spread, so that their lines can be distinguished.
+    """
 
     title: str
     places: tuple[float | None, ...]
     ticks: tuple[tuple[float, str], ...]
-    band: float = 0.0  # how far trials of one value are spread, so that lines can be told apart
+    band: float = 0.0
 
 
 def axis(title: str, values: Sequence[Any], log: bool = False) -> Axis | None:
-    """The axis of one setting; None where it does not vary.
+    """Return the axis of one setting.
 
     Args:
         title: of the setting.
-        values: of the trials; None where the setting does not concern the trial. Numbers, texts and
+        values: of the trials; None if the setting does not apply to the trial. Numbers, texts and
             booleans; more than six different numbers make a continuous axis.
-        log: a continuous axis is logarithmic; 0 stands at its foot, apart.
+        log: a continuous axis is logarithmic; 0 has its own place at the bottom.
+
+    Returns:
+        The axis, or None if the setting does not vary.
     """
     known = [value for value in values if value is not None]
     levels = sorted(set(known), key=_order)
@@ -85,7 +95,7 @@ def _label(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-        # No zeros that say nothing: 1e-4, not 0.0001 or 1e-04.
+        # Without superfluous zeros: 1e-4, not 0.0001 or 1e-04.
         return f"{value:.2g}".replace("e-0", "e-") if "e" in text or len(text) > 6 else text
     return _clipped(str(value), 10)
 
@@ -122,7 +132,7 @@ def _linear(low: float, high: float) -> tuple[Any, list[float]]:
 
 
 def objective_axis(title: str, values: Sequence[float], lower_is_better: bool) -> Axis:
-    """The last axis, better upwards; far worse trials are gathered at its foot."""
+    """Return the last axis, with better values higher; far worse trials are put at the bottom."""
     sign = -1.0 if lower_is_better else 1.0
     signed = sign * np.asarray(values, np.float64)
     low, high = _without_outliers(signed)
@@ -144,11 +154,14 @@ def _without_outliers(signed: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 
 def parallel(axes: Sequence[Axis], default: int | None) -> Figure:
-    """One line a trial, given best first, across all axes; the best lie in front.
+    """Draw one line per trial across all axes; the best trials lie in front.
 
     Args:
-        axes: of the settings, and the objective last; all of the same trials.
+        axes: of the settings, and the objective last; all of the same trials, best first.
         default: place of the default head among the trials.
+
+    Returns:
+        The figure.
     """
     count = len(axes[0].places)
     quality = np.linspace(1, 0, count) if count > 1 else np.ones(1)
@@ -207,26 +220,26 @@ def parallel(axes: Sequence[Axis], default: int | None) -> Figure:
 
 
 def importance(shares: Mapping[str, float]) -> Figure:
-    """How much of the objective's variation each setting explains, as bars."""
-    bars = sorted(shares.items(), key=lambda item: -item[1])
+    """Draw the share of the objective's variance that each setting explains, as bars."""
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
 
     def paint(axes: Any) -> None:
-        places = range(len(bars))
-        widths = [100 * share for _, share in bars]
+        places = range(len(ranked))
+        widths = [100 * share for _, share in ranked]
         axes.barh(places, widths, color=TEST, height=0.66)
         for y, width in zip(places, widths, strict=True):
             text = f"{width:.0f} %" if width >= 0.95 else "< 1 %"
             axes.annotate(text, (width, y), (4, 0), textcoords="offset points", va="center",
                           fontsize=9)  # fmt: skip
-        axes.set_yticks(places, [_clipped(name.replace("_", " "), 24) for name, _ in bars])
+        axes.set_yticks(places, [_clipped(name.replace("_", " "), 24) for name, _ in ranked])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set(xlim=(0, max(widths) * 1.14 or 1), xlabel="share of the variation explained, %")
 
-    told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in bars)
-    return draw(paint, f"Importance of each setting: {told}", 6.4, 1.1 + 0.27 * len(bars))
+    listed = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ranked)
+    return draw(paint, f"Importance of each setting: {listed}", 6.4, 1.1 + 0.27 * len(ranked))
 
 
 def learning(
@@ -237,7 +250,7 @@ def learning(
     objective: str,
     lower_is_better: bool,
 ) -> Figure | None:
-    """The objective on val by epoch: every trial thin, the finalists in colour.
+    """Draw the objective on val by epoch: every trial thin, the finalists in colour.
 
     Args:
         curves: trial number to its epochs and values (NaN: undefined).
@@ -245,10 +258,10 @@ def learning(
         fitted: finalists without epochs, and their objective.
         halved: trials that successive halving stopped; their ends are marked.
         objective: its name.
-        lower_is_better: whether small values are good ones.
+        lower_is_better: whether small values are better.
 
     Returns:
-        None where no value is finite.
+        The figure, or None if no value is finite.
     """
     every = np.array([v for _, values in curves.values() for v in values], np.float64)
     every = np.concatenate([every, np.array(list(fitted.values()), np.float64)])
@@ -299,10 +312,10 @@ def losses(
     epochs: Sequence[int],
     train: Sequence[float],
     val: Sequence[float],
-    kept: int | None,
+    best: int | None,
     number: int,
 ) -> Figure:
-    """Train and val loss of one trial, with the epoch whose weights were kept."""
+    """Draw the train and val loss of one trial, and the epoch whose weights were saved."""
 
     def paint(axes: Any) -> None:
         marker = "o" if len(epochs) == 1 else ""
@@ -311,8 +324,8 @@ def losses(
             (val, POSITIVE, "val"),
         ):
             axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=4)
-        if kept:
-            axes.axvline(kept, color=INK, linewidth=1.1, linestyle=(0, (2, 3)), label="kept epoch")
+        if best:
+            axes.axvline(best, color=INK, linewidth=1.1, linestyle=(0, (2, 3)), label="best epoch")
         axes.set(xlabel="epoch", ylabel="loss")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"Loss of the winner, trial {number}")
@@ -321,26 +334,29 @@ def losses(
     return draw(paint, f"Train and val loss of trial {number} by epoch", 5.6, 4.4)
 
 
-def levers(
+def class_weight_curves(
     curves: Mapping[float, Sequence[tuple[float, float, float]]],
     title: str,
     positive: str,
     corner: tuple[float, float],
 ) -> Figure:
-    """Recall against precision: a curve a class weight, along which the threshold moves.
+    """Draw recall against precision: one curve per class weight, along which the threshold moves.
 
     Args:
         curves: weight of the positive class to (threshold, recall, precision), NaN: undefined.
         title: of the panel.
         positive: the class.
         corner: lowest recall and precision shown.
+
+    Returns:
+        The figure.
     """
     factors = sorted(curves)
 
     def paint(axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
 
-        shade = LinearSegmentedColormap.from_list("lever", ["#7fb5d6", "#1d5fa6", "#c2570c"])
+        shade = LinearSegmentedColormap.from_list("class weight", ["#7fb5d6", "#1d5fa6", "#c2570c"])
         for index, factor in enumerate(factors):
             color = shade(index / max(len(factors) - 1, 1))
             rows = sorted(curves[factor])
@@ -362,6 +378,6 @@ def levers(
         axes.grid(visible=True, color=GRID)
         axes.figure.legend(loc="outside lower center", ncols=3)
 
-    told = ", ".join(f"{factor:g}" for factor in factors)
-    alt = f"{title}: recall against precision of {positive} at class weights {told}"
+    listed = ", ".join(f"{factor:g}" for factor in factors)
+    alt = f"{title}: recall against precision of {positive} at class weights {listed}"
     return draw(paint, alt, 4.6, 4.4)

@@ -1,1 +1,1 @@
-"""Ray Tune over cached features: search space, data, trainable, trials and the sweep itself."""
+"""Ray Tune on stored vectors: search space, trials, ranking and the sweep job."""

@@ -1,4 +1,4 @@
-"""How good the best heads of a sweep are, and how much of their lead is luck."""
+"""Estimates of the best heads of a sweep and of their leads, with intervals."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from visao_ray.tuning.trial_results import TrialResult, TrialResults
 _LEVEL = 0.95
 
 
-def judge_on_val(
+def evaluate_on_val(
     data: list[Any],
     dataset: Dataset,
     classes: Sequence[str],
-    outcomes: TrialResults,
+    trial_results: TrialResults,
     finalists: Sequence[int],
     references: dict[str, int],
     measure: Measure,
@@ -33,21 +33,25 @@ def judge_on_val(
     replicates: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Standings of finalists, and every metric of the first if asked for. Runs in a Ray task.
+    """Compare finalists on val; compute every metric of the first on request. Runs in a Ray task.
 
-    Both rest on val, which chose them: they favour the winner, and test alone is fair to it.
+    The finalists were chosen on val, so these values are optimistic for the winner. Only test gives
+    an unbiased value.
 
     Args:
         data: a list with one reference to the LabelledVectors.
-        dataset: that they are of.
+        dataset: of the vectors.
         classes: in index order.
-        outcomes: where their heads are.
+        trial_results: where the heads are.
         finalists: numbers of trials.
-        references: name to number of the trials that each is compared with.
-        measure: what they are judged by.
-        every_metric: judge the first by all metrics as well.
-        replicates: of the grouped bootstrap.
+        references: name to number of the trials that each finalist is compared with.
+        measure: the objective.
+        every_metric: compute all metrics of the first finalist as well.
+        replicates: number of replicates of the grouped bootstrap.
         seed: of the bootstrap.
+
+    Returns:
+        A standing for each finalist, and the metrics of the first finalist (else an empty dict).
     """
     import ray
 
@@ -56,7 +60,7 @@ def judge_on_val(
     labels, groups = rows.labels[val], rows.groups[val]
     numbers = list(dict.fromkeys([*finalists, *references.values()]))
     probabilities = [
-        predict_head(artifact.load(outcomes.head(number))[0], mapped.vectors, val)
+        predict_head(artifact.load(trial_results.head(number))[0], mapped.vectors, val)
         for number in numbers
     ]
     standings = compare(
@@ -69,12 +73,12 @@ def judge_on_val(
         replicates=replicates,
         seed=seed,
     )
-    told = [
+    found = [
         {"trial": number, **standing.to_json()}
         for number, standing in zip(finalists, standings, strict=False)
     ]
     if not every_metric:
-        return told, {}
+        return found, {}
     metrics = classification_metrics(
         labels,
         probabilities[0],
@@ -88,36 +92,45 @@ def judge_on_val(
         metrics |= chapter_metrics(
             labels, probabilities[0], groups, classes, dataset.chapter_digits, replicates, seed
         )
-    return told, metrics
+    return found, metrics
 
 
-def judge_on_folds(
-    found: Sequence[TrialResult],
+def evaluate_on_folds(
+    finalists: Sequence[TrialResult],
     references: dict[str, TrialResult],
     criterion: Criterion,
     rows: int,
 ) -> list[dict[str, Any]]:
-    """Standings of finalists by their folds: Student's t over folds, paired for leads.
+    """Compare finalists by their folds: Student's t over folds, paired for leads.
 
     Folds share most of their train rows, so the intervals are somewhat too narrow (Bengio &
     Grandvalet, JMLR 5, 2004).
+
+    Args:
+        finalists: with the objective of each fold.
+        references: name to the trial that each finalist is compared with.
+        criterion: the objective.
+        rows: number of images in all folds.
+
+    Returns:
+        A standing for each finalist.
     """
-    values = np.array([outcome.folds for outcome in found])
+    values = np.array([result.folds for result in finalists])
     sign = -1.0 if criterion.lower_is_better else 1.0
     first = (sign * values).argmax(axis=0)
     return [
         {
-            "trial": outcome.number,
-            "objective": _over_folds(np.array(outcome.folds), rows).to_json(),
+            "trial": result.number,
+            "objective": _over_folds(np.array(result.folds), rows).to_json(),
             **{
                 f"over_{name}": _over_folds(
-                    sign * (np.array(outcome.folds) - np.array(other.folds)), rows
+                    sign * (np.array(result.folds) - np.array(other.folds)), rows
                 ).to_json()
                 for name, other in references.items()
             },
             "first": float((first == place).mean()),
         }
-        for place, outcome in enumerate(found)
+        for place, result in enumerate(finalists)
     ]
 
 

@@ -1,9 +1,9 @@
-"""Which rows a trial learns from and which judge it: a hold-out, or grouped folds."""
+"""Train and evaluation rows of a trial: a hold-out, or grouped folds."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from visao_ray.core.errors import InputError
 from visao_ray.features.labelled import LabelledVectors
-from visao_ray.models.normalization import FeatureStats
+from visao_ray.models.normalization import FeatureStats, Vectors
 
 Numbers = npt.NDArray[np.int64]
 
@@ -23,8 +23,8 @@ class Fold:
 
     Attributes:
         train: rows to learn from, all views.
-        val: rows to judge by, as the images are.
-        number: which of the folds; None for the hold-out.
+        val: rows to evaluate on, without augmented views.
+        number: of the fold; None for the hold-out.
     """
 
     train: Numbers
@@ -33,11 +33,11 @@ class Fold:
 
 
 class Folds:
-    """Labelled vectors in this process, and the ways of parting their rows.
+    """Labelled vectors in this process, with their hold-out and their folds.
 
     Args:
         data: train and val.
-        count: 1 for train and val as they are, or how many grouped folds of both together.
+        count: 1 for train and val as they are, or the number of grouped folds of both together.
         seed: of the folds.
 
     Attributes:
@@ -47,6 +47,11 @@ class Folds:
         views: int16[R].
     """
 
+    vectors: Mapping[str, Vectors]
+    labels: npt.NDArray[np.int32]
+    groups: npt.NDArray[np.int32]
+    views: npt.NDArray[np.int16]
+
     def __init__(self, data: LabelledVectors, count: int, seed: int) -> None:
         self._data, self._count, self._seed = data, count, seed
         self._mapped = data.open()
@@ -55,7 +60,7 @@ class Folds:
         self._stats: dict[int | None, dict[str, FeatureStats]] = {}
 
     def stats(self, fold: Fold) -> dict[str, FeatureStats]:
-        """Mean and deviation of `avg` and `max` in what a fold learns from, all views of it."""
+        """Mean and deviation of `avg` and `max` over all views of a fold's train rows."""
         if fold.number not in self._stats:
             whole = self._holdout if fold.number is None else self._kfold[fold.number]
             self._stats[fold.number] = {
@@ -65,11 +70,14 @@ class Folds:
         return self._stats[fold.number]
 
     def parts(self, views: int | None, holdout: bool) -> Sequence[Fold]:
-        """The folds.
+        """Return the folds.
 
         Args:
             views: how many augmented views are used; None: all.
             holdout: train and val as they are, whatever the number of folds.
+
+        Returns:
+            One fold for the hold-out, else `count` folds.
 
         Raises:
             InputError: fewer groups than folds.
@@ -88,7 +96,7 @@ class Folds:
 
     @cached_property
     def _kfold(self) -> list[Fold]:
-        """Folds that keep a patient or container on one side, and classes even where they can."""
+        """Folds that keep a patient or container on one side, and stratify classes if possible."""
         from sklearn.model_selection import StratifiedGroupKFold
 
         if len(np.unique(self.groups)) < self._count:

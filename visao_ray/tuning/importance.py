@@ -1,4 +1,4 @@
-"""How much each setting of a head mattered in a sweep."""
+"""Importance of each setting of a head in a sweep."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from visao_ray.models.head import HeadSettings
 from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.trial_results import TrialResult
 
-_FEWEST = 8  # trials from which an importance can be told
+_FEWEST = 8  # trials that an importance needs
 
 
-def importance(outcomes: Sequence[TrialResult], criterion: Criterion) -> dict[str, float]:
-    """How much of the spread of the objective each setting explains, as shares that add up to 1.
+def importance(results: Sequence[TrialResult], criterion: Criterion) -> dict[str, float]:
+    """Share of the objective's variance that each setting explains; the shares add up to 1.
 
-    By functional analysis of variance (Hutter et al., ICML 2014), as Optuna has it, over the dense
-    heads; empty where there are too few.
+    Optuna's functional analysis of variance (Hutter et al., ICML 2014) over the dense heads; empty
+    if there are too few.
     """
     import optuna
 
-    dense = [one for one in outcomes if one.status == "ok" and one.head["kind"] == "dense"]
+    dense = [one for one in results if one.status == "ok" and one.head["kind"] == "dense"]
     varied: dict[str, list[Any]] = {}
     for name in HeadSettings.model_fields:
         values = _plain([one.head[name] for one in dense])
@@ -43,7 +43,7 @@ def importance(outcomes: Sequence[TrialResult], criterion: Criterion) -> dict[st
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:
-    """A setting as Optuna knows values: numbers throughout, or text throughout."""
+    """Values of a setting as Optuna needs them: all numbers, or all text."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return [float(value) for value in values]
     return [str(value) for value in values]

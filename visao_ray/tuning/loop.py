@@ -2,8 +2,8 @@
 
 `fit` spends most of a small head's epoch on assembling batches; here each batch is gathered inside
 the compiled loop. Measured on 4,172 rows of 2 x 1,280 numbers, one CPU: logistic regression 0.03 s
-an epoch against 0.11 s, Dense 256 0.19 s against 0.28 s (XLA: 0.66 s). TensorFlow only; it is
-imported by workers alone.
+an epoch against 0.11 s, Dense 256 0.19 s against 0.28 s (XLA: 0.66 s). TensorFlow only; only
+workers import this module.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from visao_ray.models.normalization import Vectors
 
 Numbers = npt.NDArray[np.int64]
 _PREDICT_ROWS = 4096  # in one call
-#: Vectors of a process: those that fit stay in TensorFlow's memory, others are read chunk by chunk.
+#: Vectors up to this size stay in TensorFlow's memory; larger ones are read chunk by chunk.
 _RESIDENT_BYTES = 64 * 1024**2
 _CHUNK_BYTES = 32 * 1024**2
 
 
 def fuse(model: Any) -> None:
-    """Let a compiled model's Adam or AdamW update each variable in one kernel of TensorFlow.
+    """Let a compiled model's Adam or AdamW update each variable in one TensorFlow kernel.
 
-    The formula is Keras's own; its dozen small operations a variable take as long as the matrix
-    products of a small head.
+    The formula is the one of Keras. Keras runs it as a dozen small operations per variable, which
+    take as long as the matrix products of a small head.
     """
     optimizer = model.optimizer
     if not isinstance(optimizer, keras.optimizers.Adam):
@@ -59,12 +59,12 @@ def fuse(model: Any) -> None:
 
 
 def _handle(variable: Any) -> Any:
-    """The resource of a variable, Keras's or TensorFlow's."""
+    """The resource of a Keras or TensorFlow variable."""
     return (variable.value if isinstance(variable, keras.Variable) else variable).handle
 
 
 class Table:
-    """Rows where heads learn: one for a process and a set of rows.
+    """Rows that heads are trained and evaluated on: one for a process and a set of rows.
 
     Args:
         vectors: float32[R, D] by pool, memory-mapped.
@@ -87,10 +87,16 @@ class Table:
     def chunks(
         self, rows: Numbers, pools: Sequence[str], batch_size: int
     ) -> Iterator[tuple[dict[str, Any], Any, Numbers]]:
-        """Go through rows in order, by whole batches.
+        """Iterate over rows in order, in chunks of whole batches; batches do not depend on chunks.
 
-        Yields vectors by pool as tensors, the numbers of the next rows in them, int32[n], and those
-        in the table, int64[n]. Batches are the same, however large the chunks are.
+        Args:
+            rows: int64[N] row numbers.
+            pools: to read.
+            batch_size: rows of a batch.
+
+        Yields:
+            Vectors by pool as tensors, the positions of the next rows in them (int32[n]), and their
+            row numbers (int64[n]).
         """
         if self._resident:
             yield {pool: self._resident[pool] for pool in pools}, _numbers(rows), rows
@@ -109,9 +115,9 @@ class Loop:
     Args:
         table: the rows.
         model: compiled head; its inputs are `avg` and `max`.
-        pools: those that it uses.
-        weights: float32[R], how much each row of the table counts in the loss.
-        batch_size: rows a step.
+        pools: that the head uses.
+        weights: float32[R], weight of each row of the table in the loss.
+        batch_size: rows of a step.
     """
 
     def __init__(
@@ -150,7 +156,7 @@ class Loop:
         )
 
     def run_epoch(self, order: Numbers, learning_rate: float) -> float:
-        """Go once through these rows in order; the mean loss, penalties included."""
+        """Train on these rows once, in order; return the mean loss, penalties included."""
         self._model.optimizer.learning_rate.assign(learning_rate)
         total = tf.zeros(())
         for vectors, chosen, rows in self._table.chunks(order, self._pools, self._batch_size):
@@ -169,7 +175,7 @@ class Loop:
 
 
 def _gathered(vectors: Mapping[str, Any], chosen: Any) -> dict[str, Any]:
-    """What a head takes; the pool that it does not use may be the other one."""
+    """The inputs of a head; the pool that it does not use may be the other one."""
     found = {pool: tf.gather(values, chosen) for pool, values in vectors.items()}
     return {pool: found.get(pool, next(iter(found.values()))) for pool in POOLS}
 
@@ -179,7 +185,7 @@ def _numbers(rows: Numbers) -> Any:
 
 
 def _restrict_tensorflow() -> None:
-    """One thread a trial (trials are the parallelism), and GPU memory only as it is needed.
+    """Limit a trial to one thread (trials run in parallel), and allocate GPU memory on demand.
 
     Raises:
         InputError: Keras is set to another backend.
@@ -187,7 +193,7 @@ def _restrict_tensorflow() -> None:
     backend = import_keras().backend.backend()
     if backend != "tensorflow":
         raise InputError(f"a sweep needs TensorFlow, but KERAS_BACKEND is {backend}; unset it")
-    # Ray may have run TensorFlow in this process before; then its threads are what they are.
+    # Ray may have run TensorFlow in this process before; then its threads cannot be changed.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -14,25 +14,30 @@ from visao_ray.core.ray_session import start_ray
 from visao_ray.core.run import Run, execute
 from visao_ray.core.storage import locate
 from visao_ray.datasets.spec import Dataset
+from visao_ray.reports.sweep import read_sweep_page, write_sweep_report
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import read_space
-from visao_ray.tuning.sweep import describe, make_sweep, sweep_page, write_report
+from visao_ray.tuning.sweep import make_sweep, open_store
 
 
 def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep job: of one dataset, or of several, each in a folder of its own below `--out`.
+    """Run the sweep job on one dataset, or on several, each in its own folder below `--out`.
+
+    Args:
+        settings: of the job.
+        run: of the job.
 
     Raises:
         InputError: as `make_sweep`; two stores of datasets with the same name.
     """
-    read_space(settings.space)  # before Ray: it is often mistyped
+    read_space(settings.space)  # before Ray starts: typing errors are common
     if len(settings.store) == 1:
         make_sweep(settings, run)
         return
     sources: dict[str, str] = {}
     datasets: dict[str, Dataset] = {}
     for uri in settings.store:
-        _, dataset = describe(uri)
+        _, dataset = open_store(uri)
         name = dataset.name
         if name in sources:
             raise InputError(f"--store {sources[name]} and {uri} are both of dataset {name}")
@@ -41,7 +46,7 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
 
     start_ray()
     address = ray.get_runtime_context().gcs_address
-    # Each in a process: Tune keeps one experiment a process, and they share the cluster anyway.
+    # Each in its own process: Tune runs one experiment per process, and they share the cluster.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(sources), spawn) as processes:
         begun = {
@@ -66,14 +71,15 @@ def sweep_all(settings: SweepSettings, run: Run[Any]) -> None:
     run.details |= {name: result["details"] for name, result in results.items()}
     run.metrics |= {name: result["metrics"] for name, result in results.items()}
     pages = [
-        sweep_page(run.out.join(name), dataset, results[name]) for name, dataset in datasets.items()
+        read_sweep_page(run.out.join(name), dataset, results[name])
+        for name, dataset in datasets.items()
     ]
-    write_report(run, f"Sweeps of {', '.join(results)}", pages)
+    write_sweep_report(run, f"Sweeps of {', '.join(results)}", pages)
 
 
 def _sweep_one(settings: SweepSettings, address: str, command: str) -> dict[str, Any]:
     os.environ["RAY_ADDRESS"] = address
     plugins.load(settings.plugin)
     execute(settings, make_sweep, command)
-    told: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
-    return told
+    result: dict[str, Any] = json.loads(locate(settings.out).join("result.json").read_bytes())
+    return result

@@ -1,4 +1,4 @@
-"""What a trial is judged by on val, and which of two values is the better one."""
+"""The objective of a sweep: the metric on val that ranks trials."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from visao_ray.evaluation.metrics import METRICS
 
 @dataclass(frozen=True)
 class Criterion:
-    """An objective with what it needs to be computed.
+    """An objective with its parameters.
 
     Attributes:
         name: of the metric.
-        positive: index of the class that a metric of one class is about; also the class that is
-            ranked where there are two.
+        positive: index of the class of a metric of one class; also the class that is ranked when
+            there are two.
         floor: the least precision of recall_at_precision, in (0, 1].
     """
 
@@ -44,34 +44,37 @@ class Criterion:
         return not self.metric.greater_is_better
 
     def better(self, value: float, than: float) -> bool:
-        """Whether one value beats another; any value beats NaN, NaN beats none."""
+        """Whether `value` is better than `than`; any value is better than NaN."""
         return self.metric.better(value, than)
 
-    def told(self, classes: Sequence[str]) -> str:
-        """As people read it, such as "recall of nvazio at precision ≥ 0.90"."""
+    def describe(self, classes: Sequence[str]) -> str:
+        """Return the title of the objective, such as "recall of nvazio at precision ≥ 0.90"."""
         floor = f"{self.floor:.2f}"
         floor = floor if float(floor) == self.floor else f"{self.floor:g}"
         return self.metric.title.format(positive=classes[self.positive], floor=floor)
 
 
 def default_objective(classes: int) -> str:
-    """ROC AUC for two classes; macro F1 for more, where rare classes must count."""
+    """Return ROC AUC for two classes, and macro F1 for more, because rare classes must count."""
     return "roc_auc" if classes == 2 else "macro_f1"
 
 
-def scores(
+def val_metrics(
     labels: npt.NDArray[np.integer],
     probability: npt.NDArray[np.float32],
     criterion: Criterion,
     names: Iterable[str] = METRICS,
 ) -> dict[str, float]:
-    """Metrics of val predictions, by name; NaN where undefined, see `comparison.weighted`.
+    """Compute metrics of val predictions.
 
     Args:
         labels: int32[N] class indices.
         probability: float32[N, C].
         criterion: the class and the floor; its name does not matter.
         names: of the metrics.
+
+    Returns:
+        Values by name; NaN if undefined, see `comparison.weighted`.
     """
     metrics = [METRICS.find(name, "--objective") for name in names]
     rows = LabelledScores.read(labels, probability, np.zeros(len(labels), np.int32), 1)

@@ -1,4 +1,4 @@
-"""Who decides on the heads of a sweep: drawn beforehand, or proposed by Optuna as it learns."""
+"""Samplers give the heads of a sweep: drawn beforehand, or proposed by Optuna as it learns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visao_ray.tuning.objective import Criterion
 from visao_ray.tuning.space import SearchSpace, Suggested, fixed_heads
 from visao_ray.tuning.trial_results import TrialResult
 
-#: Asked for the head of a trial; it is told the outcomes that the trial may learn from.
+#: Returns the head of a trial, given its number and the results that it may learn from.
 Sampler = Callable[[int, Sequence[TrialResult]], HeadSettings]
 
 
@@ -28,8 +28,8 @@ class Fixed:
 class Tpe:
     """Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Watanabe, 2023).
 
-    Asked again in the same order with the same outcomes, it proposes the same: a resumed sweep
-    needs nothing of it to be kept.
+    Called again in the same order with the same results, it proposes the same heads. A resumed
+    sweep therefore needs no saved state of it.
     """
 
     def __init__(self, space: SearchSpace, seed: int, criterion: Criterion) -> None:
@@ -42,20 +42,20 @@ class Tpe:
             sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True),
         )
         self._asked: dict[int, Any] = {}
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def __call__(self, number: int, known: Sequence[TrialResult]) -> HeadSettings:
-        """The head of this number, after it is told what may be known."""
+        """Report the known results to Optuna, and return the head of this number."""
         import optuna
 
         if number < len(self._fixed):
             return self._fixed[number]
-        for outcome in known:
-            if outcome.number in self._asked and outcome.number not in self._told:
-                self._told.add(outcome.number)
-                trial = self._asked[outcome.number]
-                if outcome.status == "ok":
-                    self._study.tell(trial, outcome.objective)
+        for result in known:
+            if result.number in self._asked and result.number not in self._reported:
+                self._reported.add(result.number)
+                trial = self._asked[result.number]
+                if result.status == "ok":
+                    self._study.tell(trial, result.objective)
                 else:
                     self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         trial = self._asked[number] = self._study.ask()

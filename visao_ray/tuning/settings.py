@@ -13,47 +13,55 @@ from visao_ray.store.settings import VectorOptions
 
 
 class SweepOptions(BaseSettings):
-    """How the head is searched."""
+    """Options of the search."""
 
     trials: int = Field(16, ge=1, description="heads to try")
-    epochs: int = Field(30, ge=1, description="most epochs a trial")
-    patience: int = Field(6, ge=1, description="epochs without a better val objective to stop")
+    epochs: int = Field(30, ge=1, description="most epochs of a trial")
+    patience: int = Field(
+        6, ge=1, description="epochs without a better val objective after which a trial stops"
+    )
     objective: str | None = Field(
         None,
-        description=f"val metric that chooses: {', '.join(METRICS.built_in)} (roc_auc for two "
+        description=f"val metric that ranks heads: {', '.join(METRICS.built_in)} (roc_auc for two "
         "classes, else macro_f1)",
     )
     objective_class: str | None = Field(
-        None, description="class that a metric of one class is about (the dataset's positive)"
+        None, description="class of a metric of one class (the dataset's positive class)"
     )
     precision_floor: float = Field(
-        0.9, gt=0, le=1, description="precision that recall_at_precision must keep"
+        0.9, gt=0, le=1, description="least precision of recall_at_precision"
     )
     search: Literal["random", "tpe"] = Field(
-        "random", description="draw heads, or let Optuna's TPE learn from those before"
+        "random", description="draw heads, or let Optuna's TPE learn from earlier trials"
     )
-    halving: int = Field(
+    reduction_factor: int = Field(
         3,
         ge=1,
-        description="successive halving: past epochs N, N², … only one trial in N goes on (1: off)",
+        description="N of successive halving: after epochs N, N², … only one trial in N goes on "
+        "(1: off)",
     )
-    at_once: int = Field(
+    max_concurrent_trials: int = Field(
         8,
         ge=1,
-        description="most trials at once; trial n learns from those up to n - AT_ONCE, so results "
-        "depend on this number but not on the machine",
+        description="most trials at the same time; trial n learns from those up to "
+        "n - MAX_CONCURRENT_TRIALS, so results depend on this number but not on the machine",
     )
     folds: int = Field(
-        1, ge=1, le=20, description="1: val judges; more: grouped folds of train and val together"
+        1,
+        ge=1,
+        le=20,
+        description="1: evaluate on val; more: grouped folds of train and val together",
     )
     finalists: int = Field(
-        10, ge=0, description="best trials that get intervals, and levers for two classes"
+        10,
+        ge=0,
+        description="best trials that get intervals, and class-weight curves for two classes",
     )
     space: dict[str, Any] = Field(
         {},
         description='what to search, as JSON or a TOML table [space]: {"units": [64, 128], '
-        '"learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}; the names are those of a '
-        "head's settings, the defaults stand in visao_ray/tuning/space.py",
+        '"learning_rate": {"low": 1e-4, "high": 1e-2, "log": true}}; the names are those of the '
+        "settings of a head; visao_ray/tuning/space.py has the defaults",
     )
 
     @field_validator("objective")
@@ -70,7 +78,7 @@ class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, PluginOptions, J
     writes: ClassVar[tuple[str, ...]] = (
         "trials",
         "history",
-        "levers",
+        "class_weight_curves",
         "head.keras",
         "head.toml",
         "report.html",
@@ -80,14 +88,14 @@ class SweepSettings(SweepOptions, VectorOptions, WorkerOptions, PluginOptions, J
 
     store: list[str] = Field(
         min_length=1,
-        description="store that jobs/extract.py made; give several for several datasets, side by "
-        "side under one report",
+        description="store that jobs/extract.py made; repeat the flag to sweep several datasets "
+        "side by side under one report",
     )
     rows: int | None = Field(
         None,
         ge=2,
-        description="search on a sample of about N train and val images, of whole groups, with the "
-        "classes in their shares; the best heads are then fitted on all",
+        description="search on a sample of about N train and val images (whole groups, same class "
+        "proportions); the best heads are then fitted on all rows",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The search space: which heads a sweep may try, and how one is drawn from it."""
+"""The search space of a sweep, and how heads are drawn from it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from visao_ray.core.errors import InputError
 from visao_ray.models.head import HeadSettings
 
-_STREAM = 2_203  # keeps these draws apart from others under the same seed
-_MOST = 200_000_000  # rows² times classes: scikit-learn's kinds take minutes at most
+_STREAM = 2_203  # separates these draws from others with the same seed
+_MOST = 200_000_000  # rows² times classes: up to here scikit-learn's kinds take minutes
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`; `log`: every decade is as likely as the next."""
+    """Numbers from `low` to `high`; `log`: the logarithm is uniform."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,16 +32,16 @@ class Range(BaseModel):
         return self
 
 
-#: What one setting may be: a range, or a list of values and ranges (repeat one to favour it).
+#: Choices of one setting: a range, or a list of values and ranges (a repeated one is more likely).
 Choices = Range | tuple[Any, ...]
 
 
 class SearchSpace(BaseModel):
-    """What each setting of `HeadSettings` may be.
+    """Choices of each setting of `HeadSettings`.
 
-    The defaults hold the study's heads (02c2, 02c3: 64 to 512 units, dropout, Adam's learning
-    rate) and what it left out. Rates and penalties are log-uniform (Bergstra & Bengio, JMLR 13,
-    2012). In TOML:
+    The defaults contain the heads of the study (02c2, 02c3: 64 to 512 units, dropout, Adam's
+    learning rate) and heads that it left out. Rates and penalties are log-uniform (Bergstra &
+    Bengio, JMLR 13, 2012). In TOML:
 
         [space]
         pool = ["avg"]
@@ -50,9 +50,9 @@ class SearchSpace(BaseModel):
         l2 = [0.0, { low = 1e-6, high = 1e-2, log = true }]
         class_weight = ["none", { nvazio = 3, vazio = 1 }, { nvazio = { low = 1, high = 8 } }]
 
-    `None` takes the dataset's default: `kind` has scikit-learn's where they finish in minutes,
-    `class_weight` a factor for the positive class where there is one, `views` all, or none of
-    those that there are.
+    `None` takes a default that depends on the dataset: `kind` includes scikit-learn's kinds if they
+    finish in minutes, `class_weight` a factor for the positive class if there is one, `views` all
+    augmented views or none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,16 +79,19 @@ class SearchSpace(BaseModel):
     def fitted(
         self, classes: Sequence[str], positive: str | None, rows: int, views: int
     ) -> SearchSpace:
-        """With the defaults that depend on the dataset.
+        """Return the space with the defaults that depend on the dataset.
 
         Args:
             classes: of the dataset.
-            positive: the one that must not be missed, if any.
-            rows: of train.
-            views: augmented ones that the features table has of an image.
+            positive: the class that must not be missed, if any.
+            rows: number of train images.
+            views: number of augmented views of an image.
+
+        Returns:
+            A copy without None.
 
         Raises:
-            InputError: a class weight for a class that is not there.
+            InputError: a class weight for a class that the dataset does not have.
         """
         kinds: tuple[Any, ...] = ("dense",)
         if svm_is_feasible(rows, len(classes)):
@@ -113,7 +116,7 @@ class SearchSpace(BaseModel):
         )
 
     def draw(self, chooser: Chooser) -> HeadSettings:
-        """A head; settings that do not matter to its kind keep their defaults."""
+        """Draw a head; settings that its kind does not use keep their defaults."""
         kind = self._value(chooser, "kind")
         names = ["pool", "views"]
         if kind == "dense":
@@ -148,71 +151,77 @@ class SearchSpace(BaseModel):
 
 
 class Chooser(Protocol):
-    """Something that decides."""
+    """Makes the draws of one head."""
 
     def choice(self, name: str, options: tuple[Any, ...]) -> Any:
-        """One of the options."""
+        """Choose one of the options."""
 
     def number(self, name: str, within: Range) -> float:
-        """A number of the range."""
+        """Choose a number of the range."""
 
 
 class Random:
-    """Draws of trial `number` under a seed: a pure function of the two."""
+    """Random draws: a pure function of the seed and the number of the trial."""
 
     def __init__(self, seed: int, number: int) -> None:
         self._rng = np.random.default_rng([seed, _STREAM, number])
 
     def choice(self, name: str, options: tuple[Any, ...]) -> Any:
-        """Each is as likely."""
+        """Choose one of the options; all are equally likely."""
         return options[int(self._rng.integers(len(options)))]
 
     def number(self, name: str, within: Range) -> float:
-        """Uniform, or log-uniform."""
+        """Choose a number, uniform or log-uniform."""
         if within.log:
             return math.exp(self._rng.uniform(math.log(within.low), math.log(within.high)))
         return float(self._rng.uniform(within.low, within.high))
 
 
 class Suggested:
-    """Draws of an Optuna trial, whose sampler has learnt from trials before."""
+    """Draws of an Optuna trial, whose sampler has learnt from earlier trials."""
 
     def __init__(self, trial: Any) -> None:
         self._trial = trial
 
     def choice(self, name: str, options: tuple[Any, ...]) -> Any:
-        """Options are told apart by their text: Optuna keeps plain values only."""
+        """Choose an option by its text, because Optuna accepts plain values only."""
         by_text = {str(option): option for option in options}
         return by_text[self._trial.suggest_categorical(name, list(by_text))]
 
     def number(self, name: str, within: Range) -> float:
-        """By Optuna's own distributions."""
+        """Choose a number by Optuna's own distributions."""
         return float(self._trial.suggest_float(name, within.low, within.high, log=within.log))
 
 
 def svm_is_feasible(rows: int, classes: int) -> bool:
-    """Whether an SVM, or anything that takes the square of the rows, is fitted in minutes."""
+    """Whether an SVM, or any method quadratic in the rows, is fitted in minutes."""
     return rows * rows * classes <= _MOST
 
 
-def read_space(told: Mapping[str, Any]) -> SearchSpace:
-    """The space that settings describe, every value checked.
+def read_space(given: Mapping[str, Any]) -> SearchSpace:
+    """Read and check the search space of the job's settings.
+
+    Args:
+        given: choices by name of a setting of a head.
+
+    Returns:
+        The space, with defaults for the settings that are not given.
 
     Raises:
         InputError: an unknown setting, or a value that a head cannot have; the message names it.
     """
-    for name in told:
+    for name in given:
         if name not in SearchSpace.model_fields:
             known = ", ".join(SearchSpace.model_fields)
             raise InputError(f"--space: '{name}' is no setting of a head; there are {known}")
     try:
         values = {}
-        for name, value in told.items():
+        for name, value in given.items():
             values[name] = _choices(value, name)
         space = SearchSpace.model_validate(values)
     except ValidationError as error:
         raise InputError(f"--space {name}: {error.errors()[0]['msg']}") from None
-    for name in told:
+    for name in given:
         choices = getattr(space, name)
         for value in (choices,) if isinstance(choices, Range) else choices:
             ends = (value.low, value.high) if isinstance(value, Range) else (_example(value),)
@@ -220,18 +229,18 @@ def read_space(told: Mapping[str, Any]) -> SearchSpace:
                 try:
                     HeadSettings.model_validate({name: end})
                 except ValidationError as error:
-                    told_of = error.errors()[0]["msg"]
-                    raise InputError(f"--space {name}: {end}: {told_of.lower()}") from None
+                    message = error.errors()[0]["msg"]
+                    raise InputError(f"--space {name}: {end}: {message.lower()}") from None
     return space
 
 
 def fixed_heads() -> list[HeadSettings]:
-    """What every sweep tries first: the default, and logistic regression."""
+    """Return the heads that every sweep tries first: the default, and logistic regression."""
     return [HeadSettings(), HeadSettings(layers=0, dropout=0.0, l2=1e-4)]
 
 
 def propose(space: SearchSpace, trials: int, seed: int) -> list[HeadSettings]:
-    """Heads of a random search, in order: the default, logistic regression, then random ones.
+    """Return the heads of a random search: the default, logistic regression, then random ones.
 
     The first n are the same for any number of trials, so a longer sweep contains a shorter one.
     """
@@ -256,7 +265,7 @@ def _range(value: Mapping[str, Any]) -> Range:
 
 
 def _example(value: Any) -> Any:
-    """A class weight with a range in it, with that range's start."""
+    """A class weight whose ranges are replaced by their lowest value."""
     if isinstance(value, Mapping):
         return {
             name: _range(one).low if isinstance(one, Mapping) else one
@@ -266,7 +275,7 @@ def _example(value: Any) -> Any:
 
 
 def _rounded(value: float, name: str) -> Any:
-    """Four digits: a setting that people can type again; whole numbers where it takes those."""
+    """Round to four digits, which people can type again, or to a whole number where needed."""
     if HeadSettings.model_fields[name].annotation is int or name == "views":
         return round(value)
     return float(f"{value:.4g}")

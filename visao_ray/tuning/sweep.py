@@ -1,15 +1,11 @@
-"""The sweep job: many heads on vectors of a store, val chooses one. Test rows are never read."""
+"""The sweep job: trains many heads on a store's vectors and ranks them on val; never reads test."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
@@ -17,94 +13,67 @@ from visao_ray.core.ray_internals import keep_aws_keys_from_trials
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import Worker, current_cluster, fit_workers
 from visao_ray.core.run import Run
-from visao_ray.core.storage import Location
 from visao_ray.core.waiting import Waiting
 from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.features.labelled import LabelledVectors, Summary, load_vectors
 from visao_ray.models.head import HeadSettings
-from visao_ray.reports.sweep import SweepPage, in_words, sweep_report
+from visao_ray.reports.sweep import read_sweep_page, write_sweep_report
 from visao_ray.store.join import Snapshot, pin, plain_vectors
 from visao_ray.store.store import Store
-from visao_ray.tuning.finalists import judge_on_folds, judge_on_val
+from visao_ray.tuning.follow_up import (
+    collect_refits,
+    evaluate_class_weights,
+    further_trials,
+    most_further_trials,
+    write_class_weight_curves,
+)
+from visao_ray.tuning.head_export import export_head
 from visao_ray.tuning.importance import importance
+from visao_ray.tuning.loaded_sweep import LoadedSweep
 from visao_ray.tuning.objective import Criterion, default_objective
+from visao_ray.tuning.ranking import choose, ranked, references, report_winner
 from visao_ray.tuning.samplers import Fixed, Sampler, Tpe
 from visao_ray.tuning.settings import SweepSettings
 from visao_ray.tuning.space import propose, read_space
 from visao_ray.tuning.trial_results import (
     HISTORY,
-    LEVERS,
-    TrialResult,
     TrialResults,
     history_table,
-    levers_table,
-    refits_schema,
-    refits_table,
     trials_schema,
     trials_table,
 )
 
 _TRIALS_A_GPU = 8
-_TOP = 5
-_LEVERS = 3  # finalists whose levers are shown
-_FACTORS = (1.0, 2.0, 4.0, 8.0)
-_TWINS = 2  # finalists that are trained with every class weight, where there are many classes
-_WEIGHTS = ("none", "root", "effective", "balanced")
-_REPLICATES = 1000
-#: Tune reads these from the environment only.
+#: Settings that Tune reads only from the environment.
 _TUNE = {
-    # Its own CSV, JSON and TensorBoard files of every epoch would cost more than the epochs.
+    # Tune's own CSV, JSON and TensorBoard files of every epoch would cost more than the epochs.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # The newer terminal output prints tables even at verbose=0.
+    # Tune's newer terminal output prints tables even with verbose=0.
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Its handler ends a sweep at Ctrl-C as if it were finished.
+    # Tune's handler ends a sweep at Ctrl-C as if it were finished.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Its snapshots of the experiment are not needed: outcomes tell what is finished.
+    # Tune's snapshots of the experiment are not needed: the recorded results replace them.
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
 }
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """A sweep whose rows are known.
-
-    Attributes:
-        extractor: name of the vectors.
-        data: references to the LabelledVectors of the search, and to all where those are a sample.
-        sample: rows of the search by split, where they are a sample.
-        resources: of a trial, by Ray's names.
-    """
-
-    settings: SweepSettings
-    dataset: Dataset
-    extractor: str
-    summary: Summary
-    data: tuple[Any, ...]
-    sample: dict[str, int] | None
-    resources: dict[str, float]
-    criterion: Criterion
-    outcomes: TrialResults
-
-    @property
-    def positive(self) -> str | None:
-        """The class that must not be missed, where there are two."""
-        classes = self.summary.classes
-        return self.dataset.positive_among(classes) if len(classes) == 2 else None
-
-
 def make_sweep(settings: SweepSettings, run: Run[Any]) -> None:
-    """The sweep of one store: writes `trials`, `history`, `levers`, the best head and a report.
+    """Sweep one store; write its tables, the best head and a report.
+
+    Args:
+        settings: of the job, with one store.
+        run: of the job.
 
     Raises:
         InputError: a store or vectors that are missing or do not fit the dataset, an objective
-            that is undefined on val, a space or settings under which every head fails.
+            that is undefined on val, a space or settings with which every head fails.
     """
     search(settings, run, None)
 
 
 def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings] | None) -> None:
-    """Try the given heads, or those of the space; the first is the default, measured against."""
+    """Run the sweep with the given heads, or heads of the space; the first is the default head."""
     started = time.perf_counter()
     space = read_space(settings.space)
     sweep = _load(settings, run)
@@ -117,72 +86,45 @@ def search(settings: SweepSettings, run: Run[Any], heads: Sequence[HeadSettings]
     sampler: Sampler = Fixed(heads)
     if settings.search == "tpe":
         sampler = Tpe(space, settings.seed, sweep.criterion)
-    before = len(sweep.outcomes.read_all())
+    before = len(sweep.trial_results.read_all())
     with run.timed("search"):
         _tune(run, sweep, sampler, len(heads))
-    recorded = sweep.outcomes.read_all()
-    found = [recorded[number] for number in range(len(heads))]
-    tables.write(run.out.join("trials"), trials_table(found), trials_schema())
-    tables.write(run.out.join("history"), history_table(found), HISTORY)
+    recorded = sweep.trial_results.read_all()
+    results = [recorded[number] for number in range(len(heads))]
+    tables.write(run.out.join("trials"), trials_table(results), trials_schema())
+    tables.write(run.out.join("history"), history_table(results), HISTORY)
     run.counts |= {
-        "trials": len(found),
-        "failed": sum(outcome.status != "ok" for outcome in found),
+        "trials": len(results),
+        "failed": sum(result.status != "ok" for result in results),
     }
     run.throughput["trials_per_minute"] = (len(recorded) - before) / (run.timings["search"] / 60)
-    ranked = _ranked(found, sweep.criterion)
-    if not ranked:
+    ranking = ranked(results, sweep.criterion)
+    if not ranking:
         raise InputError(
-            f"all {len(found)} trials failed, the first with: {found[0].error}; see "
-            f"{sweep.outcomes.folder.uri}"
+            f"all {len(results)} trials failed, the first with: {results[0].error}; see "
+            f"{sweep.trial_results.folder.uri}"
         )
     further = [recorded[number] for number in sorted(recorded) if number >= len(heads)]
-    refits = _pair_refits(run, sweep, found, further)
-    _write_levers(run, sweep, found, further)
-    final = _choose(sweep, ranked, refits)
-    _keep_winner(run, sweep, final[0], refits)
-    run.details["class_weights"] = _judge_twins(run, sweep, ranked, further)
-    _tell_winner(run, sweep, final, _references(ranked, found[0]), refits)
-    run.details["importance"] = importance(found, sweep.criterion)
+    refits = collect_refits(run, sweep, results, further)
+    write_class_weight_curves(run, sweep, ranking, further)
+    final = choose(sweep, ranking, refits)
+    export_head(run, sweep, final[0], refits)
+    run.details["class_weights"] = evaluate_class_weights(run, sweep, ranking, further)
+    report_winner(run, sweep, final, references(ranking, results[0]), refits)
+    run.details["importance"] = importance(results, sweep.criterion)
     run.details["seconds"] = time.perf_counter() - started
-    page = sweep_page(run.out, sweep.dataset, vars(run))
-    write_report(run, f"{sweep.dataset.name}: a sweep of heads", [page])
+    page = read_sweep_page(run.out, sweep.dataset, vars(run))
+    write_sweep_report(run, f"{sweep.dataset.name}: a sweep of heads", [page])
 
 
-def sweep_page(out: Location, dataset: Dataset, result: Mapping[str, Any]) -> SweepPage:
-    """What the report shows of a sweep, from the tables below `out` and its result.json."""
-    classes, counts, details = result["inputs"]["classes"], result["counts"], result["details"]
-    levers, refits = out.join("levers"), out.join("refits")
-    objective = details["objective"]["name"]
-    return SweepPage(
-        dataset=dataset.name,
-        objective=details["objective"]["told"],
-        objective_mode="max" if METRICS[objective].greater_is_better else "min",
-        trials=tables.open_table(out.join("trials"), "trials").to_table(),
-        history=tables.open_table(out.join("history"), "history").to_table(),
-        finalists=details["finalists"],
-        importance=details["importance"],
-        levers=tables.open_table(levers, "levers").to_table() if tables.rows(levers) else None,
-        class_weights=details["class_weights"],
-        metrics=result["metrics"]["val"],
-        positive=dataset.positive_among(classes) if len(classes) == 2 else None,
-        classes=len(classes),
-        counts={"images": counts["images"], **counts["rows"]},
-        sample=counts.get("sample"),
-        refits=tables.open_table(refits, "refits").to_table() if tables.rows(refits) else None,
-        seconds=details["seconds"],
-        warnings=result["warnings"],
-    )
+def open_store(uri: str) -> tuple[Store, Dataset]:
+    """Open a store, and return it with its dataset.
 
+    Args:
+        uri: of the store.
 
-def write_report(run: Run[Any], title: str, pages: Sequence[SweepPage]) -> None:
-    """Write `report.html`."""
-    report = run.out.join("report.html")
-    report.write_bytes(sweep_report(title, run.command, pages, run.warnings).encode())
-    run.say(f"report: {report.uri}")
-
-
-def describe(uri: str) -> tuple[Store, Dataset]:
-    """A store, and the dataset that it is for.
+    Returns:
+        The store and the dataset.
 
     Raises:
         InputError: there is no such store.
@@ -191,11 +133,11 @@ def describe(uri: str) -> tuple[Store, Dataset]:
     return store, Dataset.from_json(store.description.dataset)
 
 
-def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
+def _load(settings: SweepSettings, run: Run[Any]) -> LoadedSweep:
     import ray
 
     (uri,) = settings.store
-    store, dataset = describe(uri)  # before Ray: it is often mistyped
+    store, dataset = open_store(uri)  # before Ray starts: typing errors are common
     extractor = store.the_extractor(settings.extractor)
     start_ray()
     resources = _resources(settings.worker())
@@ -206,10 +148,10 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
         )
         known, *data = read.remote(snapshot, dataset, settings.rows, settings.seed)
         os.environ |= _TUNE
-        import visao_ray.tuning.trainable  # noqa: F401 - seconds of imports, while rows are read
+        import visao_ray.tuning.trainable  # noqa: F401 - takes seconds, while rows are read
 
         summary, sample = ray.get(known)
-    sweep = _Sweep(
+    sweep = LoadedSweep(
         settings=settings,
         dataset=dataset,
         extractor=extractor,
@@ -218,7 +160,7 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
         sample=sample,
         resources=resources,
         criterion=_criterion(settings, dataset, summary.classes),
-        outcomes=TrialResults(run.out.join("tune", "trials")),
+        trial_results=TrialResults(run.out.join("tune", "trials")),
     )
     run.inputs |= {
         **snapshot.to_json(),
@@ -231,16 +173,16 @@ def _load(settings: SweepSettings, run: Run[Any]) -> _Sweep:
     run.counts["rows"] = summary.rows
     if sample:
         run.counts["sample"] = sample
-    _tell_start(run, sweep)
+    _report_start(run, sweep)
     return sweep
 
 
 def _read(
     snapshot: Snapshot, dataset: Dataset, images: int | None, seed: int
 ) -> tuple[tuple[Summary, dict[str, int] | None], LabelledVectors, LabelledVectors]:
-    """What the driver needs, the rows of the search and all rows; those of the search are opened.
+    """Return a summary for the driver, the rows of the search, and all rows. Runs in a Ray task.
 
-    Trials would find what is wrong with the vectors too late.
+    The rows of the search are opened here, because trials would detect invalid vectors too late.
     """
     summary, everything = load_vectors(snapshot, dataset)
     search = everything if images is None else everything.sample(images, seed)
@@ -248,28 +190,27 @@ def _read(
     return (summary, None if search is everything else search.rows), search, everything
 
 
-def _tell_start(run: Run[Any], sweep: _Sweep) -> None:
-    """What is searched on what, in details, on the terminal and in warnings."""
+def _report_start(run: Run[Any], sweep: LoadedSweep) -> None:
+    """Describe the search in the run's details, on the terminal and in warnings."""
     settings, summary, criterion = sweep.settings, sweep.summary, sweep.criterion
-    told = criterion.told(summary.classes)
     of_class = criterion.metric.of_class
     run.details["objective"] = {
         "name": criterion.name,
         "class": summary.classes[criterion.positive] if of_class else None,
         "floor": criterion.floor if "{floor}" in criterion.metric.title else None,
-        "told": told,
+        "text": sweep.objective,
     }
     where = "val" if settings.folds == 1 else f"{settings.folds} grouped folds of train and val"
     run.say(
         f"{sweep.dataset.name}: {summary.rows['train']:,} train and {summary.rows['val']:,} val "
-        f"rows of {summary.width} numbers twice, {len(summary.classes)} classes; {told} on {where} "
-        "chooses"
+        f"rows of {summary.width} numbers twice, {len(summary.classes)} classes; "
+        f"{sweep.objective} on {where} chooses"
     )
     if sweep.sample is not None:
         run.say(
             f"{sweep.dataset.name}: the search sees a sample of whole groups, "
             f"{sweep.sample['train']:,} train and {sweep.sample['val']:,} val rows; the best heads "
-            "are then fitted on all train rows and judged on all val rows"
+            "are then fitted on all train rows and evaluated on all val rows"
         )
     for why, count in summary.left_out.items():
         if count:
@@ -299,58 +240,61 @@ def _criterion(settings: SweepSettings, dataset: Dataset, classes: tuple[str, ..
     return Criterion(metric.name, positive, settings.precision_floor)
 
 
-def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
-    """Run the trials that have not ended yet, and those that the finalists ask for."""
+def _tune(run: Run[Any], sweep: LoadedSweep, sampler: Sampler, trials: int) -> None:
+    """Run the trials that have not ended yet, and the further trials of the finalists."""
     settings = sweep.settings
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.at_once)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(settings.max_concurrent_trials)
     from ray import tune
 
-    from visao_ray.tuning.order import LOSSES, OrderedSearcher
+    from visao_ray.tuning.ordered_searcher import MOST_LOSSES, OrderedSearcher
     from visao_ray.tuning.progress import Progress
-    from visao_ray.tuning.trainable import HeadTrainable, Plan
+    from visao_ray.tuning.trainable import HeadTrainable, SweepSpec
 
     keep_aws_keys_from_trials()
     positive = sweep.positive
-    plan = Plan(
+    spec = SweepSpec(
         dataset=sweep.dataset,
         seed=settings.seed,
         epochs=settings.epochs,
         patience=settings.patience,
         criterion=sweep.criterion,
         positive=sweep.summary.classes.index(positive) if positive else None,
-        named=bool(settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)),
+        has_class=bool(
+            settings.objective_class or sweep.dataset.positive_among(sweep.summary.classes)
+        ),
         folds=settings.folds,
         summary=sweep.summary,
         extractor=sweep.extractor,
-        outcomes=sweep.outcomes.folder,
-        board=run.out.join("tensorboard"),
+        trial_results=sweep.trial_results.folder,
+        tensorboard=run.out.join("tensorboard"),
     )
     trainable = tune.with_resources(
-        tune.with_parameters(HeadTrainable, data=sweep.data, plan=plan),
+        tune.with_parameters(HeadTrainable, data=sweep.data, spec=spec),
         sweep.resources,
     )
-    order = OrderedSearcher(
+    searcher = OrderedSearcher(
         trials,
-        settings.at_once,
-        settings.halving,
+        settings.max_concurrent_trials,
+        settings.reduction_factor,
         settings.epochs,
         sweep.criterion,
         sampler,
-        lambda found: _further(sweep, found),
-        sweep.outcomes,
+        lambda results: further_trials(sweep, results),
+        sweep.trial_results,
     )
-    if order.finished():
+    if searcher.finished():
         return
     folder = run.out.join("tune")
-    # What an earlier start of this run left there is of no use: outcomes tell what is finished.
+    # Files of an earlier start of this run are not needed: the recorded results replace them.
     folder.join("search").delete()
-    told = f"{settings.job}] {sweep.dataset.name}: "
-    progress = Progress(f"[{told}", sweep.criterion, trials, sweep.outcomes, order.ended)
+    start = f"[{settings.job}] {sweep.dataset.name}: "
+    progress = Progress(start, sweep.criterion, trials, sweep.trial_results, searcher.ended)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=order,
-            num_samples=LOSSES * (trials + _most_further(settings)),  # at most; `order` ends it
+            search_alg=searcher,
+            # An upper bound: the searcher ends the sweep.
+            num_samples=MOST_LOSSES * (trials + most_further_trials(settings)),
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -361,7 +305,8 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
             storage_filesystem=folder.filesystem,
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=tune.FailureConfig(max_failures=0),  # `order` hands out what was lost
+            # The searcher starts lost trials again, not Tune.
+            failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[progress],
         ),
     )
@@ -370,107 +315,15 @@ def _tune(run: Run[Any], sweep: _Sweep, sampler: Sampler, trials: int) -> None:
 
 
 def _name(trial: Any) -> str:
-    """A trial's name in Tune's logs and folders: its number, as in tables and reports."""
+    """Name of a trial in Tune's logs and folders: its number, as in tables and reports."""
     return f"trial_{trial.config['number']}"
 
 
-def _most_further(settings: SweepSettings) -> int:
-    """The most trials that the finalists can ask for."""
-    again = settings.finalists + 3  # the winner and the references too
-    return again + max(_LEVERS * len(_FACTORS), _TWINS * len(_WEIGHTS))
-
-
-def _further(sweep: _Sweep, found: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """Trials that the finalists ask for: heads fitted again, and levers."""
-    ranked = _ranked(found, sweep.criterion)
-    if not ranked:
-        return []
-    same = {"holdout": True}  # on train, judged by val
-    configs: list[dict[str, Any]] = [
-        {**same, "all_rows": True, "head": one.head, "like": one.number}
-        for one in _to_refit(sweep, ranked, found[0])
-    ]
-    for finalist, factor in _lever_trials(sweep, ranked):
-        head = {**finalist.head, "class_weight": {sweep.positive: factor}}
-        configs.append({**same, "head": head, "like": finalist.number, "curve": True})
-    for finalist, weight in _twin_trials(sweep, ranked):
-        head = {**finalist.head, "class_weight": weight}
-        configs.append({**same, "head": head, "like": finalist.number})
-    return configs
-
-
-def _references(ranked: Sequence[TrialResult], default: TrialResult) -> dict[str, TrialResult]:
-    """The trials that finalists are compared with."""
-    median = {"median": ranked[len(ranked) // 2]}
-    return {"default": default, **median} if default.status == "ok" else median
-
-
-def _to_refit(
-    sweep: _Sweep, ranked: Sequence[TrialResult], default: TrialResult
-) -> list[TrialResult]:
-    """Trials whose heads are fitted anew on all train rows.
-
-    After a search on a sample: the finalists, and what they are compared with. After one on folds:
-    the winner.
-    """
-    if sweep.sample is None:
-        return list(ranked[: sweep.settings.folds > 1])
-    finalists = sweep.settings.finalists
-    chosen = list(ranked[: max(1, finalists)])
-    chosen += _references(ranked, default).values() if finalists else []
-    return list({one.number: one for one in chosen}.values())
-
-
-def _pair_refits(
-    run: Run[Any], sweep: _Sweep, found: Sequence[TrialResult], further: Sequence[TrialResult]
-) -> dict[int, TrialResult]:
-    """Number of a trial of the search to how its head did on all rows; `refits` tells them."""
-    ranked = _ranked(found, sweep.criterion)
-    searched = _to_refit(sweep, ranked, found[0])
-    refits = {one.number: again for one, again in zip(searched, further, strict=False)}
-    for number, again in refits.items():
-        if again.status != "ok":
-            run.warn(f"trial {number} could not be fitted on all train rows: {again.error}")
-    if sweep.sample is not None:
-        tables.write(run.out.join("refits"), refits_table(refits), refits_schema())
-    return {number: again for number, again in refits.items() if again.status == "ok"}
-
-
-def _choose(
-    sweep: _Sweep, ranked: Sequence[TrialResult], refits: Mapping[int, TrialResult]
-) -> list[TrialResult]:
-    """The heads by which val chooses, best first: as searched, or as fitted on all rows.
-
-    Raises:
-        InputError: none could be fitted on all rows.
-    """
-    if sweep.sample is None:
-        return list(ranked)
-    if not refits:
-        raise InputError("no head could be fitted on all train rows; see the warnings above")
-    return _ranked(list(refits.values()), sweep.criterion)
-
-
-def _twin_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, str]]:
-    """Finalists and the class weights that they are trained with anew, all else being equal."""
-    if sweep.positive is not None or not sweep.settings.finalists:
-        return []
-    return [(one, weight) for one in ranked[:_TWINS] for weight in _WEIGHTS]
-
-
-def _lever_trials(sweep: _Sweep, ranked: Sequence[TrialResult]) -> list[tuple[TrialResult, float]]:
-    if sweep.positive is None or not sweep.settings.finalists:
-        return []
-    finalists = [one for one in ranked if one.head["kind"] != "svm"]  # it takes no class weights
-    count = min(_LEVERS, sweep.settings.finalists)
-    return [(one, factor) for one in finalists[:count] for factor in _FACTORS]
-
-
 def _resources(worker: Worker) -> dict[str, float]:
-    """What a trial takes: a CPU, and a share of a GPU where the cluster has any.
+    """Resources of a trial: one CPU, and a share of a GPU if the cluster has any.
 
     Raises:
-        InputError: the cluster can never hold one.
+        InputError: the cluster can never hold a trial.
     """
     cluster = current_cluster()
     gpus = worker.gpus
@@ -479,248 +332,3 @@ def _resources(worker: Worker) -> dict[str, float]:
         gpus = 1 / max(1, min(_TRIALS_A_GPU, cluster.total("CPU") // there)) if there else 0.0
     worker = fit_workers(1, Worker(gpus, worker.memory, worker.resources), cluster)
     return {"CPU": 1, **worker.request()}
-
-
-def _ranked(found: Sequence[TrialResult], criterion: Criterion) -> list[TrialResult]:
-    """The trials that succeeded, best first; the earlier one first where they are equal."""
-    sign = 1 if criterion.lower_is_better else -1
-    succeeded = [outcome for outcome in found if outcome.status == "ok"]
-    return sorted(succeeded, key=lambda one: (sign * one.objective, one.number))
-
-
-def _write_levers(
-    run: Run[Any], sweep: _Sweep, found: Sequence[TrialResult], further: Sequence[TrialResult]
-) -> None:
-    """The curves of the finalists' further trials as a table."""
-    pairs = _lever_trials(sweep, _ranked(found, sweep.criterion))
-    if not pairs:
-        return
-    tried = further[len(further) - len(pairs) :]
-    curves = [
-        (finalist.number, factor, outcome)
-        for (finalist, factor), outcome in zip(pairs, tried, strict=True)
-        if outcome.status == "ok"
-    ]
-    tables.write(run.out.join("levers"), levers_table(curves), LEVERS)
-
-
-def _keep_winner(
-    run: Run[Any], sweep: _Sweep, winner: TrialResult, refits: Mapping[int, TrialResult]
-) -> None:
-    """Write the best head, and its settings as jobs/train.py takes them.
-
-    Raises:
-        InputError: it was judged on folds, and could not be trained on train, with val to stop it.
-    """
-    kept = refits.get(winner.number, winner)
-    head = sweep.outcomes.head(kept.number)
-    if sweep.settings.folds > 1 and not head.exists():
-        raise InputError("the winner could not be trained on train alone; see the warnings above")
-    run.out.join("head.keras").write_bytes(head.read_bytes())
-    run.out.join("head.toml").write_bytes(_train_settings(sweep, winner).encode())
-
-
-def _train_settings(sweep: _Sweep, winner: TrialResult) -> str:
-    """The settings of jobs/train.py that fit the winner's head again."""
-    head, settings = winner.head, sweep.settings
-    told: dict[str, Any] = {
-        "store": settings.store[0],
-        "extractor": sweep.extractor,
-        "seed": settings.seed,
-        "pool": head["pool"],
-    }
-    told |= {} if settings.recipe is None else {"recipe": settings.recipe}
-    told |= {} if head["views"] is None else {"views": head["views"]}
-    if head["kind"] == "svm":
-        told |= {"family": "svm", "svm_c": [head["c"]], "svm_gamma": [head["gamma"]]}
-    else:
-        names = ["standardise", "layers", "units", "activation", "dropout", "l1", "l2"]
-        names += ["optimizer", "learning_rate", "schedule", "batch_size", "label_smoothing"]
-        names += ["class_weight"]
-        told |= {"family": "head", "epochs": settings.epochs, "patience": settings.patience}
-        told |= {name: head[name] for name in names}
-        if told["schedule"] == "constant":
-            told["reduce_patience"] = settings.epochs
-        if head["kind"] == "logistic":  # scikit-learn's penalty of the sum, as one of the mean
-            rows = sweep.summary.rows["train"]
-            told |= {"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0}
-            told["l2"] = float(f"{1 / (2 * head['c'] * rows):.4g}")
-    lines = [f"# python jobs/train.py --settings head.toml --out …   (trial {winner.number})"]
-    lines += [f"{name} = {_toml(value)}" for name, value in told.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _tell_winner(
-    run: Run[Any],
-    sweep: _Sweep,
-    final: Sequence[TrialResult],
-    references: Mapping[str, TrialResult],
-    refits: Mapping[int, TrialResult],
-) -> None:
-    """Finalists with intervals, and how the winner compares, in details and on the terminal.
-
-    Args:
-        final: see `_choose`.
-        references: trials of the search that they are compared with.
-        refits: by number of a trial of the search, how its head did on all rows.
-    """
-    settings, criterion, val = sweep.settings, sweep.criterion, sweep.summary.rows["val"]
-    if sweep.sample is not None:
-        references = {
-            name: refits[one.number] for name, one in references.items() if one.number in refits
-        }
-    searched = {again.number: number for number, again in refits.items()}
-    finalists = list(final[: settings.finalists])
-    standings: list[dict[str, Any]] = []
-    metrics: dict[str, Any] = {
-        name: {
-            "value": value if np.isfinite(value) else None,
-            "low": None,
-            "high": None,
-            "n": val if np.isfinite(value) else 0,
-        }
-        for name, value in final[0].metrics.items()
-    }
-    if finalists and sweep.sample is None and settings.folds > 1:
-        standings = judge_on_folds(finalists, dict(references), criterion, sweep.summary.images)
-    elif finalists:
-        standings, judged = _judge(run, sweep, sweep.data[-1], finalists, references)
-        metrics |= judged
-    run.metrics["val"] = metrics
-    by_number = {outcome.number: outcome for outcome in final}
-    run.details["finalists"] = [
-        {
-            "settings": by_number[one["trial"]].head,
-            "n": val,
-            **one,
-            "trial": searched.get(one["trial"], one["trial"]),
-        }
-        for one in standings
-    ]
-    told = {"winner": final[0], "default": references.get("default")}
-    run.details |= {
-        name: _told_of(one, searched.get(one.number, one.number)) if one else None
-        for name, one in told.items()
-    }
-    _print_best(run, sweep, final, searched)
-    for one in standings[:1]:
-        run.say(
-            f"{sweep.dataset.name}: {criterion.told(sweep.summary.classes)} of trial "
-            f"{searched.get(one['trial'], one['trial'])} is "
-            + "; ".join(
-                f"{what} {_interval(one[name], sign)}"
-                for name, what, sign in (
-                    ("objective", "", ""),
-                    ("over_default", "over the default", "+"),
-                    ("over_median", "over the median trial", "+"),
-                )
-                if name in one
-            ).strip()
-        )
-
-
-def _print_best(
-    run: Run[Any], sweep: _Sweep, final: Sequence[TrialResult], searched: Mapping[int, int]
-) -> None:
-    criterion = sweep.criterion
-    fitted = "" if sweep.sample is None else ", fitted on all rows"
-    run.say(
-        f"{sweep.dataset.name}: best {min(_TOP, len(final))} of {run.counts['trials']} "
-        f"trials{fitted}:"
-    )
-    names = [criterion.name, *(name for name in METRICS if name != criterion.name)][:5]
-    print("   trial " + " ".join(f"{name:>19}" for name in names) + "  epoch  head")
-    for outcome in final[:_TOP]:
-        values = " ".join(f"{outcome.metrics[name]:19.4f}" for name in names)
-        number, head = searched.get(outcome.number, outcome.number), in_words(outcome.head)
-        print(f"   {number:5d} {values}  {outcome.epoch:5d}  {head}", flush=True)
-
-
-def _judge_twins(
-    run: Run[Any], sweep: _Sweep, ranked: Sequence[TrialResult], further: Sequence[TrialResult]
-) -> list[dict[str, Any]]:
-    """What class weights do to finalists at the same budget: objective, and lead over none."""
-    pairs = _twin_trials(sweep, ranked)
-    tried = further[len(further) - len(pairs) :]
-    told = []
-    for finalist in ranked[: _TWINS if pairs else 0]:
-        twins = {
-            weight: outcome
-            for (other, weight), outcome in zip(pairs, tried, strict=True)
-            if other is finalist and outcome.status == "ok"
-        }
-        if "none" not in twins:
-            continue
-        standings, _ = _judge(
-            run,
-            sweep,
-            sweep.data[0],
-            list(twins.values()),
-            {"none": twins["none"]},
-            every_metric=False,
-        )
-        told += [
-            {**standing, "trial": finalist.number, "class_weight": weight}
-            for weight, standing in zip(twins, standings, strict=True)
-        ]
-    for one in told:
-        if one["class_weight"] != "none":
-            run.say(
-                f"{sweep.dataset.name}: trial {one['trial']} with class weights "
-                f"{one['class_weight']}: "
-                f"{sweep.criterion.told(sweep.summary.classes)} "
-                f"{_interval(one['objective'], '')}; over none {_interval(one['over_none'], '+')}"
-            )
-    return told
-
-
-def _judge(
-    run: Run[Any],
-    sweep: _Sweep,
-    data: Any,
-    finalists: Sequence[TrialResult],
-    references: Mapping[str, TrialResult],
-    every_metric: bool = True,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """`judge_on_val` in a Ray task: the driver never holds vectors."""
-    import ray
-
-    with run.timed("judge"):
-        judged = ray.remote(judge_on_val).remote(
-            [data],
-            sweep.dataset,
-            sweep.summary.classes,
-            sweep.outcomes,
-            [one.number for one in finalists],
-            {name: one.number for name, one in references.items()},
-            sweep.criterion,
-            every_metric,
-            _REPLICATES,
-            sweep.settings.seed,
-        )
-        found: tuple[list[dict[str, Any]], dict[str, Any]] = ray.get(judged)
-    return found
-
-
-def _told_of(outcome: TrialResult, trial: int) -> dict[str, Any]:
-    return {
-        "trial": trial,
-        "epoch": outcome.epoch,
-        "settings": outcome.head,
-        "objective": outcome.objective,
-        "metrics": outcome.metrics,
-    }
-
-
-def _interval(entry: dict[str, Any], sign: str) -> str:
-    if entry["value"] is None:
-        return "undefined"
-    if entry["low"] is None:
-        return f"{entry['value']:{sign}.4f}"
-    return f"{entry['value']:{sign}.4f} ({entry['low']:{sign}.4f} to {entry['high']:{sign}.4f})"

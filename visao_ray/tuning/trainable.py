@@ -1,4 +1,4 @@
-"""One trial: a head trained epoch by epoch on vectors that all trials of a node share.
+"""A trial: a head trained epoch by epoch on vectors that all trials of a node share.
 
 Imported where Ray Tune runs; it imports Ray.
 """
@@ -35,10 +35,10 @@ from visao_ray.models.head import (
 )
 from visao_ray.models.logistic import fit_logistic
 from visao_ray.models.normalization import Vectors
-from visao_ray.tuning.board import write_board
 from visao_ray.tuning.folds import Fold, Folds
-from visao_ray.tuning.objective import Criterion, scores
+from visao_ray.tuning.objective import Criterion, val_metrics
 from visao_ray.tuning.space import svm_is_feasible
+from visao_ray.tuning.tensorboard_events import write_events
 from visao_ray.tuning.trial_results import Epoch, TrialResult, TrialResults
 
 _CURVE_POINTS = 60
@@ -46,17 +46,22 @@ _BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What all trials of a sweep have in common.
+class SweepSpec:
+    """Specification of a sweep: what all its trials have in common.
 
     Attributes:
+        dataset: of the vectors.
+        seed: of the sweep.
+        epochs: most epochs of a trial.
+        patience: epochs without a better objective after which a trial stops.
         criterion: the objective.
-        positive: index of the class whose recall and precision are told as curves, or None.
-        named: whether there is a class that metrics of one class are about.
+        positive: index of the class of the recall and precision curves, or None.
+        has_class: whether metrics of one class have a class.
         folds: 1 for train and val as they are, or the number of grouped folds of both.
+        summary: of the vectors.
         extractor: name of the vectors.
-        outcomes: folder where finished trials are recorded.
-        board: folder for TensorBoard.
+        trial_results: folder where finished trials are recorded.
+        tensorboard: folder for TensorBoard.
     """
 
     dataset: Dataset
@@ -65,12 +70,12 @@ class Plan:
     patience: int
     criterion: Criterion
     positive: int | None
-    named: bool
+    has_class: bool
     folds: int
     summary: Summary
     extractor: str
-    outcomes: Location
-    board: Location
+    trial_results: Location
+    tensorboard: Location
 
 
 @dataclass
@@ -84,124 +89,125 @@ class _Learner:
     best: list[Any]
 
 
-class _Rows:
-    """Rows in this process, and what all trials on them share."""
+class _FoldData:
+    """Rows in this process with their folds, shared by all trials on them."""
 
-    def __init__(self, data: LabelledVectors, plan: Plan) -> None:
+    def __init__(self, data: LabelledVectors, spec: SweepSpec) -> None:
         from visao_ray.tuning.loop import Table
 
-        self.folds = Folds(data, plan.folds, plan.seed)
+        self.folds = Folds(data, spec.folds, spec.seed)
         self.table = Table(self.folds.vectors, data.labels)
 
 
 class HeadTrainable(tune.Trainable):  # type: ignore[misc]
-    """Trains the head `config["head"]`; one step is one epoch, of every fold.
+    """Trains the head `config["head"]`; one step is one epoch of every fold.
 
-    `config["like"]` is another trial whose seed it takes, to differ in nothing but the head (or in
-    the rows: `config["all_rows"]` asks for those that a search on a sample leaves out).
+    `config["seed_of"]` is the number of another trial whose seed this trial uses, so that only the
+    head differs, or only the rows (`config["all_rows"]` trains on all rows after a search on a
+    sample).
 
-    A trial stops when its objective has not improved for `patience` epochs, or is below what
-    `config["bars"]` asks of an epoch. Both are known when it starts: it depends on nothing that
-    happens meanwhile, and the same seed gives the same result. At its end the weights of the best
-    epoch are judged once more with every metric, and those weights are kept.
+    A trial stops when its objective has not improved for `patience` epochs, or is worse than the
+    threshold of an epoch in `config["rung_thresholds"]`. Both are known when it starts. It depends
+    on nothing that happens meanwhile, so the same seed gives the same result. At its end the
+    weights of the best epoch are evaluated with every metric and saved.
 
-    A trial records its own outcome, at once and for good; one that finds it recorded is over. So no
-    finished trial is repeated, and one that was not finished begins anew and ends the same, for its
-    seed is its own.
+    A trial records its own result once. A trial that finds its result recorded ends at once, so no
+    finished trial is repeated. An unfinished trial starts again and ends with the same result,
+    because its seed depends only on its number.
 
-    A head that raises, diverges or lacks memory ends its trial with a reason, and the actor goes on
-    with the next one; only a lost actor (killed, node gone) is a failure for Tune.
+    If a head raises an error, diverges or lacks memory, its trial ends with a reason, and the actor
+    goes on with the next trial. Only a lost actor (killed, node gone) is a failure for Tune.
     """
 
     _settings: HeadSettings
-    _outcome: TrialResult
+    _result: TrialResult
     _started: bool
 
-    def setup(self, config: dict[str, Any], data: Sequence[Any], plan: Plan) -> None:
-        """Once an actor.
+    def setup(self, config: dict[str, Any], data: Sequence[Any], spec: SweepSpec) -> None:
+        """Set up the actor and its first trial.
 
         Args:
             config: of the first trial.
-            data: references to the LabelledVectors of the search, and to all rows where those are
-                a sample.
-            plan: of all trials.
+            data: references to the LabelledVectors of the search, and to all rows if those are a
+                sample.
+            spec: of the sweep.
         """
         import_keras()  # before TensorFlow, to keep it quiet
         self._data = data
-        self._rows_of: dict[int, _Rows] = {}
-        self._plan = plan
-        self._outcomes = TrialResults(plan.outcomes)
+        self._data_of: dict[int, _FoldData] = {}
+        self._spec = spec
+        self._trial_results = TrialResults(spec.trial_results)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on with another trial in the same process."""
+        """Begin another trial in the same process."""
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch; the last one of a trial records its outcome."""
+        """Run one epoch; the last epoch of a trial records its result."""
         start = time.perf_counter()
         try:
             if not self._started:
-                recorded = self._outcomes.read(self._outcome.number)
+                recorded = self._trial_results.read(self._result.number)
                 if recorded is not None:
-                    return _told(recorded, done=True)
+                    return _report(recorded, done=True)
                 self._started = True
                 self._build()
             if self._settings.kind == "dense":
                 self._run_epoch()
             else:
                 self._fit()
-            if self._outcome.ended:
-                self._judge()
+            if self._result.ended:
+                self._evaluate()
         except Exception as error:
             self._fail(f"{type(error).__name__}: {reason(error)}", traceback.format_exc())
-        seconds = self._outcome.seconds + time.perf_counter() - start
-        self._outcome = replace(self._outcome, seconds=seconds)
-        if self._outcome.status == "error" or self._outcome.ended:
+        seconds = self._result.seconds + time.perf_counter() - start
+        self._result = replace(self._result, seconds=seconds)
+        if self._result.status == "error" or self._result.ended:
             self._record()
-            return _told(self._outcome, done=True)
-        return _told(self._outcome, done=False)
+            return _report(self._result, done=True)
+        return _report(self._result, done=False)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: Tune is not asked for checkpoints, outcomes take their place."""
+        """Do nothing: recorded results replace Tune's checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing, as above."""
+        """Do nothing, as `save_checkpoint`."""
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._config = config
-        self._outcome = TrialResult(config["number"], str(self.trial_id), config["head"], "ok")
+        self._result = TrialResult(config["number"], str(self.trial_id), config["head"], "ok")
         self._started = False
         self._learners: list[_Learner] = []
         self._values: list[float] = []
         self._packed = b""
 
     @property
-    def _rows(self) -> _Rows:
-        """Those of this trial; they are opened once."""
+    def _fold_data(self) -> _FoldData:
+        """Rows of this trial; the process opens them once."""
         place = -1 if self._config.get("all_rows") else 0
-        if place not in self._rows_of:
-            self._rows_of[place] = _Rows(ray.get(self._data[place]), self._plan)
-        return self._rows_of[place]
+        if place not in self._data_of:
+            self._data_of[place] = _FoldData(ray.get(self._data[place]), self._spec)
+        return self._data_of[place]
 
     @property
     def _folds(self) -> Folds:
-        return self._rows.folds
+        return self._fold_data.folds
 
     def _build(self) -> None:
-        plan, labels = self._plan, self._folds.labels
+        spec, labels = self._spec, self._folds.labels
         keras = import_keras()
         keras.backend.clear_session(free_memory=False)  # the graphs of the trial before
         self._settings = HeadSettings.model_validate(self._config["head"])
         parts = self._folds.parts(self._settings.views, self._config.get("holdout", False))
-        classes = plan.summary.classes
+        classes = spec.summary.classes
         for number, fold in enumerate(parts):
-            like = self._config.get("like", self._outcome.number)
-            sequence = np.random.SeedSequence([plan.seed, like, number])
+            seed_of = self._config.get("seed_of", self._result.number)
+            sequence = np.random.SeedSequence([spec.seed, seed_of, number])
             keras.utils.set_random_seed(int(sequence.generate_state(1)[0]))
             stats = self._folds.stats(fold)
-            model = build_head(self._built, plan.summary.width, len(classes), stats)
+            model = build_head(self._built, spec.summary.width, len(classes), stats)
             loop = None
             if self._settings.kind == "dense":
                 from visao_ray.tuning.loop import Loop
@@ -209,7 +215,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
                 compile_head(model, self._settings)
                 factors = class_factors(self._settings.class_weight, labels[fold.train], classes)
                 loop = Loop(
-                    self._rows.table,
+                    self._fold_data.table,
                     model,
                     self._settings.pools,
                     factors[labels],
@@ -220,7 +226,7 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
 
     @property
     def _built(self) -> HeadSettings:
-        """The settings of the Keras model: kinds of scikit-learn fill in a head without layers."""
+        """Settings of the Keras model; for scikit-learn's kinds those of a head without layers."""
         if self._settings.kind == "dense":
             return self._settings
         return self._settings.model_copy(
@@ -228,10 +234,10 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         )
 
     def _run_epoch(self) -> None:
-        """Train and look at val; tells `ended` where the trial is over."""
-        plan, before = self._plan, self._outcome
+        """Train and evaluate one epoch; set `ended` if the trial is over."""
+        spec, before = self._spec, self._result
         epoch = before.epochs + 1
-        rate = self._settings.rate(before.epochs, plan.epochs)
+        rate = self._settings.rate(before.epochs, spec.epochs)
         losses, val_losses, values = [], [], []
         for learner in self._learners:
             order = learner.shuffle.permutation(learner.fold.train)
@@ -240,30 +246,30 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             if not (np.isfinite(losses[-1]) and np.isfinite(probability).all()):
                 self._fail(f"diverged: loss or probabilities are not finite in epoch {epoch}")
                 return
-            found = self._scores(learner.fold, probability, plan.criterion.name, LOG_LOSS.name)
-            values.append(found[plan.criterion.name])
+            found = self._metrics(learner.fold, probability, spec.criterion.name, LOG_LOSS.name)
+            values.append(found[spec.criterion.name])
             val_losses.append(found[LOG_LOSS.name])
         value = float(np.mean(values))
         row = Epoch(epoch, float(np.mean(losses)), float(np.mean(val_losses)), value)
         after = replace(before, epochs=epoch, history=[*before.history, row])
-        if plan.criterion.better(value, before.objective):
+        if spec.criterion.better(value, before.objective):
             after = replace(after, epoch=epoch, objective=value, folds=values)
             for learner in self._learners:
                 learner.best = learner.model.get_weights()
-        bars = {int(at): bar for at, bar in self._config["bars"].items()}
+        thresholds = {int(at): value for at, value in self._config["rung_thresholds"].items()}
         ended = ""
-        if epoch >= plan.epochs:
+        if epoch >= spec.epochs:
             ended = "epochs"
-        elif epoch - after.epoch >= plan.patience:
+        elif epoch - after.epoch >= spec.patience:
             ended = "patience"
-        elif epoch in bars and plan.criterion.better(bars[epoch], after.objective):
+        elif epoch in thresholds and spec.criterion.better(thresholds[epoch], after.objective):
             ended = "halving"
-        self._outcome = replace(after, ended=ended)
+        self._result = replace(after, ended=ended)
 
     def _fit(self) -> None:
         """Fit a kind without epochs on every fold."""
-        plan, settings = self._plan, self._settings
-        classes = plan.summary.classes
+        spec, settings = self._spec, self._settings
+        classes = spec.summary.classes
         values = []
         for learner in self._learners:
             rows = learner.fold.train
@@ -282,10 +288,10 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             else:
                 learner.model = self._fit_svm(learner.fold, labels)
             learner.best = learner.model.get_weights()
-            found = self._scores(learner.fold, self._predict(learner), plan.criterion.name)
-            values.append(found[plan.criterion.name])
-        self._outcome = replace(
-            self._outcome,
+            found = self._metrics(learner.fold, self._predict(learner), spec.criterion.name)
+            values.append(found[spec.criterion.name])
+        self._result = replace(
+            self._result,
             epoch=1,
             epochs=1,
             objective=float(np.mean(values)),
@@ -294,13 +300,13 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
         )
 
     def _fit_svm(self, fold: Fold, labels: npt.NDArray[np.int32]) -> Any:
-        """The machine as a Keras model.
+        """Fit an SVM and return it as a Keras model.
 
         Raises:
-            InputError: as `fit_calibrated`; more rows than it could be fitted on in hours.
+            InputError: as `fit_calibrated`; more rows than an SVM can be fitted on in hours.
         """
-        plan, settings = self._plan, self._settings
-        classes = len(plan.summary.classes)
+        spec, settings = self._spec, self._settings
+        classes = len(spec.summary.classes)
         if self._config.get("all_rows") and not svm_is_feasible(len(labels), classes):
             raise InputError(
                 f"an SVM of {classes} classes cannot be fitted on {len(labels):,} rows"
@@ -312,11 +318,11 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             classes,
             settings.c,
             settings.gamma,
-            plan.seed,
+            spec.seed,
         )
         stats = self._folds.stats(fold)
         return svm.to_keras(
-            svm.svm_inputs_features(plan.summary.width, settings.pool, stats), machine
+            svm.svm_inputs_features(spec.summary.width, settings.pool, stats), machine
         )
 
     def _blocks(self, fold: Fold) -> Iterator[Vectors]:
@@ -331,71 +337,71 @@ class HeadTrainable(tune.Trainable):  # type: ignore[misc]
             yield np.concatenate(parts, axis=1)
 
     def _predict(self, learner: _Learner) -> Vectors:
-        """Probabilities of the rows that judge, float32[N, C]."""
+        """Probabilities of the fold's val rows, float32[N, C]."""
         if learner.loop is not None:
             found: Vectors = learner.loop.predict(learner.fold.val)
             return found
         return predict_head(learner.model, self._folds.vectors, learner.fold.val)
 
-    def _judge(self) -> None:
-        """Every metric with the best weights; the head itself where there is one."""
+    def _evaluate(self) -> None:
+        """Compute every metric with the best weights; save the head if there is only one fold."""
         if not all(learner.best for learner in self._learners):
-            self._fail(f"{self._plan.criterion.name} is undefined on val (a single class in it?)")
+            self._fail(f"{self._spec.criterion.name} is undefined on val (a single class in it?)")
             return
         found = []
         for learner in self._learners:
             learner.model.set_weights(learner.best)
             probability = self._predict(learner)
-            found.append(self._scores(learner.fold, probability, *METRICS))
+            found.append(self._metrics(learner.fold, probability, *METRICS))
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-        if not self._plan.named:
+        if not self._spec.has_class:
             of_class = (name for name, metric in METRICS.items() if metric.of_class)
             metrics |= dict.fromkeys(of_class, float("nan"))
-        several = len(self._learners) > 1
-        self._outcome = replace(
-            self._outcome, metrics=metrics, folds=self._outcome.folds if several else []
+        has_folds = len(self._learners) > 1
+        self._result = replace(
+            self._result, metrics=metrics, folds=self._result.folds if has_folds else []
         )
-        if several:
+        if has_folds:
             return
         if self._config.get("curve"):
-            positive = self._plan.positive or 0
+            positive = self._spec.positive or 0
             labels = self._folds.labels[self._learners[0].fold.val]
             curve = _curve(probability[:, positive], labels == positive)
-            self._outcome = replace(self._outcome, curve=curve)
-        summary = self._plan.summary
+            self._result = replace(self._result, curve=curve)
+        summary = self._spec.summary
         metadata = ModelMetadata(
-            dataset=self._plan.dataset,
+            dataset=self._spec.dataset,
             family="head",
             classes=summary.classes,
             takes="features",
             settings=self._settings.model_dump(mode="json"),
             width=summary.width,
             features=dict(summary.extractor),
-            extractor=self._plan.extractor,
-            trial=self._outcome.number,
-            epoch=self._outcome.epoch,
+            extractor=self._spec.extractor,
+            trial=self._result.number,
+            epoch=self._result.epoch,
         )
         self._packed = pack(self._learners[0].model, metadata)
 
-    def _scores(self, fold: Fold, probability: Vectors, *names: str) -> dict[str, float]:
-        """Metrics of the rows that judge, by name."""
-        return scores(self._folds.labels[fold.val], probability, self._plan.criterion, names)
+    def _metrics(self, fold: Fold, probability: Vectors, *names: str) -> dict[str, float]:
+        """Metrics of the fold's val rows, by name."""
+        return val_metrics(self._folds.labels[fold.val], probability, self._spec.criterion, names)
 
     def _fail(self, error: str, trace: str = "") -> None:
-        self._outcome = replace(
-            self._outcome, status="error", error=error, trace=trace, objective=float("nan")
+        self._result = replace(
+            self._result, status="error", error=error, trace=trace, objective=float("nan")
         )
 
     def _record(self) -> None:
-        write_board(self._plan.board.join(f"{self._outcome.number:05d}"), self._outcome)
-        self._outcomes.write(self._outcome, self._packed)
+        write_events(self._spec.tensorboard.join(f"{self._result.number:05d}"), self._result)
+        self._trial_results.write(self._result, self._packed)
         self._learners = []
 
 
 def _curve(
     probability: npt.NDArray[np.float32], is_positive: npt.NDArray[np.bool_]
 ) -> dict[str, list[float | None]]:
-    """Recall and precision at thresholds spread over the scores, and at 0.5."""
+    """Recall and precision at quantiles of the probabilities, and at threshold 0.5."""
     spread = np.quantile(probability, np.linspace(0, 1, _CURVE_POINTS))
     thresholds = np.unique(np.append(spread[spread != 0.5], 0.5))
     found: dict[str, list[float | None]] = {"threshold": [], "recall": [], "precision": []}
@@ -408,11 +414,11 @@ def _curve(
     return found
 
 
-def _told(outcome: TrialResult, done: bool) -> dict[str, Any]:
-    """What Tune hears of a trial after an epoch, and at its end."""
+def _report(result: TrialResult, done: bool) -> dict[str, Any]:
+    """Values that are reported to Tune after each epoch and at the end."""
     names = ("number", "status", "error", "ended", "epoch", "epochs", "seconds", "objective")
-    told = {name: getattr(outcome, name) for name in names}
-    if outcome.history:
-        told |= {"train_loss": outcome.history[-1].train_loss}
-        told |= {"val_loss": outcome.history[-1].val_loss}
-    return {**told, "done": done}
+    values = {name: getattr(result, name) for name in names}
+    if result.history:
+        values |= {"train_loss": result.history[-1].train_loss}
+        values |= {"val_loss": result.history[-1].val_loss}
+    return {**values, "done": done}

@@ -1,4 +1,4 @@
-"""What became of each trial: recorded by the trial itself, once, and read back as tables."""
+"""Results of trials: each trial records its own result once; the driver turns them into tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from visao_ray.models.head import HeadSettings
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a trial: mean train loss as optimised, val log loss, val objective."""
+    """One epoch of a trial: mean optimised train loss, val log loss, val objective."""
 
     epoch: int
     train_loss: float
@@ -28,23 +28,24 @@ class Epoch:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended.
+    """Result of a trial.
 
     Attributes:
-        number: its place in the order of the search.
-        trial_id: Tune's name for it.
-        head: its settings, as JSON.
+        number: of the trial, in the order of the search.
+        trial_id: of Tune.
+        head: settings of the head, as JSON.
         status: ok or error.
-        ended: what ended it: epochs, patience, halving, or fitted (kinds without epochs).
-        error: why it failed, in one line; empty where it did not. `trace` has all of it.
-        epoch: the best one, from 1; 0 if there was none.
-        epochs: run in all.
-        seconds: of work, waiting not counted.
-        objective: of the best epoch, as it was measured during training; mean over folds.
+        ended: why it ended: epochs, patience, halving, or fitted (kinds without epochs).
+        error: why it failed, in one line; empty if it succeeded.
+        trace: the traceback of the error.
+        epoch: the best epoch, from 1; 0 if there was none.
+        epochs: number of epochs that were run.
+        seconds: of work, without waiting.
+        objective: of the best epoch, as measured during training; mean over folds.
         folds: objective of each fold at that epoch; empty without folds.
-        metrics: every metric of the best epoch's weights.
+        metrics: every metric with the weights of the best epoch.
         history: every epoch.
-        curve: recall and precision of the positive class as the threshold moves, where asked for.
+        curve: threshold, recall and precision of the positive class, if requested.
     """
 
     number: int
@@ -66,32 +67,36 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TrialResults:
-    """A folder with `NUMBER.json` and, where the trial succeeded, `NUMBER.keras`."""
+    """A folder with `NUMBER.json` of each trial, and `NUMBER.keras` of each that succeeded.
+
+    Attributes:
+        folder: where the files are.
+    """
 
     folder: Location
 
-    def write(self, outcome: TrialResult, head: bytes = b"") -> None:
-        """Record a trial: the head first, so that a recorded trial has one."""
+    def write(self, result: TrialResult, head: bytes = b"") -> None:
+        """Record a trial. The head is written first, so that a recorded trial has its head."""
         if head:
-            self.head(outcome.number).write_bytes(head)
-        self._record(outcome.number).write_bytes(json.dumps(asdict(outcome)).encode())
+            self.head(result.number).write_bytes(head)
+        self._record(result.number).write_bytes(json.dumps(asdict(result)).encode())
 
     def read(self, number: int) -> TrialResult | None:
-        """How a trial ended, if it has."""
+        """Return the result of a trial, or None if it has not ended."""
         record = self._record(number)
         if not record.exists():
             return None
-        told = json.loads(record.read_bytes())
-        return TrialResult(**{**told, "history": [Epoch(**epoch) for epoch in told["history"]]})
+        values = json.loads(record.read_bytes())
+        return TrialResult(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
 
     def read_all(self) -> dict[int, TrialResult]:
-        """Every trial that has ended, by number."""
+        """Return the results of all trials that have ended, by number."""
         names = (entry.name for entry in self.folder.children())
         numbers = sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name))
         return {number: found for number in numbers if (found := self.read(number))}
 
     def head(self, number: int) -> Location:
-        """Where a trial's head is."""
+        """Location of the head of a trial."""
         return self.folder.join(f"{number:05d}.keras")
 
     def _record(self, number: int) -> Location:
@@ -105,7 +110,7 @@ def _setting_type(name: str, value: Any) -> pa.DataType:
     return pa.int32() if name == "views" else _TYPES.get(type(value), pa.string())
 
 
-#: One row an epoch of a trial, for learning curves.
+#: One row per epoch of a trial, for learning curves.
 HISTORY = named_schema(
     "history",
     [
@@ -117,9 +122,9 @@ HISTORY = named_schema(
     ],
 )
 
-#: One row a threshold of a finalist trained with a class weight: both levers of recall.
-LEVERS = named_schema(
-    "levers",
+#: One row per threshold of a finalist that was trained with a class weight.
+CLASS_WEIGHT_CURVES = named_schema(
+    "class_weight_curves",
     [
         ("number", pa.int32()),
         ("factor", pa.float64()),
@@ -131,7 +136,7 @@ LEVERS = named_schema(
 
 
 def trials_schema() -> pa.Schema:
-    """One row a trial: its settings, and its metrics on val at its best epoch."""
+    """Schema of `trials`: one row per trial, its settings and its val metrics at its best epoch."""
     settings = [
         (f"setting.{name}", _setting_type(name, value))
         for name, value in HeadSettings().model_dump().items()
@@ -156,65 +161,66 @@ def trials_schema() -> pa.Schema:
 
 
 def refits_schema() -> pa.Schema:
-    """One row a head that was fitted anew on all rows after a search on a sample: as a trial's.
+    """Schema of `refits`: one row per head that was fitted on all rows after a search on a sample.
 
-    All its figures are of all rows; `refit_of` is the number of the trial of the search.
+    The columns are those of `trials`, with figures of all rows; `refit_of` is the number of the
+    trial of the search.
     """
     trial = trials_schema()
     fields = [("refit_of", pa.int32()), *zip(trial.names, trial.types, strict=True)]
     return named_schema("refits", fields)
 
 
-def trials_table(outcomes: Sequence[TrialResult]) -> pa.Table:
-    """The trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
-    return pa.Table.from_pylist([_row(outcome) for outcome in outcomes], schema=trials_schema())
+def trials_table(results: Sequence[TrialResult]) -> pa.Table:
+    """Return the trials as a table; undefined metrics are null, class weights read `nvazio=3`."""
+    return pa.Table.from_pylist([_row(result) for result in results], schema=trials_schema())
 
 
 def refits_table(refits: Mapping[int, TrialResult]) -> pa.Table:
-    """The heads that were fitted anew, by number of the trial of the search."""
-    rows = [{"refit_of": number, **_row(outcome)} for number, outcome in refits.items()]
+    """Return the refitted heads as a table, given by number of the trial of the search."""
+    rows = [{"refit_of": number, **_row(result)} for number, result in refits.items()]
     return pa.Table.from_pylist(rows, schema=refits_schema())
 
 
-def _row(outcome: TrialResult) -> dict[str, Any]:
+def _row(result: TrialResult) -> dict[str, Any]:
     return {
-        "trial_id": outcome.trial_id,
-        "number": outcome.number,
-        **{f"setting.{name}": flat(value) for name, value in outcome.head.items()},
-        **{f"metric.{name}": _number(value) for name, value in outcome.metrics.items()},
-        "objective": _number(outcome.objective),
-        "folds": outcome.folds or None,
-        "epoch": outcome.epoch,
-        "epochs": outcome.epochs,
-        "seconds": outcome.seconds,
-        "ended": outcome.ended or None,
-        "status": outcome.status,
-        "error": outcome.error or None,
+        "trial_id": result.trial_id,
+        "number": result.number,
+        **{f"setting.{name}": flat(value) for name, value in result.head.items()},
+        **{f"metric.{name}": _number(value) for name, value in result.metrics.items()},
+        "objective": _number(result.objective),
+        "folds": result.folds or None,
+        "epoch": result.epoch,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "ended": result.ended or None,
+        "status": result.status,
+        "error": result.error or None,
     }
 
 
-def history_table(outcomes: Sequence[TrialResult]) -> pa.Table:
-    """Every epoch of every trial."""
+def history_table(results: Sequence[TrialResult]) -> pa.Table:
+    """Return every epoch of every trial as a table."""
     rows = [
-        {"number": outcome.number, **{k: _number(v) for k, v in asdict(epoch).items()}}
-        for outcome in outcomes
-        for epoch in outcome.history
+        {"number": result.number, **{k: _number(v) for k, v in asdict(epoch).items()}}
+        for result in results
+        for epoch in result.history
     ]
     return pa.Table.from_pylist(rows, schema=HISTORY)
 
 
-def levers_table(curves: Sequence[tuple[int, float, TrialResult]]) -> pa.Table:
-    """The curves of (finalist, factor, how it was trained with that factor)."""
+def class_weight_curves_table(curves: Sequence[tuple[int, float, TrialResult]]) -> pa.Table:
+    """Return curves as a table, given as (number of the finalist, class weight, result)."""
     rows = [
         {"number": number, "factor": factor, "threshold": t, "recall": recall, "precision": p}
-        for number, factor, outcome in curves
-        for t, recall, p in zip(*outcome.curve.values(), strict=True)
+        for number, factor, result in curves
+        for t, recall, p in zip(*result.curve.values(), strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=LEVERS)
+    return pa.Table.from_pylist(rows, schema=CLASS_WEIGHT_CURVES)
 
 
 def flat(value: Any) -> Any:
-    """A setting as a table cell."""
+    """Convert a setting to a table cell."""
     if isinstance(value, dict):
         return ", ".join(f"{name}={weight:g}" for name, weight in sorted(value.items()))
     return value
