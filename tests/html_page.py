@@ -1,4 +1,4 @@
-"""A report as a reader of HTML sees it."""
+"""Parse a report and collect its text and attributes."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Collects text and attributes, and insists that every element is closed in order."""
+    """Collects text and attributes, and asserts that every element is closed in order."""
 
     def __init__(self, html):
         super().__init__()

@@ -9,7 +9,7 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets.ncm import NCM
 from visao_ray.evaluation.chapters import chapter_metrics
 from visao_ray.evaluation.classification import classification_metrics
-from visao_ray.evaluation.evaluate import _Task, judge, summary
+from visao_ray.evaluation.evaluate import _Task, evaluate_task, summary
 from visao_ray.models.artifact import ModelMetadata
 from visao_ray.reports.report import ReportInputs, write_report
 from visao_ray.store.join import pin
@@ -42,7 +42,7 @@ def test_the_largest_heading_and_the_largest_sum_may_be_of_different_chapters():
 
 
 @pytest.mark.parametrize("digits", [2, 4])
-def test_chapters_are_judged_as_classes_are(digits):
+def test_chapters_have_the_metrics_of_classes(digits):
     # Unsorted, with a chapter (99) of a single image and one (77) without any.
     classes = ("8703", "0101", "3926", "8708", "0102", "3920", "7701", "9999")
     label, p = predictions(1, 200, classes)
@@ -70,10 +70,10 @@ def test_chapters_are_judged_as_classes_are(digits):
     json.dumps(result, allow_nan=False)
 
 
-def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
+def test_headings_that_only_test_has_count_by_their_chapters(tmp_path):
     classes = ("0101", "0102", "8703")
     label, p = predictions(2, 120, classes)
-    # The model knows no 8708, but it knows the chapter; of 9701 it knows nothing.
+    # The model has no class 8708, but classes of its chapter; for 9701 it has neither.
     unknown = {0: "8708", 1: "9701"}
     p[0], p[1] = (0.2, 0.1, 0.7), (0.2, 0.1, 0.7)
     truth = [unknown.get(index, classes[at]) for index, at in enumerate(label)]
@@ -86,8 +86,8 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     metadata = ModelMetadata(NCM, "head", classes, "features", {}, outputs={"probability": 3})
     options = EvaluateOptions(target_recall=0.95, replicates=100)
     task = _Task(snapshot, metadata, ("val", "test"), options, seed=0)
-    judged = judge(task, locate(str(tmp_path / "out")))
-    test = judged["metrics"]["test"]
+    evaluation = evaluate_task(task, locate(str(tmp_path / "out")))
+    test = evaluation["metrics"]["test"]
     chapters = test["per_chapter"]
     assert list(chapters) == ["01", "87", "97"]
     assert chapters["97"] == {
@@ -101,12 +101,12 @@ def test_judge_tells_chapters_of_headings_that_only_test_has(tmp_path):
     assert test["chapter_accuracy"]["value"] == pytest.approx(right.mean())
     assert test["chapter_accuracy"]["value"] > test["accuracy"]["value"]
     assert test["chapter_accuracy"]["n"] == 120
-    assert judged["metrics"]["val"]["chapter_accuracy"] == UNDEFINED
-    assert judged["metrics"]["val"]["per_chapter"]["01"]["accuracy_summed"] == UNDEFINED
-    told = [line for line in summary(judged) if line.startswith("chapter_accuracy")]
-    assert len(told) == 2
-    assert f"{right.mean():.3f} (" in told[0]
+    assert evaluation["metrics"]["val"]["chapter_accuracy"] == UNDEFINED
+    assert evaluation["metrics"]["val"]["per_chapter"]["01"]["accuracy_summed"] == UNDEFINED
+    lines = [line for line in summary(evaluation) if line.startswith("chapter_accuracy")]
+    assert len(lines) == 2
+    assert f"{right.mean():.3f} (" in lines[0]
 
-    page = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=judged))
-    assert "Chapter (2 digits) right" in page
-    assert "Chapter right, headings summed" in page
+    page = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=evaluation))
+    assert "Chapter accuracy (2 digits)" in page
+    assert "Chapter accuracy, headings summed" in page

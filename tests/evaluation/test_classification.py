@@ -66,7 +66,7 @@ def test_multiclass_values_equal_scikit_learn():
 
 
 def plain_values(label, predicted, p, weight, positive):
-    """Every metric of weighted rows: scikit-learn's, NaN where undefined."""
+    """Every metric of weighted rows by scikit-learn; NaN if undefined."""
     width = p.shape[1]
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
         label, predicted, labels=range(width), sample_weight=weight, zero_division=np.nan
@@ -105,8 +105,8 @@ def plain_values(label, predicted, p, weight, positive):
     return values
 
 
-def bearing_groups(label, predicted, group, name):
-    """Groups that bear on a metric, and whether it is a share of rows."""
+def contributing_groups(label, predicted, group, name):
+    """The number of groups that contribute to a metric, and whether it is a share of rows."""
     everything = len(np.unique(group))
     if "." not in name:
         return everything, name in {"accuracy", "top1", "top5"}
@@ -169,9 +169,9 @@ def test_values_and_intervals_equal_a_plain_loop_with_scikit_learn(
             assert entry == {"value": None, "low": None, "high": None, "n": 0}, name
             continue
         assert entry["value"] == pytest.approx(value, abs=1e-9), name
-        bearing, share = bearing_groups(label, predicted, group, name)
+        contributing, share = contributing_groups(label, predicted, group, name)
         replicates = np.array(replicates)[~np.isnan(replicates)]
-        if bearing < 2 or not len(replicates):
+        if contributing < 2 or not len(replicates):
             assert entry["low"] is entry["high"] is None, name
             continue
         low, high = np.quantile(replicates, [0.025, 0.975]) - (replicates.mean() - value)
@@ -179,7 +179,8 @@ def test_values_and_intervals_equal_a_plain_loop_with_scikit_learn(
         if name != "log_loss":
             high = max(min(high, 1), value)
         if share and value in (0, 1):
-            low, high = (0.025 ** (1 / bearing), 1) if value else (0, 1 - 0.025 ** (1 / bearing))
+            limit = 0.025 ** (1 / contributing)
+            low, high = (limit, 1) if value else (0, 1 - limit)
         assert [entry["low"], entry["high"]] == pytest.approx([low, high], abs=1e-9), name
 
 
@@ -201,14 +202,14 @@ def test_binary_threshold_moves_decisions_and_not_rankings():
     assert low["roc_auc"] == half["roc_auc"]
     assert half["roc_auc"]["value"] == pytest.approx(sk.roc_auc_score(label == 0, p[:, 0]))
     assert half["average_precision"] == half["per_class"]["nvazio"]["average_precision"]
-    # Labels by name say the same.
+    # Labels by name give the same result.
     named = [classes[index] for index in label]
     assert (
         classification_metrics(named, p, np.arange(300), classes, "nvazio", replicates=50) == half
     )
 
 
-def test_several_thresholds_share_draws_and_rankings(monkeypatch):
+def test_multiple_thresholds_share_draws_and_rankings(monkeypatch):
     rng = np.random.default_rng(12)
     label, p = softmax_predictions(rng, 300, 2)
     classes, group = ["nvazio", "vazio"], np.arange(300) // 2
@@ -226,7 +227,7 @@ def test_several_thresholds_share_draws_and_rankings(monkeypatch):
 
 def test_every_interval_holds_its_value_and_seeds_repeat():
     rng = np.random.default_rng(4)
-    # Forty classes, three images each: the case in which macro averages are biased.
+    # Forty classes with three images each: macro averages are biased in this case.
     label = np.repeat(np.arange(40), 3)
     logits = rng.normal(size=(120, 40))
     logits[np.arange(120), label] += 2
@@ -259,7 +260,7 @@ def test_interval_of_a_share_is_the_textbook_one_and_chunks_change_nothing(monke
     assert classification_metrics(*arguments, replicates=2000) == whole
 
 
-def test_five_of_five_is_not_certainty():
+def test_five_of_five_gives_an_interval_below_one():
     p = np.tile(np.array([0.9, 0.1], dtype=np.float32), (10, 1))
     groups = np.repeat(np.arange(5), 2)
     recall = classification_metrics([0] * 10, p, groups, ["a", "b"], None)["per_class"]["a"][
@@ -275,7 +276,7 @@ def test_five_of_five_is_not_certainty():
 
 def test_images_of_one_patient_are_drawn_together():
     rng = np.random.default_rng(8)
-    # Sixty patients of ten films that stand or fall together.
+    # Sixty patients with ten films each, which are all right or all wrong.
     right = np.repeat(rng.random(60) < 0.7, 10)
     label = np.zeros(600, dtype=int)
     p = np.stack([right, ~right], axis=1).astype(np.float32)
@@ -287,7 +288,7 @@ def test_images_of_one_patient_are_drawn_together():
     assert 2.5 < width["patient"] / width["film"] < 4
 
 
-def test_absent_classes_and_lonely_groups_are_null_and_never_nan():
+def test_absent_classes_and_single_groups_are_null_and_never_nan():
     rng = np.random.default_rng(9)
     label, p = softmax_predictions(rng, 60, 5, classes_used=3)
     p[:, 4] = 0

@@ -25,7 +25,7 @@ def candidates(seed, rows, width, used, skills):
 @pytest.mark.parametrize("name", METRICS.built_in)
 @pytest.mark.parametrize("width", [2, 30])
 def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
-    # Classes 28 and 29 have no image, and those that have one may be lost in a replicate.
+    # Classes 28 and 29 have no image, and a replicate may lack classes with one image.
     label, found = candidates(width, 90, width, min(width, 28), (0.5, 1.0, 1.5))
     found.append(found[2])
     groups = np.array([f"patient {number}" for number in np.arange(90) // 3])
@@ -70,7 +70,7 @@ def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
             if estimate is standing.objective:
                 limits = [max(limits[0], 0), limits[1] if sign < 0 else min(limits[1], 1)]
             assert [estimate.low, estimate.high] == pytest.approx(limits, abs=1e-12)
-    # The copy never wins from the earlier one, and leads it by nothing at all.
+    # The copy never beats the earlier one, and its lead is exactly zero.
     assert standings[3].first == 0.0
     assert standings[3].over["median"].to_json() | {"n": 0} == {
         "value": 0.0,
@@ -82,9 +82,9 @@ def test_standings_equal_a_plain_loop_over_copied_rows(name, width):
     json.dumps([standing.to_json() for standing in standings], allow_nan=False)
 
 
-def test_the_interval_of_a_lead_holds_the_true_lead_as_often_as_it_says():
-    # Right where a normal number is below 0.8416 or 0.6745: accuracies 0.8 and 0.75. Three images
-    # of a patient share half its variance, two candidates most of it.
+def test_the_interval_of_a_lead_has_its_nominal_coverage():
+    # A prediction is right if a normal number is below 0.8416 or 0.6745: accuracies 0.8 and 0.75.
+    # Three images of a patient share half of the variance, two candidates most of it.
     rng = np.random.default_rng(5)
     label = np.zeros(300, dtype=np.int32)
     groups = np.repeat(np.arange(100), 3)
@@ -106,7 +106,7 @@ def test_the_interval_of_a_lead_holds_the_true_lead_as_often_as_it_says():
     assert np.mean(narrower) < 0.8
 
 
-def test_contenders_are_judged_among_themselves_and_the_diverged_never_win():
+def test_contenders_are_compared_among_themselves_and_diverged_ones_never_win():
     label, found = candidates(9, 120, 2, 2, (0.5, 3.0, 1.0))
     found.append(np.full((120, 2), np.nan, dtype=np.float32))
     arguments = (found, label, np.arange(120), Criterion("f2", 0))
@@ -120,7 +120,7 @@ def test_contenders_are_judged_among_themselves_and_the_diverged_never_win():
     assert standings[0].objective.n == (label == 0).sum()
 
 
-def test_no_interval_without_a_second_group_that_bears_on_it():
+def test_no_interval_without_a_second_contributing_group():
     label, found = candidates(10, 40, 2, 2, (1.0, 2.0))
     label[:] = 1
     label[0] = 0

@@ -1,5 +1,5 @@
-"""A model of images, or of vectors, over a whole dataset: every image once, with a plain loop's
-numbers."""
+"""A model of images or of vectors on a whole dataset: every image once, with the same numbers as a
+plain loop."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from visao_ray.store import Store, schemas
 
 @pytest.fixture(scope="module")
 def dataset(scans, tmp_path_factory):
-    """The scans, and one more file that is no image."""
+    """The scans, and one file that is not an image."""
     root = tmp_path_factory.mktemp("dataset") / "scans"
     shutil.copytree(scans, root)
     (root / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
@@ -93,9 +93,9 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, 
     assert read["errors_by_reason"] == {reason: 1}
     embeddings, predictions = rows_of(out, "embeddings"), rows_of(out, "predictions")
     assert set(embeddings) == set(images) - {broken}
-    judged = {key for key in embeddings if images[key]["split"] != "train"}
-    assert set(predictions) == judged
-    assert 0 < len(judged) < 40
+    evaluated = {key for key in embeddings if images[key]["split"] != "train"}
+    assert set(predictions) == evaluated
+    assert 0 < len(evaluated) < 40
     results = results_of(out / "store", models["both"])
     assert {row["status"] for row in results.values()} == {"ok", "error"}
     assert results[images[broken]["content_id"]]["error_type"] == reason
@@ -108,7 +108,7 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, 
         for name in ("label", "split", "group"):
             assert embeddings[key][name] == images[key][name]
         assert embeddings[key]["content_id"] == images[key]["content_id"].hex()
-        if key not in judged:
+        if key not in evaluated:
             continue
         row = predictions[key]
         np.testing.assert_allclose(row["probability"], probability, atol=1e-5)
@@ -136,17 +136,17 @@ def test_every_image_once_with_the_numbers_of_a_plain_loop(classified, dataset, 
     wrong = [row for row in predictions.values() if row["split"] == "test"]
     wrong = {row["key"] for row in wrong if row["predicted"] != row["label"]}
     assert {row["key"] for row in evaluation["mistakes"]} == wrong
-    told = [row["probability"] for row in evaluation["mistakes"]]
-    assert told == sorted(told, reverse=True)
+    confidence = [row["probability"] for row in evaluation["mistakes"]]
+    assert confidence == sorted(confidence, reverse=True)
     assert not (out / "work").exists()
 
 
 def test_train_is_not_read_without_need(classified, models, tmp_path, ray_cluster):
-    """A classifier over the store; the files of its train images are gone."""
+    """A classifier on the images of the store; the files of the train images are missing."""
     out, whole = classified
     before = rows_of(out, "predictions")
     images = images_of(out / "store")
-    judged = {key for key, row in images.items() if row["split"] in ("val", "test")}
+    evaluated = {key for key, row in images.items() if row["split"] in ("val", "test")}
     train = [key for key, row in images.items() if row["split"] == "train"]
     hidden = tmp_path / "hidden"
     hidden.mkdir()
@@ -158,12 +158,12 @@ def test_train_is_not_read_without_need(classified, models, tmp_path, ray_cluste
     finally:
         for number, key in enumerate(train):
             shutil.move(hidden / str(number), key)
-    assert (result["counts"]["images"], result["counts"]["errors"]) == (len(judged), 0)
+    assert (result["counts"]["images"], result["counts"]["errors"]) == (len(evaluated), 0)
     predictions = rows_of(tmp_path / "out", "predictions")
-    assert set(predictions) == set(before) == judged
+    assert set(predictions) == set(before) == evaluated
     for key, row in predictions.items():
         np.testing.assert_allclose(row["probability"], before[key]["probability"], atol=1e-5)
-    contents = {images[key]["content_id"] for key in judged}
+    contents = {images[key]["content_id"] for key in evaluated}
     assert set(results_of(out / "store", models["probability"])) == contents
     assert not (tmp_path / "out" / "embeddings").exists()
     for split in ("val", "test"):
@@ -172,25 +172,27 @@ def test_train_is_not_read_without_need(classified, models, tmp_path, ray_cluste
 
 
 def test_images_that_are_gone_are_counted(classified, models, tmp_path, ray_cluster):
-    """A test image that cannot be read any more is an error with a reason, and asked for again."""
+    """A test image that cannot be read any more is an error with a reason, and is tried again."""
     out, _ = classified
     store = tmp_path / "store"
     shutil.copytree(out / "store", store)
     shutil.rmtree(store / "predictions")
     images = images_of(store)
-    judged = sorted(key for key, row in images.items() if row["split"] in ("val", "test"))
-    gone = next(key for key in judged if images[key]["split"] == "test")
+    evaluated = sorted(key for key, row in images.items() if row["split"] in ("val", "test"))
+    gone = next(key for key in evaluated if images[key]["split"] == "test")
     shutil.move(gone, tmp_path / "kept")
     chosen = settings(tmp_path / "out", models["probability"], store=str(store), max_errors=0)
     try:
-        with pytest.raises(InputError, match=rf"1 of {len(judged)} images .*more than --max-err"):
+        with pytest.raises(
+            InputError, match=rf"1 of {len(evaluated)} images .*more than --max-err"
+        ):
             execute(chosen, evaluate_model)
     finally:
         shutil.move(tmp_path / "kept", gone)
-    assert set(rows_of(tmp_path / "out", "predictions")) == {*judged} - {gone}
-    result = execute(chosen, evaluate_model)  # the same run goes on, and the file is there again
-    assert (result["counts"]["ok"], result["counts"]["errors"]) == (len(judged), 0)
-    assert set(rows_of(tmp_path / "out", "predictions")) == {*judged}
+    assert set(rows_of(tmp_path / "out", "predictions")) == {*evaluated} - {gone}
+    result = execute(chosen, evaluate_model)  # the same run resumes, and the file is back
+    assert (result["counts"]["ok"], result["counts"]["errors"]) == (len(evaluated), 0)
+    assert set(rows_of(tmp_path / "out", "predictions")) == {*evaluated}
 
 
 def test_a_model_without_classes(classified, dataset, models, tmp_path, ray_cluster):
@@ -200,10 +202,10 @@ def test_a_model_without_classes(classified, dataset, models, tmp_path, ray_clus
     with pytest.raises(InputError, match=r"1 of 41 new images .* more than --max-errors 0"):
         execute(strict, evaluate_model)
     with pytest.raises(InputError, match=r"1 of 41 new images .* more than --max-errors 0"):
-        execute(strict, evaluate_model)  # not forgotten
+        execute(strict, evaluate_model)  # a resumed run still has the error
     images = images_of(tmp_path / "out" / "store")
     assert sum(row["status"] == "error" for row in images.values()) == 1
-    result = execute(chosen, evaluate_model)  # the same run goes on
+    result = execute(chosen, evaluate_model)  # the same run resumes
     assert result["counts"]["read"] == whole["counts"]["read"]
     assert set(rows_of(tmp_path / "out", "embeddings")) == set(rows_of(out, "embeddings"))
     assert not (tmp_path / "out" / "predictions").exists()
@@ -213,7 +215,7 @@ def test_a_model_without_classes(classified, dataset, models, tmp_path, ray_clus
 
 
 def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
-    """Steps that do not divide; the same job, from the store's vectors."""
+    """The same job with vectors of the store, one row per batch."""
     uri, model = vector_model(store, ("embedding", "probability"), tmp_path)
     chosen = settings(tmp_path / "out", uri, store=str(store), batch_size=1)
     result = execute(chosen, evaluate_model)
@@ -240,14 +242,14 @@ def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
     assert (counts["images"], counts["ok"], counts["errors"]) == (40, 40, 0)
     assert "read" not in counts
 
-    # Another run finds the predictions there, and gives the same figures.
+    # Another run uses the existing predictions, and gives the same metrics.
     again = execute(settings(tmp_path / "again", uri, store=str(store)), evaluate_model)
     assert "predict" not in again["timings"]
     assert again["metrics"] == result["metrics"]
     name = result["inputs"]["predictions"]
     assert again["inputs"]["versions"][name] == result["inputs"]["versions"][name]
     assert rows_of(tmp_path / "again", "predictions") == predictions
-    # And one that reads the store as the first did.
+    # A run as of the first one also gives the same metrics.
     past = settings(tmp_path / "past", uri, store=str(store), as_of=result["run"])
     assert execute(past, evaluate_model)["metrics"] == result["metrics"]
     wrong = settings(tmp_path / "wrong", uri, store=str(store), as_of="12345678")
@@ -255,7 +257,7 @@ def test_a_model_of_vectors_that_embeds(store, tmp_path, ray_cluster):
         execute(wrong, evaluate_model)
 
 
-def test_sources_that_do_not_fit(dataset, classified, store, models, tmp_path):
+def test_sources_that_do_not_match_the_model(dataset, classified, store, models, tmp_path):
     vectors, _ = vector_model(store, ("probability",), tmp_path)
     chosen = settings(tmp_path / "a", vectors, data=str(dataset))
     with pytest.raises(InputError, match=r"takes vectors.* run jobs/extract\.py --data .*scans "):

@@ -17,7 +17,7 @@ NAMES = ["ç", "b", "a", "b", "ã", "a"]
         np.array(NAMES, dtype=object),
         pa.array(NAMES),
         pa.chunked_array([NAMES[:2], NAMES[2:]]),
-        # Another dictionary in each chunk, with a value that no row has.
+        # A dictionary with a value that no row has.
         pa.chunked_array([pa.array([*NAMES, "unused"]).dictionary_encode()[:6]]),
         np.array([9, -3, -5, -3, 7, -5]),
         [9, -3, -5, -3, 7, -5],
@@ -42,7 +42,7 @@ def test_labels_are_positions_in_the_order_of_the_classes():
     assert len(class_codes([], classes)) == sorted_codes([])[1] == 0
 
 
-def test_one_reading_shows_what_whole_matrices_would(monkeypatch):
+def test_one_pass_gives_the_values_of_whole_matrices(monkeypatch):
     monkeypatch.setattr(probabilities, "_PIECE_ELEMENTS", 5 * 7)
     rng = np.random.default_rng(2)
     p = np.round(rng.random((100, 5)), 1).astype(np.float32)

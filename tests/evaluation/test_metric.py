@@ -1,4 +1,4 @@
-"""Metrics that a plugin adds: by sums of a sample, or by a function of scikit-learn."""
+"""Metrics of a plugin: from sums of a sample, or from a function of scikit-learn."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def mean_square(labels, probability, sample_weight):
 
 @pytest.fixture(autouse=True)
 def added(no_plugins):
-    """The example's metric, the same by rows, and one of probabilities."""
+    """The metric of the example, the same metric by rows, and a metric of probabilities."""
     plugins.load([str(ROOT / "examples" / "add_metric.py")])
     by_rows = of_decisions(matthews_corrcoef)
     register(Metric("by_rows", "correlation by rows", True, (-1.0, 1.0), by_rows))
@@ -93,6 +93,6 @@ def test_sweeps_choose_by_them():
         assert better.over["other"].low > 0
 
 
-def test_a_name_is_given_once():
+def test_a_name_can_be_registered_once():
     with pytest.raises(InputError, match="metric 'accuracy' exists already; choose another name"):
         register(Metric("accuracy", "mine", True, (0.0, 1.0), of_decisions(matthews_corrcoef)))

@@ -1,4 +1,4 @@
-"""The predict job: what is new to a model, once; a CSV with every image; counts that add up."""
+"""The predict job: new images are predicted once, the CSV lists all, and the counts add up."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
 
 
 def arrivals(root, count, seed):
-    """Unlabelled scans in a folder that is no class."""
+    """Write unlabelled scans to a folder that is not a class."""
     root.mkdir(parents=True)
     for image in plan(SyntheticRecipe("vazios", count, seed=seed)):
         grey = render("vazios", image.true_label, image.index, seed, image.difficulty)
@@ -69,7 +69,7 @@ def add_up(counts):
 
 
 def in_order(rows):
-    """Rows of the CSV as the page has them."""
+    """Return the rows of the CSV in the order of the page."""
     return sorted((row for row in rows if row["rank"]), key=lambda row: int(row["rank"]))
 
 
@@ -80,7 +80,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grown(store, scans, tiny_backbone, tmp_path_factory):
-    """A store with the scans' vectors, predicted; then ten unlabelled scans and one that is broken
+    """A store with vectors and predictions of the scans. Then ten unlabelled scans and a broken one
     arrive, and are extracted and predicted."""
     join_ray()
     root = tmp_path_factory.mktemp("grown")
@@ -109,7 +109,7 @@ def test_only_what_is_new_to_the_model(grown):
     images = images_of(root / "store")
     assert add_up(results["first"]["counts"]) == (40, 40, 0, 40, 0)
     assert add_up(results["again"]["counts"]) == (40, 0, 40, 0, 0)
-    # The broken one is known to be: extraction has said so.
+    # The broken one is known: extraction has recorded it.
     assert add_up(results["grown"]["counts"]) == (51, 10, 41, 10, 0)
     rows = {name: listed(root / name) for name in results}
     new = {key for key, row in images.items() if row["batch"] == "night" and row["status"] == "ok"}
@@ -137,8 +137,8 @@ def test_only_what_is_new_to_the_model(grown):
     for row in [*rows["first"], *rows["grown"]]:
         image = images[row["key"]]
         probability = predictions[image["content_id"]]["probability"]
-        told = [float(row[f"probability_{name}"]) for name in CLASSES]
-        np.testing.assert_allclose(told, probability, atol=1e-6)
+        listed_values = [float(row[f"probability_{name}"]) for name in CLASSES]
+        np.testing.assert_allclose(listed_values, probability, atol=1e-6)
         assert row["predicted"] == CLASSES[int(np.argmax(probability))]
         assert row["decision_at_0.5"] == ("nvazio" if probability[0] >= 0.5 else "vazio")
         assert row["label"] == (image["label"] or "")
@@ -154,19 +154,19 @@ def test_only_what_is_new_to_the_model(grown):
     assert inputs["versions"][inputs["predictions"]] > 0
 
 
-def test_the_page_has_their_order(grown):
+def test_the_page_has_the_order_of_the_ranks(grown):
     root, _, _, _ = grown
     page = Page((root / "grown" / "day.html").read_text())
     pictures = [a["alt"] for tag, a in page.attributes if tag == "img" and "jpeg" in a["src"]]
     ordered = in_order(listed(root / "grown"))
     assert [alt.split(": ", 1)[1] for alt in pictures] == [row["key"] for row in ordered]
     assert "script" not in page.tags
-    for said in (
-        "The threshold is 0.5 because no evaluation of the model was given",
+    for text in (
+        "The threshold is the default, 0.5, because no evaluation of the model was given",
         "51 images in the store = 10 new to the model + 41 known",
         "siamese",
     ):
-        assert said in page.text, said
+        assert text in page.text, text
     positive = sum(row["decision_at_0.5"] == "nvazio" for row in ordered)
     assert f"{positive} of 10 images that were new to the model have a probability" in page.text
     empty = Page((root / "again" / "day.html").read_text())
@@ -184,9 +184,9 @@ def test_a_day_or_a_batch_is_listed_whatever_was_predicted_when(grown, tmp_path)
     assert broken["error"].split(":")[0] in ("truncated", "corrupt", "not_an_image")
     assert broken["rank"] == broken["predicted"] == broken["probability_vazio"] == ""
     page = Page((tmp_path / "night" / "day.html").read_text())
-    assert "images that entered as night" in page.text
+    assert "images of batch night" in page.text
     assert "could not be predicted" in page.text
-    assert night["counts"]["errors"] == 0  # it was no new one
+    assert night["counts"]["errors"] == 0  # it was not new
 
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     predict(tmp_path / "later", model, store=store, since=tomorrow)
@@ -197,7 +197,7 @@ def test_a_day_or_a_batch_is_listed_whatever_was_predicted_when(grown, tmp_path)
     predict(tmp_path / "both", model, store=store, since="2020-01-01", batch="night")
     assert listed(tmp_path / "both") == rows
     for wrong in ("yesterday", "2026-13-01"):
-        with pytest.raises(ValueError, match=f"--since {wrong}: write today, or a day such as"):
+        with pytest.raises(ValueError, match=f"--since {wrong}: must be today, or a day such as"):
             PredictSettings(model=model, store=store, since=wrong)
     with pytest.raises(ValueError, match="--labels belongs to --data"):
         PredictSettings(model=model, store=store, labels="labels.csv")
@@ -214,7 +214,7 @@ def test_the_threshold_of_an_evaluation(grown, models, tmp_path):
         model=model, store=store, out=str(tmp_path / "evaluate"), replicates=100
     )
     result = execute(evaluate, evaluate_model)
-    assert "predict" not in result["timings"]  # all was there
+    assert "predict" not in result["timings"]  # all predictions exist
     threshold = result["details"]["threshold"]["threshold"]
     evaluation = str(tmp_path / "evaluate" / "evaluation.json")
     assert threshold != 0.5
@@ -222,33 +222,37 @@ def test_the_threshold_of_an_evaluation(grown, models, tmp_path):
     predict(out, model, store=store, evaluation=evaluation, since="2020-01-01")
     rows = [row for row in listed(out) if row["rank"]]
     column = f"decision_at_{threshold:.4g}"
-    said = Counter(row[column] for row in rows)
+    decisions = Counter(row[column] for row in rows)
     images = images_of(store)
     predictions = results_of(store, model)
     over = sum(
         predictions[images[row["key"]]["content_id"]]["probability"][0] >= threshold for row in rows
     )
-    assert said == {"nvazio": over, "vazio": 50 - over}
+    assert decisions == {"nvazio": over, "vazio": 50 - over}
     val = [row for row in rows if images[row["key"]]["split"] == "val" and row["label"] == "nvazio"]
-    assert all(row[column] == "nvazio" for row in val)  # of so few, 95 % are all
+    assert all(row[column] == "nvazio" for row in val)  # 95 % of so few are all
     page = Page((out / "day.html").read_text())
-    assert f"{threshold:.3g} was chosen on val, to find at least 95 % of nvazio there" in page.text
+    assert (
+        f"{threshold:.3g} was chosen on val, where it finds at least 95 % of nvazio." in page.text
+    )
     recall = result["metrics"]["test_at_threshold"]["per_class"]["nvazio"]["recall"]
     assert f"{100 * recall['value']:.1f}" in page.text
     assert f"n = {recall['n']}" in page.text
 
-    with pytest.raises(InputError, match=r"is of another model \(siamese, .* evaluate this one"):
+    with pytest.raises(
+        InputError, match=r"belongs to another model \(siamese, .* evaluate this model"
+    ):
         predict(tmp_path / "no", models["probability"], store=store, evaluation=evaluation)
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"metrics": {}}))
     for wrong in (other, tmp_path / "nothing.json"):
-        with pytest.raises(InputError, match=r"is no evaluation\.json of jobs/evaluate\.py"):
+        with pytest.raises(InputError, match=r"not an evaluation\.json of jobs/evaluate\.py"):
             predict(tmp_path / "no", model, store=store, evaluation=str(wrong))
 
 
 @pytest.fixture(scope="module")
 def outside(scans, models, tmp_path_factory, _ray_at_end):
-    """Files outside a store, through a model of pixels: labelled, unlabelled, doubled, broken."""
+    """Predict files outside a store by a model of pixels: labelled, unlabelled, copied, broken."""
     join_ray()
     root = tmp_path_factory.mktemp("outside")
     data = root / "data"
@@ -278,14 +282,16 @@ def test_files_outside_a_store_in_one_pass(outside, models, tmp_path):
     pixels = np.stack([decode(locate(key).read_bytes(), SIDE, "stretch") for key in good])
     expected = artifact.load(locate(models["probability"]))[0].predict(pixels, verbose=0)
     for key, probability in zip(good, expected, strict=True):
-        told = [float(rows[key][f"probability_{name}"]) for name in CLASSES]
-        np.testing.assert_allclose(told, probability, atol=1e-5)
+        listed_values = [float(rows[key][f"probability_{name}"]) for name in CLASSES]
+        np.testing.assert_allclose(listed_values, probability, atol=1e-5)
     copies = [key for key in good if key.endswith(("5-000.jpg", "copy.jpg"))]
     first, second = ({**rows[key], "key": ""} for key in copies)
     assert first == second
-    assert len(results_of(store, models["probability"])) == 47  # a content, the broken one too
+    assert (
+        len(results_of(store, models["probability"])) == 47
+    )  # a row per content, also the broken one
 
-    # Again: nothing is new. Then ten more, and all else is known.
+    # Again: nothing is new. Then ten more arrive; the others are known.
     store = shutil.copytree(store, tmp_path / "store")
     again = predict(tmp_path / "again", models["probability"], store=str(store))
     assert add_up(again["counts"]) == (48, 0, 48, 0, 0)
@@ -301,14 +307,14 @@ def test_files_outside_a_store_in_one_pass(outside, models, tmp_path):
 def test_images_without_vectors_are_counted_and_the_command_is_named(
     store, models, tmp_path, ray_cluster
 ):
-    """A model of pixels brought five scans into the store; a model of vectors cannot see them."""
+    """Five scans were added by a model of pixels; a model of vectors cannot predict them."""
     place = tmp_path / "store"
     shutil.copytree(store, place)
     shutil.rmtree(place / "predictions", ignore_errors=True)
     arrivals(tmp_path / "new" / "arrived", 5, seed=6)
     new = str(tmp_path / "new")
     first = predict(tmp_path / "pixels", models["both"], store=str(place), data=new)
-    assert add_up(first["counts"]) == (45, 45, 0, 45, 0)  # the others of the store too
+    assert add_up(first["counts"]) == (45, 45, 0, 45, 0)  # also the others in the store
     model, _ = vector_model(place, ("probability",), tmp_path)
     with pytest.raises(InputError, match=rf"takes vectors.* jobs/extract\.py --data {new} --store"):
         predict(tmp_path / "vectors", model, store=str(place), data=new)
@@ -323,7 +329,7 @@ def test_images_without_vectors_are_counted_and_the_command_is_named(
     assert "have no vectors yet" in Page((tmp_path / "vectors" / "day.html").read_text()).text
 
 
-def test_files_that_are_gone_are_errors_and_asked_for_again(outside, models, tmp_path):
+def test_missing_files_are_errors_and_tried_again(outside, models, tmp_path):
     root, _ = outside
     store = tmp_path / "store"
     shutil.copytree(root / "out" / "store", store)
@@ -354,8 +360,8 @@ def test_from_the_command_line_without_a_secret(grown, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "51 listed = 0 new + 51 known; 0 new = 0 predicted + 0 errors" in done.stdout
     assert len(listed(out)) == 51
-    told = [done.stdout, done.stderr]
-    told += [file.read_text(errors="replace") for file in out.rglob("*") if file.is_file()]
+    texts = [done.stdout, done.stderr]
+    texts += [file.read_text(errors="replace") for file in out.rglob("*") if file.is_file()]
     predictions = root / "store" / "predictions"
-    told += [f.read_text(errors="replace") for f in predictions.rglob("*") if f.is_file()]
-    assert not any(secret in text for text in told)
+    texts += [f.read_text(errors="replace") for f in predictions.rglob("*") if f.is_file()]
+    assert not any(secret in text for text in texts)

@@ -55,7 +55,7 @@ def test_threshold_comes_from_val_alone():
     json.dumps(result.to_json(), allow_nan=False)
 
 
-def test_what_is_drawn_agrees_with_what_is_tabled():
+def test_curves_agree_with_metrics():
     table = predictions({"val": 120, "test": 300})
     result = evaluate_predictions(table, CLASSES, "nvazio", 0.95, replicates=20)
     at = result.metrics["test_at_threshold"]["per_class"]

@@ -8,7 +8,7 @@ from visao_ray.evaluation.probabilities import Probabilities
 
 
 def column(values, ends):
-    """Chunks of a column that end where they are told, the last of them a slice of a longer one."""
+    """A column with chunks that end at `ends`; each chunk is a slice of a longer array."""
     longer = np.concatenate([np.full((2, values.shape[1]), -1, values.dtype), values])
     array = pa.FixedSizeListArray.from_arrays(longer.reshape(-1), values.shape[1])
     starts = [0, *ends[:-1]]
@@ -16,7 +16,7 @@ def column(values, ends):
 
 
 def read(found):
-    """All pieces, put where they say they belong."""
+    """All pieces, each at its position."""
     result = np.full((len(found), found.width), np.nan)
     for place, piece in found.pieces():
         result[place] = piece
@@ -35,7 +35,7 @@ def test_chosen_rows_of_a_chunked_column(values, share, small, monkeypatch):
         monkeypatch.setattr(probabilities, "_PIECE_ELEMENTS", 6 * 7)
         monkeypatch.setattr(probabilities, "_COLUMN_ROWS", 5)
     chosen = np.random.default_rng(1).random(500) < share
-    chosen[200:300] = share > 0  # a chunk whose rows adjoin
+    chosen[200:300] = share > 0  # a chunk with contiguous rows
     found = Probabilities.of_column(column(values, [150, 200, 300, 300, 500]), chosen, 6)
     assert len(found) == chosen.sum()
     np.testing.assert_array_equal(read(found), values[chosen])

@@ -8,7 +8,7 @@ from visao_ray.evaluation.ranking import ranking_areas
 
 
 def areas(score, positive, group, weight):
-    """Of one class: both areas, [R] each."""
+    """Both areas of one class, [R] each."""
     both = ranking_areas(Probabilities.of(score[:, None]), ~positive, group, weight, range(1))
     return [values[0] for values in both]
 
@@ -43,9 +43,9 @@ def test_group_weights_are_the_weights_of_the_groups_rows():
     np.testing.assert_allclose(by_group, by_row, atol=1e-12)
 
 
-def test_areas_are_undefined_where_a_kind_has_no_weight():
+def test_areas_are_undefined_without_positive_or_negative_weight():
     score, positive = np.array([0.1, 0.9]), np.array([False, True])
-    # Both kinds, positives only, negatives only.
+    # Positives and negatives, positives only, negatives only.
     weight = np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     area, precision = areas(score, positive, np.arange(2), weight)
     np.testing.assert_array_equal(area, [1.0, np.nan, np.nan])
@@ -61,7 +61,7 @@ def many_classes(rows=300, width=9):
     return Probabilities.of(p), label, group, weight, range(width)
 
 
-def test_whole_weights_are_summed_exactly_in_either_precision(monkeypatch):
+def test_integer_weights_are_summed_exactly_in_either_precision(monkeypatch):
     problem = many_classes()
     single = ranking_areas(*problem)
     np.testing.assert_array_equal(np.isnan(single[0]).all(axis=1), np.arange(9) == 8)

@@ -1,4 +1,4 @@
-"""Precision at k: that of a plain loop, without the query itself."""
+"""Precision at k: equal to that of a plain loop without the query itself."""
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ K = 20
 
 
 def plain(queries, query_labels, gallery, gallery_labels, own, k):
-    """The share of every query, by the book."""
+    """The share of every query, by its definition."""
     shares = []
     for query, label, place in zip(queries, query_labels, own, strict=True):
         distances = [
@@ -29,7 +29,7 @@ def plain(queries, query_labels, gallery, gallery_labels, own, k):
 
 @pytest.fixture(scope="module")
 def points():
-    """Clusters far from the origin, where float32 rounds hard, with many equal points."""
+    """Clusters far from the origin, where float32 errors are large, with many equal points."""
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 5, 300)
     vectors = rng.normal(0, 1, (5, 16))[labels] + rng.normal(0, 1.2, (300, 16)) + 50
@@ -55,7 +55,7 @@ def test_the_numbers_of_a_plain_loop(points, k, cells, monkeypatch):
 
 
 def test_the_query_is_left_out():
-    """Every image alone with its label: as its own neighbour it would give 1 / k, or 1."""
+    """Every image has a label of its own: as its own neighbour it would give 1 / k, or 1."""
     vectors = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
     labels, places = np.arange(30), np.arange(30)
     asked = (vectors, labels, vectors, labels)
@@ -64,7 +64,7 @@ def test_the_query_is_left_out():
 
 
 def test_the_interval_counts_groups():
-    """Hard images that come from the same containers widen the interval; one alone has none."""
+    """Hard images of the same containers widen the interval; a single group has none."""
     rng = np.random.default_rng(4)
     labels = rng.integers(0, 2, 200)
     vectors = (labels[:, None] + rng.normal(0, 0.8, (200, 3))).astype(np.float32)

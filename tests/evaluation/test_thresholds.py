@@ -24,13 +24,13 @@ def test_threshold_meets_the_target_and_no_larger_one_does(levels, target):
         assert (chosen.support, chosen.n) == (positive.sum(), rows)
 
 
-def test_target_that_rounding_would_push_up_costs_no_extra_positive():
+def test_rounding_of_the_target_costs_no_extra_positive():
     # 0.55 * 20 is 11.000000000000002; 11 of 20 positives are enough.
     score = np.linspace(0.05, 1, 20)
     assert threshold_for_recall(score, np.ones(20, bool), 0.55).recall == 0.55
 
 
-def test_without_positives_or_sense_the_error_says_so():
+def test_missing_positives_and_invalid_targets_are_errors():
     score = np.array([0.1, 0.7])
     with pytest.raises(InputError, match="no image of class 'nvazio'"):
         threshold_for_recall(score, np.zeros(2, bool), 0.95, "nvazio")

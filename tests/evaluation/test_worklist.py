@@ -1,4 +1,4 @@
-"""What should be looked at first: the order, the CSV and the counts, against plain Python."""
+"""The images to check first: order, CSV and counts, compared with plain Python."""
 
 import csv
 from datetime import UTC, datetime
@@ -15,9 +15,9 @@ from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.worklist import (
     FIRST,
-    Decision,
+    DecisionRule,
     Request,
-    look_before,
+    read_known_images,
     write_worklist,
 )
 from visao_ray.store import schemas
@@ -33,7 +33,7 @@ def softmax(logits):
 
 
 def predicted_store(place, dataset, rows, probability):
-    """A store whose first rows have these predictions."""
+    """Make a store with these predictions for the first rows."""
     store = make_store(place, dataset, rows, fragment_rows=64)
     schema = schemas.results({"probability": probability.shape[1]}, {"model": "m"})
     table = store.predictions("m")
@@ -49,15 +49,15 @@ def predicted_store(place, dataset, rows, probability):
     return store, table
 
 
-def work(store, table, decision, out, before=None, **choice):
+def work(store, table, decision, out, known=None, **choice):
     import ray
 
     choice = {"since": None, "batch": None, "vectors": False} | choice
     request = Request(store.images.latest(), table.latest(), decision, **choice)
-    if before is None:
-        before = ray.put(look_before(store.images.latest(), None))
+    if known is None:
+        known = ray.put(read_known_images(store.images.latest(), None))
     csv_file = out / "predictions.csv"
-    worklist = remotely(write_worklist, request, before, locate(str(csv_file)))
+    worklist = remotely(write_worklist, request, known, locate(str(csv_file)))
     with open(csv_file, newline="") as file:
         return worklist, list(csv.DictReader(file))
 
@@ -67,18 +67,19 @@ def test_many_classes_by_how_uncertain_the_model_is(tmp_path, ray_cluster):
     probability = softmax(rng.normal(size=(150, 868)) * rng.uniform(1, 4, (150, 1)))
     rows = [{"key": f'/scans/{number:03}, "new".jpg'} for number in range(150)]
     store, table = predicted_store(tmp_path / "store", NCM, rows, probability)
-    worklist, listed = work(store, table, Decision(HEADINGS, None), tmp_path)
+    worklist, listed = work(store, table, DecisionRule(HEADINGS, None), tmp_path)
     assert [row["key"] for row in listed] == [row["key"] for row in rows]
     highest = probability.max(axis=1)
     order = sorted(range(150), key=lambda row: highest[row])
     ranks = {row["key"]: int(row["rank"]) for row in listed}
     assert [ranks[rows[row]["key"]] for row in order] == list(range(1, 151))
-    for row, told in zip(probability, listed, strict=True):
+    for row, listed_row in zip(probability, listed, strict=True):
         top = np.argsort(-row, kind="stable")[:5]
-        assert [told[f"class_{place}"] for place in range(1, 6)] == [HEADINGS[c] for c in top]
-        said = [float(told[f"probability_{place}"]) for place in range(1, 6)]
-        np.testing.assert_allclose(said, row[top], rtol=1e-6)
-        assert told["predicted"] == HEADINGS[top[0]]
+        classes = [listed_row[f"class_{place}"] for place in range(1, 6)]
+        assert classes == [HEADINGS[c] for c in top]
+        values = [float(listed_row[f"probability_{place}"]) for place in range(1, 6)]
+        np.testing.assert_allclose(values, row[top], rtol=1e-6)
+        assert listed_row["predicted"] == HEADINGS[top[0]]
     assert not any(name.startswith("decision") for name in listed[0])
     assert [row["key"] for row in worklist.first] == [rows[row]["key"] for row in order[:FIRST]]
     assert worklist.states == {"other": 150, "positive": 0, "near": 0, "error": 0, "no_vectors": 0}
@@ -87,13 +88,13 @@ def test_many_classes_by_how_uncertain_the_model_is(tmp_path, ray_cluster):
 
 
 def test_a_positive_class_among_three(tmp_path, ray_cluster):
-    """By the probability of it, not by the class that is most probable."""
+    """The order follows its probability, not the most probable class."""
     probability = np.array(
         [[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.2, 0.3, 0.5], [0.7, 0.1, 0.2]], np.float32
     )
     rows = [{"key": f"/{number}.jpg"} for number in range(4)]
     store, table = predicted_store(tmp_path / "store", THREE, rows, probability)
-    worklist, listed = work(store, table, Decision(THREE.classes, "gun"), tmp_path)
+    worklist, listed = work(store, table, DecisionRule(THREE.classes, "gun"), tmp_path)
     assert [row["rank"] for row in listed] == ["2", "1", "3", "4"]
     assert [row["predicted"] for row in listed] == ["bolt", "gun", "nut", "bolt"]
     assert [row["state"] for row in worklist.first] == ["positive", "near", "near", "other"]
@@ -102,7 +103,7 @@ def test_a_positive_class_among_three(tmp_path, ray_cluster):
 
 
 def test_counts_and_choices(tmp_path, ray_cluster):
-    """Files of one content, broken and missing ones, two days and two batches."""
+    """Files of the same content, broken and missing files, two days and two batches."""
     import ray
 
     days = [datetime(2026, 11, day, 12, tzinfo=UTC) for day in (1, 2)]
@@ -122,11 +123,11 @@ def test_counts_and_choices(tmp_path, ray_cluster):
         tmp_path / "store", THREE, [rows[i] for i in unique] + rows[30:], probability[unique]
     )
     make_store(tmp_path / "store", THREE, [rows[7]])
-    decision = Decision(THREE.classes, "gun")
+    decision = DecisionRule(THREE.classes, "gun")
     images, results = store.images.latest(), table.latest()
 
-    # All is new: the ten without a row had no vectors.
-    empty = ray.put(look_before(images.__class__(images.uri, 1), None))
+    # All files are new; the ten without a row had no vectors.
+    empty = ray.put(read_known_images(images.__class__(images.uri, 1), None))
     worklist, listed = work(store, table, decision, tmp_path, empty, vectors=True)
     assert worklist.counts == {
         "listed": 42,
@@ -145,22 +146,22 @@ def test_counts_and_choices(tmp_path, ray_cluster):
     assert by_key["/broken.jpg"]["error"] == "truncated: no end"
     assert by_key["/35.jpg"]["error"].startswith("no_vectors")
 
-    # Later all that has a row, and what is broken, needs nothing.
-    before = ray.put(look_before(images, results))
-    worklist, listed = work(store, table, decision, tmp_path, before, vectors=True)
+    # Later, files with a row and broken files need no work.
+    known = ray.put(read_known_images(images, results))
+    worklist, listed = work(store, table, decision, tmp_path, known, vectors=True)
     assert (worklist.counts["known"], worklist.counts["new"]) == (32, 10)
     assert worklist.counts["without_vectors"] == 10
     assert {row["key"] for row in listed} == {f"/{number}.jpg" for number in range(30, 40)}
-    # A model of pixels could not read them.
-    worklist, listed = work(store, table, decision, tmp_path, before)
+    # For a model of pixels, they could not be read.
+    worklist, listed = work(store, table, decision, tmp_path, known)
     assert worklist.counts["errors_by_reason"] == {"not_read": 10}
 
     since = datetime(2026, 11, 2, tzinfo=UTC)
-    worklist, listed = work(store, table, decision, tmp_path, before, since=since)
+    worklist, listed = work(store, table, decision, tmp_path, known, since=since)
     assert {row["key"] for row in listed} == {f"/{number:02}.jpg" for number in range(1, 40, 2)}
     ranks = sorted(int(row["rank"]) for row in listed if row["rank"])
     assert ranks == list(range(1, 16))  # of the listed ones alone
-    worklist, listed = work(store, table, decision, tmp_path, before, since=since, batch="b")
+    worklist, listed = work(store, table, decision, tmp_path, known, since=since, batch="b")
     assert {row["key"] for row in listed} == {f"/{number}.jpg" for number in range(21, 40, 2)}
 
 
@@ -169,4 +170,4 @@ def test_a_model_that_diverged(tmp_path, ray_cluster):
     rows = [{"key": f"/{number}.jpg"} for number in range(3)]
     store, table = predicted_store(tmp_path / "store", THREE, rows, probability)
     with pytest.raises(InputError, match="probabilities hold NaN or infinity; the model diverged"):
-        work(store, table, Decision(THREE.classes, "gun"), tmp_path)
+        work(store, table, DecisionRule(THREE.classes, "gun"), tmp_path)

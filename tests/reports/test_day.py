@@ -1,4 +1,4 @@
-"""The page of the day: what it says, in which order, and as a browser shows it."""
+"""The page of the day: its text, its order, and its rendering in a browser."""
 
 import io
 import re
@@ -15,8 +15,8 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.evaluation.curves import histograms
-from visao_ray.evaluation.predict import Predicted
-from visao_ray.evaluation.worklist import FIRST, Decision, Worklist
+from visao_ray.evaluation.predict import PredictionResult
+from visao_ray.evaluation.worklist import FIRST, DecisionRule, Worklist
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.artifact import ModelMetadata
 from visao_ray.reports.day import render_day
@@ -52,7 +52,7 @@ def predicted(dataset, decision, worklist, **chosen):
     metadata = ModelMetadata(dataset, "head", decision.classes, "features", {}, trial=3)
     model = KerasModel(locate("/models/head.keras"), metadata, "ab12" * 16, 32)
     choice = {"since": None, "batch": None} | chosen
-    return Predicted(dataset.name, model, decision=decision, worklist=worklist, **choice)
+    return PredictionResult(dataset.name, model, decision=decision, worklist=worklist, **choice)
 
 
 def counts(**more):
@@ -71,7 +71,7 @@ def binary():
     recall = {"value": 0.961, "low": 0.93, "high": 0.982, "n": 212}
     return predicted(
         VAZIOS,
-        Decision(
+        DecisionRule(
             ("nvazio", "vazio"), "nvazio", 0.4, 0.95, {"recall of nvazio": recall}, f"/e{EVIL}.json"
         ),
         Worklist(
@@ -92,7 +92,7 @@ def binary():
     )
 
 
-def test_the_page_says_what_it_was_given_and_escapes_the_rest(binary):
+def test_the_page_shows_all_values_escaped(binary):
     pictures = [picture(number) for number in range(FIRST)]
     pictures[5] = None
     html = render_day(binary, pictures, [f"Warned {EVIL}"])
@@ -104,12 +104,12 @@ def test_the_page_says_what_it_was_given_and_escapes_the_rest(binary):
             assert value is None or value.startswith(("data:image/", "#")), (tag, value)
     assert "url(" not in html
     positive = binary.worklist.states["positive"]
-    for said in (
+    for text in (
         f"{positive} of 500 images that were new to the model have a probability of nvazio of at "
         "least 0.4.",
-        "The threshold 0.4 was chosen on val, to find at least 95 % of nvazio there.",
+        "The threshold 0.4 was chosen on val, where it finds at least 95 % of nvazio.",
         "1,234 images in the store = 509 new to the model + 725 known",
-        "509 new = 500 predicted + 7 that could not be + 2 without vectors",
+        "509 new = 500 predicted + 7 that could not be predicted + 2 without vectors",
         "recall of nvazio, test96.1",
         "(93.0–98.2), n = 212",
         "modelhead trial 3, sha256 ab12ab12ab12ab12…",
@@ -118,7 +118,7 @@ def test_the_page_says_what_it_was_given_and_escapes_the_rest(binary):
         "labelled vazio",
         f"Warned {EVIL}",
     ):
-        assert said in page.text, said
+        assert text in page.text, text
     assert page.text.count(EVIL) == FIRST + 3  # cards, the warning, the reason, the evaluation
     shown = [int(number) for number in re.findall(r"/scans/(\d{3})&lt;script&gt;.*?</span>", html)]
     assert shown == list(range(FIRST))
@@ -127,34 +127,37 @@ def test_the_page_says_what_it_was_given_and_escapes_the_rest(binary):
     assert len(html.encode()) < 1_000_000
 
 
-def test_without_an_evaluation_it_says_so(binary):
-    decision = Decision(("nvazio", "vazio"), "nvazio")
+def test_without_an_evaluation_the_page_names_the_default(binary):
+    decision = DecisionRule(("nvazio", "vazio"), "nvazio")
     page = Page(render_day(predicted(VAZIOS, decision, binary.worklist), [None] * FIRST))
-    assert "The threshold is 0.5 because no evaluation of the model was given" in page.text
-    assert "nothing is said of how good the model is" in page.text
-    chosen = Decision(("nvazio", "vazio"), "nvazio", evaluation="/e.json", figures={})
+    assert (
+        "The threshold is the default, 0.5, because no evaluation of the model was given"
+        in page.text
+    )
+    assert "this page has no metrics of the model" in page.text
+    chosen = DecisionRule(("nvazio", "vazio"), "nvazio", evaluation="/e.json", figures={})
     page = Page(render_day(predicted(VAZIOS, chosen, binary.worklist), [None] * FIRST))
-    assert "because the evaluation chose none" in page.text
+    assert "because the evaluation has no threshold" in page.text
 
 
 def test_many_classes_nothing_at_all_and_a_model_without_classes():
     classes = tuple(f"{heading:04}" for heading in range(868))
     first = entries(30, "0101", lambda score: "other", 0.9, 0.01)
     scores = np.array([row["probability"] for row in first])
-    bars = histograms(scores, {"images": np.ones(30, bool)})
-    many = Worklist(counts(), Counter(other=30), Counter(classes[:20]), bars, first)
-    decision = Decision(classes, None)
+    histogram = histograms(scores, {"images": np.ones(30, bool)})
+    many = Worklist(counts(), Counter(other=30), Counter(classes[:20]), histogram, first)
+    decision = DecisionRule(classes, None)
     page = Page(render_day(predicted(NCM, decision, many, since="today"), [picture(9)] * 30))
-    assert "30 images first seen from today on, the least certain first." in page.text
+    assert "30 images first seen on or after today, the least certain first." in page.text
     assert "the lowest first" in page.text
     assert "And 8 more classes." in page.text
     assert "threshold" not in page.text
     none = Worklist(counts(listed=5, known=5))
-    page = Page(render_day(predicted(VAZIOS, Decision(("a", "b"), "a"), none, batch=EVIL), []))
-    assert f"No images that entered as {EVIL}." in page.text
+    page = Page(render_day(predicted(VAZIOS, DecisionRule(("a", "b"), "a"), none, batch=EVIL), []))
+    assert f"No images of batch {EVIL}." in page.text
     embeds = Worklist(counts(listed=5, new=5, predicted=5), Counter(other=5))
-    page = Page(render_day(predicted(VAZIOS, Decision((), None), embeds), []))
-    assert "5 images that were new to the model: the model embeds them" in page.text
+    page = Page(render_day(predicted(VAZIOS, DecisionRule((), None), embeds), []))
+    assert "5 images that were new to the model. The model only embeds images" in page.text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -169,5 +172,5 @@ def test_a_browser_shows_it(binary, tmp_path):
     assert shown.exists(), done.stderr
     pixels = np.asarray(Image.open(shown).convert("RGB")).astype(int)
     assert pixels.shape == (1600, 1280, 3)
-    assert tuple(pixels[10, 10]) == (20, 39, 61)  # the head's blue
+    assert tuple(pixels[10, 10]) == (20, 39, 61)  # the blue of the header
     assert (np.abs(pixels - [161, 29, 29]).sum(axis=2) < 12).sum() > 500  # red tops of cards

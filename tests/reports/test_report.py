@@ -80,8 +80,8 @@ def check_self_contained(html, page):
                 Image.open(io.BytesIO(content)).verify()
 
 
-def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
-    judged = evaluation(("nvazio", "vazio"), "nvazio")
+def test_binary_report_shows_all_values_escaped():
+    evaluated = evaluation(("nvazio", "vazio"), "nvazio")
     html = write_report(
         ReportInputs(
             title=f"Title {EVIL}",
@@ -98,7 +98,7 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
             throughput={"images_per_second": 41.25},
             timings={"extract": 187.0},
             warnings=[f"Random weights {EVIL}"],
-            evaluation=judged,
+            evaluation=evaluated,
             trials=trials(),
             history={"loss": [0.5, 0.3], "val_loss": [0.6, 0.4]},
             gallery=[
@@ -114,20 +114,20 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
     check_self_contained(html, page)
     assert page.text.count(EVIL) >= 9
 
-    test = judged["metrics"]["test_at_threshold"]
+    test = evaluated["metrics"]["test_at_threshold"]
     for entry in (
         test["per_class"]["nvazio"]["recall"],
         test["per_class"]["vazio"]["recall"],
         test["accuracy"],
-        judged["metrics"]["val"]["accuracy"],
+        evaluated["metrics"]["val"]["accuracy"],
     ):
         assert f"{100 * entry['value']:.1f}\u202f%" in html
         assert f"{100 * entry['low']:.1f}–{100 * entry['high']:.1f}" in html
-    assert f"{judged['metrics']['test']['roc_auc']['value']:.3f}" in page.text
-    assert f"{judged['threshold']['threshold']:.3g}" in page.text
-    assert "On 200 test images nobody had tuned on" in page.text
+    assert f"{evaluated['metrics']['test']['roc_auc']['value']:.3f}" in page.text
+    assert f"{evaluated['threshold']['threshold']:.3g}" in page.text
+    assert "On 200 test images that were not used for tuning" in page.text
     assert "1,234 images listed = 1,200 read + 34 that could not be read" in page.text
-    for told in (
+    for text in (
         "3 min 07 s",
         "41.25",
         "0.9753",
@@ -135,7 +135,7 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
         "1 ended without a value",
         "optimizer adam",
     ):
-        assert told in page.text, told
+        assert text in page.text, text
     confusion = test["confusion"]
     assert all(f"<b>{count}</b>" in html for row in confusion for count in row)
     # The confident mistake comes first.
@@ -144,9 +144,9 @@ def test_binary_report_says_what_it_was_given_and_escapes_the_rest():
     assert len(figures) == 7
 
 
-def row_of(title, name, judged, *columns):
+def row_of(title, name, evaluated, *columns):
     """The text of a line: value and interval of each column."""
-    entries = [judged["metrics"][column][name] for column in columns]
+    entries = [evaluated["metrics"][column][name] for column in columns]
     cells = (f"{e['value']:.3f}{e['low']:.3f}–{e['high']:.3f}" for e in entries)
     return title + "".join(cells)
 
@@ -156,46 +156,48 @@ def test_a_metric_of_a_plugin_has_its_line(no_plugins):
     brier = of_probabilities(lambda label, p, sample_weight: brier_score_loss(label == 1, p[:, 1]))
     register(Metric("brier", "Brier score", False, (0.0, 1.0), brier, decides=False))
     matthews = ("Matthews correlation", "matthews_correlation")
-    judged = evaluation(("nvazio", "vazio"), "nvazio")
-    text = Page(write_report(ReportInputs("t", "vazios", evaluation=judged))).text
-    decisions, ranking = text.split("Ranking and probabilities, whatever the threshold")
+    evaluated = evaluation(("nvazio", "vazio"), "nvazio")
+    text = Page(write_report(ReportInputs("t", "vazios", evaluation=evaluated))).text
+    decisions, ranking = text.split("Ranking and probabilities, independent of the threshold")
     columns = ("val", "test", "val_at_threshold", "test_at_threshold")
-    assert row_of(*matthews, judged, *columns) in decisions
-    assert row_of("Brier score", "brier", judged, "val", "test") in ranking
+    assert row_of(*matthews, evaluated, *columns) in decisions
+    assert row_of("Brier score", "brier", evaluated, "val", "test") in ranking
     many = evaluation(("a", "b", "c"), None)
     text = Page(write_report(ReportInputs("t", "ncm", evaluation=many))).text
     assert row_of(*matthews, many, "val", "test") in text
 
 
 @pytest.mark.parametrize("width", [3, 30, 150])
-def test_many_classes_whatever_their_names(width):
+def test_many_classes_with_any_names(width):
     classes = (EVIL, "a\x01b", *(f"{heading:04}" for heading in range(width - 2)))
-    judged = evaluation(classes, None, rows=900)
-    html = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=judged))
+    evaluated = evaluation(classes, None, rows=900)
+    html = write_report(ReportInputs(title="ncm", dataset="ncm", evaluation=evaluated))
     page = Page(html)
     check_self_contained(html, page)
     for metric in ("top1", "top5", "balanced_accuracy"):
-        assert f"{100 * judged['metrics']['test'][metric]['value']:.1f}\u202f%" in html
+        assert f"{100 * evaluated['metrics']['test'][metric]['value']:.1f}\u202f%" in html
     assert all(name in page.text for name in classes[2:])
     assert ("The other 120 classes" in page.text) == (width == 150)
 
 
-def test_report_of_868_classes_stays_light():
+def test_report_of_868_classes_stays_small():
     classes = tuple(f"{heading:04}" for heading in range(868))
     picture = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (120, 240), dtype=np.uint8)
     Image.fromarray(noise).save(picture, "JPEG")
     items = [GalleryItem(f"{c}.jpg", c, "0000", 0.5, picture.getvalue()) for c in classes]
-    judged = evaluation(classes, None, rows=3000)
+    evaluated = evaluation(classes, None, rows=3000)
     counts = {"splits": {split: dict.fromkeys(classes, 3) for split in ("train", "val", "test")}}
     html = write_report(
-        ReportInputs("ncm", "ncm", counts=counts, evaluation=judged, gallery=items, samples=items)
+        ReportInputs(
+            "ncm", "ncm", counts=counts, evaluation=evaluated, gallery=items, samples=items
+        )
     )
     assert len(html.encode()) < 5_000_000
     assert Page(html).tags.count("img") > 20
 
 
-def test_without_test_images_or_evaluation_it_says_so():
+def test_missing_test_images_or_evaluation_are_named():
     only_val = evaluation(("NORMAL", "PNEUMONIA"), "PNEUMONIA", splits=("val",))
     page = Page(write_report(ReportInputs("t", "chest_xray", evaluation=only_val)))
     assert "There were no test images. On 400 val images" in page.text

@@ -1,1 +1,1 @@
-"""Metrics with intervals, operating thresholds and the curves that reports draw."""
+"""Metrics with intervals, operating thresholds, and the curves that reports draw."""

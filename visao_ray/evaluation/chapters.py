@@ -1,6 +1,6 @@
-"""Chapters: the first digits of a tariff heading, and how often they at least are right.
+"""Accuracy of chapters, the first digits of a tariff heading.
 
-Headings of the Harmonized System have four digits, of which two are the chapter: 8703 is of
+Headings of the Harmonized System have four digits. The first two are the chapter: 8703 belongs to
 chapter 87, vehicles.
 """
 
@@ -30,23 +30,23 @@ def chapter_metrics(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Share of images whose chapter is right, over all and per chapter.
+    """Compute the share of images with a correctly predicted chapter, overall and per chapter.
 
     Args:
-        label: [N] class indices.
-        probability: [N, C], finite.
-        group: [N] what must be drawn as one.
+        label: int [N], class indices.
+        probability: float [N, C], finite.
+        group: [N], the unit that the bootstrap draws.
         classes: the C headings, in any order.
-        digits: how many first digits make a chapter.
-        replicates: of the bootstrap.
-        seed: of the bootstrap; the draws are those of `classification_metrics`.
+        digits: number of leading digits that make a chapter.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap; the draws are those of `classification_metrics`.
 
     Returns:
         `chapter_accuracy` (chapter of the most probable heading) and `chapter_accuracy_summed`
-        (chapter with the largest sum of its headings' probabilities), each `{"value", "low",
-        "high", "n"}`, and `per_chapter.CHAPTER` with `support`, `accuracy` and
-        `accuracy_summed` (the share of its own images, a recall). Undefined ones are None with
-        n 0.
+        (chapter with the largest sum of probabilities over its headings), each as `{"value",
+        "low", "high", "n"}`, and `per_chapter.CHAPTER` with `support`, `accuracy` and
+        `accuracy_summed` (for the images of that chapter, so a recall). Undefined values are None
+        with n 0.
     """
     of_class = np.array([name[:digits] for name in classes])
     chapters, chapter = np.unique(of_class, return_inverse=True)
@@ -77,9 +77,9 @@ def chapter_metrics(
         overall = right.sum(axis=1, keepdims=True) / total.sum(axis=0)
         chunks.append(np.concatenate([overall, shares], axis=1))
     n = [len(label), *support]
-    bearing = [group_count, *np.diff(of_chapter.indptr)]
+    contributing = [group_count, *np.diff(of_chapter.indptr)]
     for name, values in zip(guesses, np.concatenate(chunks, axis=2), strict=True):
-        found = [estimate.to_json() for estimate in estimates(values, n, bearing, share=True)]
+        found = [estimate.to_json() for estimate in estimates(values, n, contributing, share=True)]
         result[f"chapter_{name}"] = found[0]
         for entry, estimate in zip(per_chapter.values(), found[1:], strict=True):
             entry[name] = estimate
@@ -87,7 +87,7 @@ def chapter_metrics(
 
 
 def _guesses(probability: Probabilities, chapter: Integers, width: int) -> dict[str, Codes]:
-    """The chapter of the most probable heading and that of the largest sum: int32[N] each."""
+    """Return the chapters of the most probable heading and of the largest sum: int32[N] each."""
     of_largest = np.empty(len(probability), np.int32)
     summed = np.empty(len(probability), np.int32)
     by_chapter = np.argsort(chapter, kind="stable")

@@ -1,11 +1,11 @@
 """Classification metrics, each with its sample size and a 95 % grouped bootstrap interval.
 
-Over all rows stand the metrics of `METRICS`, for each class those of `PER_CLASS`. Conventions
-follow scikit-learn; each file of `metrics/` says them.
+`METRICS` are computed over all rows, `PER_CLASS` for each class. The conventions are those of
+scikit-learn; each file in `metrics/` documents its own.
 
-An interval is the spread that other patients or containers would bring, for a fixed model and a
-fixed threshold; see `bootstrap.estimates`. An area or F1 of exactly 1 gets an interval without
-width; its n says how little that means.
+An interval shows how much the value would vary with other patients or containers, for a fixed
+model and a fixed threshold; see `bootstrap.estimates`. An area or F1 of exactly 1 gets an interval
+of zero width; with a small n that means little.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from visao_ray.evaluation.probabilities import Matrix
 from visao_ray.evaluation.sample import Decisions, Sample, WeightedScores
 
 PER_CLASS = ("precision", "recall", "f1", "roc_auc", "average_precision")
-# A dense matrix of more classes than this is large and unreadable; top_confusions is there instead.
+# With more classes than this there is no dense matrix, because nobody could read it.
 DENSE_CONFUSION_CLASSES = 100
 TOP_CONFUSIONS = 50
 
@@ -51,23 +51,23 @@ def classification_metrics(
     """Evaluate predictions against labels.
 
     Args:
-        labels: [N] class names, or class indices.
-        probability: [N, C], columns in the order of `classes`.
-        groups: [N] patient, container or whatever must be drawn as one.
+        labels: [N], class names or class indices.
+        probability: float [N, C], columns in the order of `classes`.
+        groups: [N], patient, container or other unit that the bootstrap draws.
         classes: the C declared class names.
-        positive: the class whose ROC AUC and average precision are the overall ones when there
-            are two classes. Otherwise those are macro one-vs-rest averages over the classes
-            that have both kinds.
-        threshold: for two classes only; positive is predicted where p(positive) >= threshold.
-        replicates: bootstrap replicates.
-        seed: of the bootstrap; the same seed draws the same groups.
+        positive: with two classes, the class that gives the overall ROC AUC and average precision.
+            Otherwise these are macro one-vs-rest averages over the classes that have positive and
+            negative rows.
+        threshold: for two classes only; positive is predicted if p(positive) >= threshold.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap; the same seed draws the same groups.
 
     Returns:
-        JSON-ready: every overall name as `{"value", "low", "high", "n"}` (more than two
-        classes add `top1` and `top5`); `per_class.CLASS` with precision, recall, f1,
-        roc_auc, average_precision likewise and `support` (int); `confusion` [true][predicted]
-        counts (None above 100 classes); `top_confusions`, the most frequent mistakes;
-        `groups`, how many groups there were. Undefined values are None with n 0.
+        JSON-ready: every overall metric by name as `{"value", "low", "high", "n"}` (more than two
+        classes add `top1` and `top5`); `per_class.CLASS` with precision, recall, f1, roc_auc and
+        average_precision in the same form, and `support` (int); `confusion`, counts by
+        [true][predicted] (None above 100 classes); `top_confusions`, the most frequent mistakes;
+        `groups`, the number of groups. Undefined values are None with n 0.
 
     Raises:
         InputError: unknown label, wrong shape, or a probability that is not finite.
@@ -84,7 +84,18 @@ def metrics_at(
     replicates: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """What `classification_metrics` returns, for each threshold: draws and rankings are shared.
+    """Compute the result of `classification_metrics` for each threshold, with shared draws.
+
+    Args:
+        thresholds: see `classification_metrics`.
+        scores: the rows.
+        classes: the C declared class names.
+        positive: see `classification_metrics`.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap.
+
+    Returns:
+        One result per threshold.
 
     Raises:
         InputError: no such positive class.
@@ -104,7 +115,7 @@ def metrics_at(
 
 
 def _metrics_of(classes: Sequence[str]) -> list[Metric]:
-    """Those of an evaluation; a metric of one class needs the settings of a sweep."""
+    """Return the metrics of an evaluation: metrics of one class are objectives of sweeps only."""
     return [
         metric
         for metric in METRICS.values()
@@ -113,10 +124,10 @@ def _metrics_of(classes: Sequence[str]) -> list[Metric]:
 
 
 def _decide(scores: LabelledScores, positive: int | None, threshold: float | None) -> Decisions:
-    """The most probable class, or for two classes and a positive one p >= threshold.
+    """Predict the most probable class, or for two classes and a positive one use p >= threshold.
 
-    With a positive class and no threshold, 0.5 is the threshold, so that "at 0.5" and "at the
-    operating threshold" follow the same rule.
+    With a positive class and no threshold, the threshold is 0.5. So "at 0.5" and "at the operating
+    threshold" follow the same rule.
     """
     predicted = scores.most_probable
     if scores.probability.width == 2 and positive is not None:
@@ -129,11 +140,11 @@ def _decide(scores: LabelledScores, positive: int | None, threshold: float | Non
 
 @dataclass(frozen=True)
 class _Values:
-    """Values in every replicate, for one decision; column 0 is what was observed.
+    """Values in every replicate, for one threshold; column 0 is the observed value.
 
     Attributes:
-        overall: by name of a metric, [1 + R] each.
-        per_class: by name in `PER_CLASS`, [C, 1 + R] each.
+        overall: by metric name, float64 [1 + R] each.
+        per_class: by name in `PER_CLASS`, float64 [C, 1 + R] each.
     """
 
     overall: dict[str, Floats]
@@ -141,12 +152,14 @@ class _Values:
 
     @classmethod
     def joined(cls, parts: Sequence[_Values]) -> _Values:
-        """Those of all replicates, from those of some each."""
-        overall, per_class = (
-            {name: np.concatenate([one[name] for one in several], axis=-1) for name in several[0]}
-            for several in ([p.overall for p in parts], [p.per_class for p in parts])
+        """Concatenate the replicates of all parts."""
+
+        def concatenate(arrays: Sequence[dict[str, Floats]]) -> dict[str, Floats]:
+            return {name: np.concatenate([one[name] for one in arrays], -1) for name in arrays[0]}
+
+        return cls(
+            concatenate([p.overall for p in parts]), concatenate([p.per_class for p in parts])
         )
-        return cls(overall, per_class)
 
 
 def _draw(
@@ -157,7 +170,7 @@ def _draw(
     replicates: int,
     seed: int,
 ) -> list[_Values]:
-    """The values for each decision, of the same draws."""
+    """Compute the values for each threshold, all with the same draws."""
     every_class = range(scores.probability.width)
     parts: list[list[_Values]] = [[] for _ in decisions]
     for weight in group_multiplicities(scores.groups, replicates, seed):
@@ -181,7 +194,7 @@ def _figures(
     overall: Sequence[Metric],
     values: _Values,
 ) -> dict[str, Any]:
-    """The result for one decision."""
+    """Return the result for one threshold."""
     index = classes.index(positive) if positive is not None else None
     result: dict[str, Any] = {
         metric.name: metric.estimate(values.overall[metric.name], scores, index).to_json()
@@ -191,7 +204,7 @@ def _figures(
         result["top1"] = result["accuracy"]
     per_class = _per_class(scores, classes, decisions, values.per_class)
     if len(classes) == 2 and positive is not None:
-        # One quantity, one interval: the overall areas are the positive class's.
+        # The overall areas are those of the positive class, with the same interval.
         result |= {name: per_class[positive][name] for name in PER_CLASS if name in result}
     result |= {"per_class": per_class, "groups": scores.groups}
     return result | _confusions(scores.label, decisions.predicted, classes)
@@ -203,7 +216,7 @@ def _per_class(
     decisions: Decisions,
     values: dict[str, Floats],
 ) -> dict[str, dict[str, Any]]:
-    """Support and estimates of each class, JSON-ready."""
+    """Return support and estimates of each class, JSON-ready."""
     width = len(classes)
     support = np.bincount(scores.label, minlength=width)
     predicted = np.bincount(decisions.predicted, minlength=width)
@@ -214,7 +227,7 @@ def _per_class(
         "precision": (predicted, _nonzero(of_predicted)),
         "recall": (support, labelled),
         "f1": (support + predicted - right, _nonzero(scores.of_label + of_predicted)),
-        # Groups made of one class only have nothing to say about the other side of its ROC curve.
+        # A ROC curve needs groups with the class and groups with others: the smaller number counts.
         "roc_auc": (len(scores), np.minimum(labelled, other)),
         "average_precision": (len(scores), labelled),
     }
@@ -222,18 +235,18 @@ def _per_class(
         name: {"support": int(n)} for name, n in zip(classes, support, strict=True)
     }
     for metric in PER_CLASS:
-        n, bearing = rows_and_groups[metric]
+        n, contributing = rows_and_groups[metric]
         share = metric in {"precision", "recall"}
-        found_of = estimates(values[metric], n, bearing, share=share)
+        found_of = estimates(values[metric], n, contributing, share=share)
         for name, estimate in zip(classes, found_of, strict=True):
             found[name][metric] = estimate.to_json()
     return found
 
 
 def _nonzero(counts: Any) -> Integers:
-    """Groups with at least one row, per class: [C] from sparse [C, G]."""
-    filled: Integers = np.diff(counts.indptr)
-    return filled
+    """Count the groups with at least one row, per class: [C] from sparse [C, G]."""
+    nonzero: Integers = np.diff(counts.indptr)
+    return nonzero
 
 
 def _confusions(label: Codes, predicted: Codes, classes: Sequence[str]) -> dict[str, Any]:
@@ -254,7 +267,7 @@ def _confusions(label: Codes, predicted: Codes, classes: Sequence[str]) -> dict[
 
 
 def _undefined_metrics(classes: Sequence[str], overall: Sequence[Metric]) -> dict[str, Any]:
-    """What an empty split gets: every name present, every value None."""
+    """Return the result of an empty split: every name is present, every value is None."""
     names = [metric.name for metric in overall] + ["top1"] * (len(classes) > 2)
     empty: Estimate = UNDEFINED
     result: dict[str, Any] = {name: empty.to_json() for name in names}

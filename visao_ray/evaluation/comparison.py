@@ -1,11 +1,11 @@
-"""How much of a lead is luck: candidates evaluated on the same bootstrap draws.
+"""Paired comparison of candidates: all are evaluated on the same bootstrap draws.
 
-Two models evaluated on the same images err on the same images, so the interval of their difference
-is narrower than their own intervals suggest: it comes from one set of draws for all (paired). Whole
-groups are drawn, see `bootstrap`.
+Two models often make mistakes on the same images, so the interval of their difference is narrower
+than their own intervals suggest. It is computed from one set of draws for all candidates (paired).
+The bootstrap draws whole groups; see `bootstrap`.
 
-What this cannot undo: the candidates were chosen on the rows they are compared on, so the best
-one's value is a little too good. `first` shows how easily another would have been chosen.
+Limitation: the candidates were chosen on the rows they are compared on, so the value of the best
+one is slightly too good. `first` shows how easily another one would have been chosen.
 """
 
 from __future__ import annotations
@@ -32,34 +32,30 @@ from visao_ray.evaluation.sample import Decisions, Sample, WeightedScores
 
 
 class Measure(Protocol):
-    """What candidates are compared by.
-
-    Attributes:
-        metric: which figure.
-        positive: index of the class that a metric of one class is about, and of the class that is
-            ranked where there are two.
-        floor: the least precision of `recall_at_precision`.
-    """
+    """The metric that candidates are compared by, and its parameters."""
 
     @property
-    def metric(self) -> Metric: ...
+    def metric(self) -> Metric:
+        """The metric."""
 
     @property
-    def positive(self) -> int: ...
+    def positive(self) -> int:
+        """Index of the class of a metric of one class; with two classes, the class to rank."""
 
     @property
-    def floor(self) -> float: ...
+    def floor(self) -> float:
+        """The minimum precision of `recall_at_precision`."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one candidate stands.
+    """The result of one candidate.
 
     Attributes:
-        objective: its value; n is the number of rows that it rests on.
-        over: its lead over each reference; above 0 is better, whichever way the measure points.
-        first: share of the replicates in which it is the best contender (of equals the earlier);
-            None for other candidates, and where no replicate is defined.
+        objective: its value; n is the number of rows it was computed from.
+        over: its lead over each reference; a positive lead is better, for every metric.
+        first: share of the replicates in which it is the best contender (the earlier one of
+            equals); None for other candidates, and if no replicate is defined.
     """
 
     objective: Estimate
@@ -67,7 +63,7 @@ class Standing:
     first: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """`objective`, `over_NAME` for each reference, `first`."""
+        """Return `objective`, `over_NAME` for each reference, and `first`."""
         leads = {f"over_{name}": lead.to_json() for name, lead in self.over.items()}
         return {"objective": self.objective.to_json()} | leads | {"first": self.first}
 
@@ -85,19 +81,20 @@ def compare(
     """Compare candidates on the same draws of groups.
 
     Args:
-        probabilities: M candidates, [N, C] each.
-        labels: [N] class indices.
-        groups: [N] patient, container or whatever must be drawn as one.
-        measure: what they are compared by.
-        references: name to number of the candidates that each is compared with.
-        contenders: numbers of the candidates that `first` is about; all if None.
-        replicates: of the bootstrap.
-        seed: of the bootstrap; the draws are those of `classification_metrics`.
+        probabilities: M candidates, float [N, C] each.
+        labels: int [N], class indices.
+        groups: [N], patient, container or other unit that the bootstrap draws.
+        measure: the metric to compare by.
+        references: name to number of the candidates that each one is compared with.
+        contenders: numbers of the candidates that `first` compares; all if None.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap; the draws are those of `classification_metrics`.
 
     Returns:
-        A standing for each candidate. An undefined value, or lead over an undefined one, is None
-        with n 0; there is no interval where fewer than two groups bear on the measure. A lead that
-        is the same in all replicates (over itself, or where both are perfect) has no width.
+        A standing for each candidate. An undefined value, or a lead over an undefined one, is None
+        with n 0. There is no interval if fewer than two groups contribute to the metric. The
+        interval of a lead that is the same in all replicates (over itself, or if both candidates
+        are perfect) has zero width.
     """
     named = references or {}
     among = list(range(len(probabilities)) if contenders is None else contenders)
@@ -113,7 +110,7 @@ def compare(
         ],
         axis=1,
     )
-    n, bearing = metric.basis(candidates[0], positive)
+    n, contributing = metric.basis(candidates[0], positive)
     objectives = [metric.estimate(row, candidates[0], positive) for row in values]
     gain = values if metric.greater_is_better else -values
     first = _first(gain[among, 1:])
@@ -121,7 +118,7 @@ def compare(
         Standing(
             objective=objectives[number],
             over={
-                name: _lead(gain[number] - gain[reference], n, bearing)
+                name: _lead(gain[number] - gain[reference], n, contributing)
                 for name, reference in named.items()
             },
             first=first[among.index(number)] if first and number in among else None,
@@ -133,20 +130,20 @@ def compare(
 def weighted(
     metrics: Sequence[Metric], measure: Measure, scores: LabelledScores, weight: npt.NDArray[Any]
 ) -> Floats:
-    """Metrics of one candidate under sets of weights.
+    """Compute metrics of one candidate under sets of weights.
 
-    The class of a row is its most probable one; where there are two classes, the positive one is
-    ranked. NaN: everything, where a probability is not finite or there is no row; a metric, where
-    it is undefined or no model could have another value.
+    The predicted class of a row is the most probable one. With two classes, only the positive one
+    is ranked. All values are NaN if a probability is not finite or there is no row. A metric is NaN
+    if it is undefined, or if every model would have the same value.
 
     Args:
-        metrics: K of them.
-        measure: its class and its precision floor.
-        scores: the candidate's rows.
-        weight: [G, R], whole numbers: how often each group counts.
+        metrics: K metrics.
+        measure: gives the positive class and the precision floor.
+        scores: the rows of the candidate.
+        weight: integer [G, R], how often each group counts.
 
     Returns:
-        [K, R].
+        float64 [K, R].
     """
     found = np.full((len(metrics), weight.shape[1]), np.nan)
     if not len(scores) or scores.unusable:
@@ -165,13 +162,13 @@ def weighted(
     return found
 
 
-def _lead(values: Floats, n: int, bearing: int) -> Estimate:
-    """As `estimates`, for a difference, which may be negative: [1 + R] to one estimate."""
+def _lead(values: Floats, n: int, contributing: int) -> Estimate:
+    """Estimate a difference, which may be negative, like `estimates`: [1 + R] to one estimate."""
     value, replicates = float(values[0]), values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value):
         return UNDEFINED
     low = high = None
-    if bearing >= 2 and replicates.size:
+    if contributing >= 2 and replicates.size:
         tail = (1 - LEVEL) / 2
         lower, upper = np.quantile(replicates, [tail, 1 - tail]) - (replicates.mean() - value)
         low, high = min(float(lower), value), max(float(upper), value)
@@ -179,7 +176,7 @@ def _lead(values: Floats, n: int, bearing: int) -> Estimate:
 
 
 def _first(gain: Floats) -> list[float]:
-    """Share of the replicates in which each is the best: [M, R] to M shares; empty if undefined."""
+    """Return the share of replicates in which each is best: [M, R] to M; empty if undefined."""
     defined = np.isfinite(gain).any(axis=0)
     if not defined.any():
         return []

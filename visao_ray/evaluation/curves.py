@@ -1,4 +1,4 @@
-"""Points of the curves and bins that a report draws; reports compute nothing themselves."""
+"""Points of curves and counts of bins, computed for reports, which only draw them."""
 
 from typing import Any
 
@@ -15,17 +15,18 @@ def binary_curves(
     is_positive: npt.NDArray[np.bool_],
     threshold: float | None,
 ) -> dict[str, Any] | None:
-    """ROC and precision-recall points of one split, and where the thresholds lie on them.
+    """Compute ROC and precision-recall points of one split, and the positions of the thresholds.
 
     Args:
-        score: [N] p(positive).
-        is_positive: [N].
+        score: float [N], p(positive).
+        is_positive: bool [N].
         threshold: the operating threshold, or None.
 
     Returns:
-        `roc` {fpr, tpr}, `pr` {recall, precision} (at most 300 points each, corners kept) and
-        `points`: for `half` (0.5) and `operating` the threshold, fpr, recall, precision
-        (None where nothing is predicted positive). None where one kind of row is missing.
+        `roc` {fpr, tpr}, `pr` {recall, precision} (at most 300 points each, at corners of the
+        curve), `prevalence`, and `points`: for `half` (0.5) and `operating` the threshold, fpr,
+        recall and precision (None if nothing is predicted positive). None if there are no positive
+        or no negative rows.
     """
     positives = int(is_positive.sum())
     negatives = len(score) - positives
@@ -50,14 +51,14 @@ def binary_curves(
 
 
 def top_k_curve(rank: npt.NDArray[np.integer], classes: int) -> dict[str, Any] | None:
-    """Share of rows whose true class is among the k most probable, k = 1 … 10 (at most C).
+    """Compute top-k accuracy for k = 1 … 10 (at most C).
 
     Args:
-        rank: [N], classes at least as probable as the true one.
-        classes: C.
+        rank: int [N], number of classes that are at least as probable as the true one.
+        classes: C, the number of classes.
 
     Returns:
-        `k` and `share`; None without rows.
+        `k` and `share`, the accuracy at each k; None without rows.
     """
     if len(rank) == 0:
         return None
@@ -68,12 +69,12 @@ def top_k_curve(rank: npt.NDArray[np.integer], classes: int) -> dict[str, Any] |
 def calibration_bins(
     probability: npt.NDArray[np.floating], happened: npt.NDArray[np.bool_], bins: int = 10
 ) -> dict[str, Any] | None:
-    """Reliability diagram: predicted against observed, in equal-width bins.
+    """Compute a reliability diagram: predicted against observed, in equal-width bins.
 
     Args:
-        probability: [N] of the event (the positive class, or the predicted class being right).
-        happened: [N].
-        bins: number of bins over 0..1; empty ones are left out.
+        probability: float [N], of the event (positive class, or correct prediction).
+        happened: bool [N], whether the event happened.
+        bins: number of bins over 0..1; empty bins are left out.
 
     Returns:
         `predicted` (mean), `observed` (share), `n` per bin and `expected_calibration_error`
@@ -101,7 +102,7 @@ def histograms(
     member: dict[str, npt.NDArray[np.bool_]],
     bins: int = 25,
 ) -> dict[str, Any]:
-    """Counts of a probability over 0..1 for each named subset of rows."""
+    """Return `edges` and `counts` of a histogram over 0..1, for each named subset of rows."""
     edges: Floats = np.linspace(0, 1, bins + 1)
     return {
         "edges": edges.tolist(),
@@ -126,7 +127,7 @@ def _point(
 
 
 def _corners(fpr: Floats, tpr: Floats) -> npt.NDArray[np.int64]:
-    """Indices of the points to draw: the staircase's corners, thinned evenly to MAX_POINTS."""
+    """Return indices of the points to draw: corners of the steps, thinned evenly to MAX_POINTS."""
     straight = (np.diff(fpr[:-1]) == 0) & (np.diff(fpr[1:]) == 0)
     straight |= (np.diff(tpr[:-1]) == 0) & (np.diff(tpr[1:]) == 0)
     keep = np.flatnonzero(np.concatenate([[True], ~straight, [True]])[: len(fpr)])

@@ -1,4 +1,4 @@
-"""The evaluate job: a trained model meets val and, once, test."""
+"""The evaluate job: metrics of a trained model on val and, once, on test."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from visao_ray.core.settings import EvaluateOptions
 from visao_ray.core.storage import Location
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
+    check_errors,
     find_source,
     missing_contents,
     open_model,
@@ -45,42 +46,28 @@ from visao_ray.store.rows import find_rows, read_rows
 from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion
 
-_MISTAKES_KEPT = 200
+_MAX_MISTAKES = 200
 _NEIGHBOURS = 20
-_FILE_ROWS = 32_768  # of a table that is written: 114 MB with 868 classes
-_PIECE_ROWS = 4096  # of probabilities, at once
+_FILE_ROWS = 32_768  # rows of an output file: 114 MB with 868 classes
+_PIECE_ROWS = 4096  # rows of probabilities read at once
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What `evaluate_in` found.
+class EvaluationResult:
+    """The result of `evaluate_in`.
 
     Attributes:
         evaluation: the content of evaluation.json.
-        ok: images with a label that were predicted.
-        errors: those that could not be, by reason.
+        ok: number of labelled images that were predicted.
+        errors: number of labelled images that could not be predicted, by reason.
     """
 
     evaluation: dict[str, Any]
     ok: int
     errors: Counter[str]
 
-    def check_errors(self, most: float) -> None:
-        """Fail where too many images could not be predicted; what was found is written by now.
-
-        Raises:
-            InputError: a larger share of them than `most`.
-        """
-        errors = self.errors.total()
-        if errors and errors > most * (self.ok + errors):
-            reasons = ", ".join(f"{count:,} {name}" for name, count in self.errors.most_common())
-            raise InputError(
-                f"{errors:,} of {self.ok + errors:,} images could not be predicted ({reasons}), "
-                f"more than --max-errors {most:g} allows"
-            )
-
     def to_counts(self) -> dict[str, Any]:
-        """As result.json has them."""
+        """Return the counts for result.json."""
         errors = self.errors.total()
         return {
             "images": self.ok + errors,
@@ -92,12 +79,16 @@ class Evaluated:
 
 
 def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
-    """The evaluate job: writes `predictions`, `embeddings`, `evaluation.json`, and the metrics.
+    """Run the evaluate job: write `predictions`, `embeddings`, `evaluation.json` and the metrics.
 
-    The threshold comes from val alone.
+    The threshold is chosen on val only.
+
+    Args:
+        settings: settings of the job.
+        run: the run of the job.
 
     Raises:
-        InputError: no such store, data or model, or they do not fit; too many unreadable images.
+        InputError: no such store, data or model, or they do not match; too many unreadable images.
     """
     model = open_model(settings.model, settings.batch_size)
     source = find_source(settings, model)
@@ -110,38 +101,44 @@ def evaluate_model(settings: EvaluateSettings, run: Run[Any]) -> None:
         run.counts = {"read": run.counts}
     store = Store.open(settings.store_uri())
     snapshot = pin(store, run.id, results=None, as_of=settings.as_of)
-    found = evaluate_in(run, snapshot, model, pool, settings)
-    run.counts |= found.to_counts()
+    result = evaluate_in(run, snapshot, model, pool, settings)
+    run.counts |= result.to_counts()
     run.inputs |= {"dataset": model.model_metadata.dataset.to_json()}
     run.details |= {
-        "threshold": found.evaluation["threshold"],
+        "threshold": result.evaluation["threshold"],
         "classes": list(model.model_metadata.classes),
         "model": model.model_metadata.name,
     }
-    found.check_errors(settings.max_errors)
+    total = result.ok + result.errors.total()
+    check_errors(dict(result.errors.most_common()), total, settings.max_errors)
 
 
 def evaluate_in(
     run: Run[Any], snapshot: Snapshot, model: KerasModel, pool: ActorPool, options: EvaluateOptions
-) -> Evaluated:
+) -> EvaluationResult:
     """Evaluate a model on the labelled val and test images of a snapshot.
 
-    Images that the store has no predictions of by this model are predicted first; those of train
-    too where the model embeds, for they are what is searched. The store's lease is taken for that,
-    so the caller must not hold it. Writes `predictions`, `embeddings` and `evaluation.json` below
-    `run.out`, and the run's metrics, warnings and inputs. A run that goes on does what is missing.
+    First predicts the images that have no predictions by this model in the store. If the model
+    embeds, this includes train images, because they are the gallery of the retrieval metrics. This
+    takes the lease of the store, so the caller must not hold it. Writes `predictions`, `embeddings`
+    and `evaluation.json` below `run.out`, and sets metrics, warnings and inputs of the run. A
+    resumed run does only what is missing.
 
     Args:
-        run: of any job; its `seed` is that of the bootstrap, its id tags the predictions it reads.
-        snapshot: as `pin` returned it for this run; its images and verdicts count, its results need
-            not be predictions.
+        run: the run of any job; its `seed` is the seed of the bootstrap, its id tags the
+            predictions that it reads.
+        snapshot: the result of `pin` for this run; only its images and verdicts are used, its
+            results need not be predictions.
         model: see `inference.open_model`.
         pool: actors that hold the model.
-        options: target recall of the threshold, and replicates of the bootstrap.
+        options: target recall of the threshold, and number of bootstrap replicates.
+
+    Returns:
+        The evaluation, and counts of the images.
 
     Raises:
         InputError: no labelled val or test image was predicted, the store has no vectors that the
-            model takes, or somebody else writes to the store.
+            model takes, or another job is writing to the store.
     """
     store = Store.open(snapshot.store)
     name = f"predictions/{table_name(model)}"
@@ -151,13 +148,13 @@ def evaluate_in(
     table = store.predictions(table_name(model))
     before = table.latest() if table.exists() else None
     missing = remotely(_missing, images.images, before, wanted, keep=True)
-    seen: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     if before is None or remotely(_length, missing):
         with store.writing(run.owner, run.say, run.predecessor) as writer:
             done = predict_contents(run, writer, model, missing, pool)
             keep_in_order(run, writer)
-        table.untag(RUN_TAG + run.id)  # of a start before this one, which lacked some
-        seen = done.errors
+        table.untag(RUN_TAG + run.id)  # an earlier start tagged a version that lacks some rows
+        failed = done.errors
         if done.computed and run.timings.get("predict"):
             run.throughput["images_per_second"] = done.computed / run.timings["predict"]
     predicted = replace(images, results=pin_table(store, name, run.id))
@@ -167,11 +164,11 @@ def evaluate_in(
         "model_digest": model.digest,
         "predictions": name,
     }
-    with run.timed("judge"):
-        other = "gone" if model.model_metadata.takes == "images" else "no_vectors"
-        ok, errors = remotely(_count, predicted, wanted, seen, other)
+    with run.timed("evaluate"):
+        default = "gone" if model.model_metadata.takes == "images" else "no_vectors"
+        ok, errors = remotely(_count, predicted, wanted, failed, default)
         task = _Task(predicted, model.model_metadata, splits, options, run.settings.seed)
-        evaluation = remotely(judge, task, run.out)
+        evaluation = remotely(evaluate_task, task, run.out)
     evaluation["model"] = {"name": model.name, "digest": model.digest}
     run.out.join("evaluation.json").write_bytes(to_json(evaluation))
     run.metrics |= evaluation["metrics"]
@@ -179,11 +176,11 @@ def evaluate_in(
         run.warn(warning)
     for line in summary(evaluation):
         run.say(line)
-    return Evaluated(evaluation, ok, errors)
+    return EvaluationResult(evaluation, ok, errors)
 
 
 def _read_images(run: Run[Any], source: Source, model: KerasModel, pool: ActorPool) -> None:
-    """Bring the images of --data into the store; a model that embeds sees them all on the way."""
+    """Add the images of --data to the store; a model that embeds predicts them in the same pass."""
     engine = model if "embedding" in model.outputs else None
     with source.writing(run) as writer:
         writer.ensure(writer.store.images, schemas.IMAGES)
@@ -210,43 +207,43 @@ def _length(array: Sequence[Any]) -> int:
 
 
 def _count(
-    snapshot: Snapshot, wanted: Sequence[Any], seen: Counter[str], other: str
+    snapshot: Snapshot, wanted: Sequence[Any], failed: Counter[str], default: str
 ) -> tuple[int, Counter[str]]:
-    """How many contents were predicted, and the others by reason. For a task.
+    """Count the contents that were predicted, and the others by reason. Runs in a task.
 
     Args:
-        snapshot: with predictions.
-        wanted: a reference to the contents that should have them.
-        seen: reasons that the graph met, by which contents without any row are named.
-        other: reason of those that the graph never met.
+        snapshot: snapshot with predictions.
+        wanted: list with a reference to the contents that should be predicted.
+        failed: reasons that the graph reported; they are assigned to contents without any row.
+        default: reason for contents that the graph did not report.
     """
     import ray
 
     contents, results = ray.get(wanted[0]), snapshot.results
     assert results is not None
     ok = len(find_rows(results, contents, schemas.OK))
-    failed = find_rows(results, contents, schemas.ERROR)
+    error_rows = find_rows(results, contents, schemas.ERROR)
     errors: Counter[str] = Counter()
-    for batch in read_rows(results, failed, ["error_type"]):
+    for batch in read_rows(results, error_rows, ["error_type"]):
         errors.update(batch["error_type"].to_pylist())
-    without = len(contents) - ok - len(failed)
-    for reason, count in (seen - errors).items():
+    without = len(contents) - ok - len(error_rows)
+    for reason, count in (failed - errors).items():
         errors[reason] += min(count, without)
         without -= min(count, without)
-    errors[other] += without
+    errors[default] += without
     return ok, +errors
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is evaluated, and how.
+    """What to evaluate, and how.
 
     Attributes:
-        snapshot: with predictions.
-        about: the model.
-        splits: of the images that were predicted.
-        options: target recall and replicates.
-        seed: of the bootstrap.
+        snapshot: snapshot with predictions.
+        metadata: metadata of the model.
+        splits: splits of the images that were predicted.
+        options: target recall and number of replicates.
+        seed: seed of the bootstrap.
     """
 
     snapshot: Snapshot
@@ -256,11 +253,18 @@ class _Task:
     seed: int
 
 
-def judge(task: _Task, out: Location) -> dict[str, Any]:
-    """The content of evaluation.json; writes `predictions` and `embeddings` below `out`.
+def evaluate_task(task: _Task, out: Location) -> dict[str, Any]:
+    """Evaluate the predictions of a snapshot, and write `predictions` and `embeddings`.
 
-    For a task. Models without classes have retrieval metrics alone; models that do not embed have
-    none. Probabilities and embeddings are mapped from a file, in the order of contents.
+    Runs in a Ray task. Models without classes have only retrieval metrics; models that do not embed
+    have none. Probabilities and embeddings are mapped from a file, in the order of contents.
+
+    Args:
+        task: what to evaluate.
+        out: folder of the output.
+
+    Returns:
+        The content of evaluation.json.
 
     Raises:
         InputError: there is nothing to evaluate, or a number is not finite.
@@ -282,13 +286,15 @@ def judge(task: _Task, out: Location) -> dict[str, Any]:
         for split, metrics in found.items():
             evaluation["metrics"][split] |= metrics
     if examples.conflicts:
-        told = f"{examples.conflicts:,} images have files with different labels and are left out."
-        evaluation["warnings"] = [*evaluation["warnings"], told]
+        warning = (
+            f"{examples.conflicts:,} images have files with different labels and are left out."
+        )
+        evaluation["warnings"] = [*evaluation["warnings"], warning]
     return evaluation
 
 
 def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[str, Any]:
-    """Everything that `evaluate_predictions` finds, and the most confident mistakes."""
+    """Return the result of `evaluate_predictions`, and the most confident mistakes."""
     metadata, options = task.metadata, task.options
     mapped = _mapped(task, examples, "probability")
     probability = mapped.vectors["probability"]
@@ -316,7 +322,7 @@ def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[st
         named = f"{len(unknown)} classes ({', '.join(unknown[:5])}{', …' if unknown[5:] else ''})"
         evaluation["warnings"] = [
             *evaluation["warnings"],
-            f"{named} stand in no train or val image: their test images count as wrong",
+            f"{named} have no train or val images: their test images count as wrong",
         ]
     evaluation["mistakes"] = _mistakes(
         examples, np.array(metadata.classes, object)[predicted], highest
@@ -327,10 +333,10 @@ def _of_predictions(task: _Task, examples: Examples, place: Location) -> dict[st
 def _mistakes(
     examples: Examples, predicted: npt.NDArray[np.object_], highest: Vectors
 ) -> list[dict[str, Any]]:
-    """Test images whose most probable class is not theirs, the most confident first."""
+    """Return test images with a wrong most probable class, the most confident first."""
     labels = _texts(examples.labels)
     wrong = np.flatnonzero((_texts(examples.splits) == "test") & (predicted != labels))
-    order = np.argsort(-highest[wrong], kind="stable")[:_MISTAKES_KEPT]
+    order = np.argsort(-highest[wrong], kind="stable")[:_MAX_MISTAKES]
     return [
         {
             "key": examples.keys[row].as_py(),
@@ -343,7 +349,7 @@ def _mistakes(
 
 
 def _without_classes(examples: Examples) -> dict[str, Any]:
-    """What there is to say of a model that only embeds, before its retrieval is evaluated."""
+    """Return the evaluation of a model that only embeds, without its retrieval metrics."""
     splits = _texts(examples.splits)
     groups = pc.coalesce(examples.groups.cast(pa.string()), examples.keys)
     counts = {}
@@ -372,7 +378,7 @@ def _write_embeddings(task: _Task, examples: Examples, place: Location) -> None:
 
 
 def _mapped(task: _Task, examples: Examples, column: str) -> MappedVectors:
-    """An output of the model, float32[N, width] in the order of the examples."""
+    """Map an output of the model, float32 [N, width] in the order of the examples."""
     assert task.snapshot.results is not None
     count = len(examples)
     rows = TableRows(task.snapshot.results, examples.contents, 0, np.arange(count)[:, None])
@@ -380,7 +386,7 @@ def _mapped(task: _Task, examples: Examples, column: str) -> MappedVectors:
 
 
 def _columns(examples: Examples, metadata: ModelMetadata) -> dict[str, pa.Array]:
-    """What a table of predictions or embeddings says of each image."""
+    """Return the columns that the tables of predictions and embeddings share."""
     return {
         "key": examples.keys,
         "split": examples.splits.cast(pa.string()),
@@ -391,7 +397,7 @@ def _columns(examples: Examples, metadata: ModelMetadata) -> dict[str, pa.Array]
 
 
 def _write_files(place: Location, columns: Mapping[str, pa.Array], schema: pa.Schema) -> None:
-    """Write a table as Parquet files, in place of what an earlier start left there."""
+    """Write a table as Parquet files; replace those of an earlier start."""
     place.delete()
     table = pa.table(columns).select(schema.names)
     for number, start in enumerate(range(0, table.num_rows, _FILE_ROWS)):
@@ -402,7 +408,7 @@ def _write_files(place: Location, columns: Mapping[str, pa.Array], schema: pa.Sc
 
 
 def _most_probable(probability: Vectors) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """Class and probability of the most probable class of each row: int64[N], float32[N]."""
+    """Return class and probability of the most probable class of each row: int64[N], float32[N]."""
     predicted = np.zeros(len(probability), np.int64)
     highest = np.zeros(len(probability), np.float32)
     for start in range(0, len(probability), _PIECE_ROWS):
@@ -413,13 +419,13 @@ def _most_probable(probability: Vectors) -> tuple[npt.NDArray[np.int64], Vectors
 
 
 def _texts(column: pa.DictionaryArray) -> npt.NDArray[np.object_]:
-    """Texts of a column without nulls; each is one object however often it stands there."""
+    """Return the texts of a column without nulls; equal texts are the same object."""
     names = np.array(column.dictionary.to_pylist(), object)
     return np.asarray(names[column.indices.to_numpy()])
 
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
-    """The figures people look for first, as lines of text: name, val and test with intervals."""
+    """Format the main metrics as lines of text: name, val and test with intervals."""
 
     def cell(found: dict[str, Any] | None) -> str:
         if not found or found["value"] is None:
@@ -444,10 +450,10 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
     if threshold is None:
         return lines
     positive = threshold["positive"]
-    for suffix, told in (("", "0.5"), ("_at_threshold", f"{threshold['threshold']:.3f}")):
+    for suffix, cut in (("", "0.5"), ("_at_threshold", f"{threshold['threshold']:.3f}")):
         val, test = (
             metrics[f"{split}{suffix}"]["per_class"][positive] for split in ("val", "test")
         )
         for name in ("recall", "precision"):
-            lines.append(line(f"{name} of {positive} at {told}", cell(val[name]), cell(test[name])))
+            lines.append(line(f"{name} of {positive} at {cut}", cell(val[name]), cell(test[name])))
     return lines

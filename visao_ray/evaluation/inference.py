@@ -1,9 +1,9 @@
-"""A trained model on the images of a store: those that it has not predicted yet, and no others."""
+"""Apply a trained model to the images of a store that it has not predicted yet."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,17 @@ UNIT_IMAGES = 64
 
 
 def open_model(uri: str, batch_size: int) -> KerasModel:
-    """A trained model, with the digest of its file.
+    """Open a trained model.
 
     Args:
-        uri: of the file.
-        batch_size: images the network sees at once.
+        uri: URI of the file.
+        batch_size: images per batch.
+
+    Returns:
+        The model, with the digest of its file.
 
     Raises:
-        InputError: missing, unreadable, or not a file that visao_ray trained.
+        InputError: missing, unreadable, or not a model that visao_ray trained.
     """
     location = locate(uri)
     data = artifact.read(location)
@@ -48,7 +51,7 @@ def open_model(uri: str, batch_size: int) -> KerasModel:
 
 
 def table_name(model: KerasModel) -> str:
-    """The name of a model's predictions in a store: `head-trial-3-1a2b3c4d`."""
+    """Return the name of a model's predictions in a store: `head-trial-3-1a2b3c4d`."""
     return f"{model.name.replace(' ', '-')}-{model.digest[:8]}"
 
 
@@ -56,12 +59,12 @@ def check_model(model: KerasModel, store: Store, where: str) -> None:
     """Check that a model can be used on a store, before Ray starts.
 
     Args:
-        model: to be used.
-        store: whose images it is to predict.
-        where: begins the message of an error.
+        model: the model.
+        store: store with the images to predict.
+        where: start of an error message.
 
     Raises:
-        InputError: it is for another dataset, or the store has no vectors of the kind it takes.
+        InputError: the model is for another dataset, or the store has no vectors that it takes.
     """
     if model.model_metadata.takes == "images":
         model.model_metadata.check_images(_dataset(store), where)
@@ -70,16 +73,23 @@ def check_model(model: KerasModel, store: Store, where: str) -> None:
 
 
 def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
-    """The table of vectors of the kind that a model was trained on.
+    """Find the table of vectors by the extractor that a model was trained with.
+
+    Args:
+        model: a model that takes vectors.
+        store: the store.
+        where: start of an error message.
+
+    Returns:
+        The table.
 
     Raises:
-        InputError: it is for another dataset, or the store has no such vectors; the message says
-            which command makes them.
+        InputError: the model is for another dataset, or the store has no such vectors; the message
+            names the command that computes them.
     """
     metadata, dataset = model.model_metadata, _dataset(store)
-    metadata.check_features(
-        dataset, metadata.width, metadata.features, where
-    )  # of the dataset alone
+    # With its own width and features, this checks only the dataset.
+    metadata.check_features(dataset, metadata.width, metadata.features, where)
     wrong = []
     for name in store.extractors():
         table = store.vectors(name)
@@ -94,18 +104,21 @@ def find_vectors(model: KerasModel, store: Store, where: str) -> Table:
         else:
             return table
     reason = wrong[0] if len(wrong) == 1 else f"{where}: store {store.uri} has no vectors for it"
-    raise InputError(f"{reason}; {extract_command(metadata, store.uri)} makes them")
+    raise InputError(f"{reason}; {extract_command(metadata, store.uri)} computes them")
 
 
 def find_source(settings: Any, model: KerasModel) -> Source | None:
-    """What --data has to read before a model is used, if it is given; before Ray starts.
+    """Open the source of --data and check the model against it or the store, before Ray starts.
 
     Args:
-        settings: of a job with a model, and images in a store or below --data.
-        model: to be used; it is checked against them.
+        settings: settings of a job with a model, and images in a store or below --data.
+        model: the model.
+
+    Returns:
+        The images to read before the model is used; None without --data.
 
     Raises:
-        InputError: no such images or store, or the model does not fit them.
+        InputError: no such images or store, or the model does not match them.
     """
     where = f"--model {settings.model}"
     if settings.data is None:
@@ -114,7 +127,7 @@ def find_source(settings: Any, model: KerasModel) -> Source | None:
     if model.model_metadata.takes != "images":
         store = settings.store or "STORE"
         raise InputError(
-            f"{where}: the model ({model.name}) takes vectors, which images below --data have not; "
+            f"{where}: the model ({model.name}) takes vectors, and images below --data have none; "
             f"run {extract_command(model.model_metadata, store, settings.data)} first, then this "
             f"with --store {store} and without --data"
         )
@@ -124,7 +137,7 @@ def find_source(settings: Any, model: KerasModel) -> Source | None:
 
 
 def extract_command(metadata: ModelMetadata, store: str, data: str = "…") -> str:
-    """The command that makes the vectors which a model takes."""
+    """Return the command that computes the vectors that a model takes."""
     names = ("engine", "backbone", "weights", "preprocessing", "image_size", "resize")
     made = metadata.features
     flags = [f"--{name.replace('_', '-')} {made[name]}" for name in names if made.get(name)]
@@ -134,12 +147,15 @@ def extract_command(metadata: ModelMetadata, store: str, data: str = "…") -> s
 def missing_contents(
     images: TableVersion, results: TableVersion | None, wanted: Contents | None = None
 ) -> Contents:
-    """Contents of readable images for which a model has no row, sorted, as `S32`. For a task.
+    """Find contents of readable images that have no row by a model. Runs in a task.
 
     Args:
         images: table of files.
-        results: predictions of the model; None where there are none yet.
-        wanted: the contents that count, sorted; None: all.
+        results: predictions of the model; None if there are none yet.
+        wanted: `S32`, sorted, the contents to consider; None for all.
+
+    Returns:
+        `S32`, sorted.
     """
     found = proof.contents_without(images, results, views=1)
     return found if wanted is None else np.intersect1d(found, wanted, assume_unique=True)
@@ -151,26 +167,54 @@ def predict_contents(
     """Predict contents of a store that have no predictions by this model yet.
 
     Args:
-        run: of any job.
-        writer: of the store.
-        model: that `check_model` found to fit the store.
-        contents: reference to what `missing_contents` returned in a task.
+        run: the run of any job.
+        writer: writer of the store.
+        model: a model that passed `check_model`.
+        contents: reference to the result of `missing_contents` from a task.
         pool: actors that hold the model.
 
     Returns:
-        What was done. Contents that could not be read have no row afterwards, and neither have
-        those without vectors where the model takes vectors; a warning says how many those are.
+        What was done. Contents that could not be read get no row. If the model takes vectors,
+        contents without vectors get no row either, and a warning gives their number.
     """
     results = writer.store.predictions(table_name(model))
     writer.ensure(results, schemas.results(model.outputs, model.metadata))
-    by = _predict_images if model.model_metadata.takes == "images" else _predict_vectors
+    predict = _predict_images if model.model_metadata.takes == "images" else _predict_vectors
     with run.timed("predict"):
-        done = by(run, writer, model, contents, pool, new_listing(run))
+        done = predict(run, writer, model, contents, pool, new_listing(run))
         at, removed = remotely(proof.remove_repeated, writer.version(results))
         writer.moved(results, at)
     if removed:
-        run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
+        run.warn(f"{removed:,} duplicate rows of {results.uri} were removed")
     return done
+
+
+def check_errors(
+    errors: Mapping[str, int],
+    total: int,
+    max_errors: float,
+    images: str = "images",
+    advice: str = "",
+) -> None:
+    """Fail if too many images could not be predicted; the output is already written by then.
+
+    Args:
+        errors: number of images that could not be predicted, by reason.
+        total: number of images, with these.
+        max_errors: the largest allowed share of errors, 0 to 1.
+        images: what to call the images in the message.
+        advice: end of the message.
+
+    Raises:
+        InputError: the share of errors is larger.
+    """
+    count = sum(errors.values())
+    if count and count > max_errors * total:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in errors.items())
+        raise InputError(
+            f"{count:,} of {total:,} {images} could not be predicted ({reasons}), more than "
+            f"--max-errors {max_errors:g} allows{advice}"
+        )
 
 
 def _predict_images(
@@ -211,7 +255,7 @@ def _predict_vectors(
     if without:
         run.warn(
             f"{without:,} images have no vectors yet, so they are not predicted; "
-            f"{extract_command(model.model_metadata, store.uri)} makes them"
+            f"{extract_command(model.model_metadata, store.uri)} computes them"
         )
     if rows:
         run.say(f"{rows:,} images through {model.name} on {pool}, from their vectors")

@@ -1,4 +1,4 @@
-"""Rows to evaluate: the true class, the probabilities and the group of each."""
+"""Rows to evaluate: true class, probabilities and group of each row."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Values: TypeAlias = Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArra
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Rows with their true class and group, and what one reading of the probabilities shows.
+    """Rows with true class and group, and values from one pass over the probabilities.
 
     Attributes:
-        probability: [N, C].
-        unusable: rows whose probabilities are not all finite.
+        probability: float [N, C].
+        unusable: number of rows with a probability that is not finite.
         label: int32[N], the true class.
-        group: int32[N], what is drawn as one, numbered in the order of the names.
-        groups: how many groups there are.
-        most_probable: int32[N], the first class of the highest probability.
-        highest: [N], its probability.
-        of_true: [N], the probability of the true class.
-        rank: int32[N], classes at least as probable as the true one. Ties rank against it: a
-            constant prediction earns no credit.
+        group: int32[N], the unit that the bootstrap draws, numbered in the order of the names.
+        groups: number of groups.
+        most_probable: int32[N], the first class with the highest probability.
+        highest: float [N], its probability.
+        of_true: float [N], the probability of the true class.
+        rank: int32[N], number of classes that are at least as probable as the true one. Equal
+            probabilities count against it, so a constant prediction earns no credit.
     """
 
     probability: Probabilities
@@ -56,13 +56,16 @@ class LabelledScores:
         groups: Values,
         classes: Sequence[str],
     ) -> LabelledScores:
-        """Check and number what is given.
+        """Check the columns, and encode labels and groups as numbers.
 
         Args:
-            labels: [N] class names without nulls, or class indices.
-            probability: [N, C], columns in the order of `classes`.
-            groups: [N] patient, container or whatever must be drawn as one, without nulls.
+            labels: [N], class names without nulls, or class indices.
+            probability: float [N, C], columns in the order of `classes`.
+            groups: [N], patient, container or other unit that the bootstrap draws, without nulls.
             classes: the C declared class names.
+
+        Returns:
+            The rows.
 
         Raises:
             InputError: unknown label, wrong shape, or a probability that is not finite.
@@ -92,13 +95,16 @@ class LabelledScores:
         group: Codes,
         groups: int,
     ) -> LabelledScores:
-        """Read the probabilities once.
+        """Make one pass over the probabilities.
 
         Args:
-            label: [N] class indices.
-            probability: [N, C].
+            label: int [N], class indices.
+            probability: float [N, C].
             group: int32[N], from 0.
-            groups: how many groups there are.
+            groups: number of groups.
+
+        Returns:
+            The rows.
         """
         given, rows = Probabilities.of(probability), len(label)
         most_probable, rank = np.empty(rows, np.int32), np.empty(rows, np.int32)
@@ -123,22 +129,22 @@ class LabelledScores:
         )
 
     def __len__(self) -> int:
-        """N, the number of rows."""
+        """Return N, the number of rows."""
         return len(self.label)
 
     def score(self, c: int) -> npt.NDArray[np.floating]:
-        """The probability of one class: [N]."""
+        """Return the probability of one class: float [N]."""
         column: npt.NDArray[np.floating] = self.probability.columns(range(c, c + 1))[0]
         return column
 
     @cached_property
     def of_label(self) -> sparse.csr_array:
-        """Rows of each class, by group: [C, G]."""
+        """Number of rows of each class, by group: sparse [C, G]."""
         return group_sums(self.label, self.group, (self.probability.width, self.groups))
 
     @cached_property
     def groups_with(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """How many groups hold rows of each class, and how many hold rows of others: [C] each."""
+        """Number of groups with rows of each class, and with rows of others: int64[C] each."""
         of_label = self.of_label
         full = of_label.data == np.bincount(self.group, minlength=self.groups)[of_label.indices]
         of_class = np.repeat(np.arange(self.probability.width), np.diff(of_label.indptr))
@@ -147,11 +153,14 @@ class LabelledScores:
 
 
 def class_codes(labels: Values, classes: Sequence[str]) -> Codes:
-    """Labels as positions in the declared class order: int32[N].
+    """Encode labels as indices into the declared classes.
 
     Args:
-        labels: [N] class names without nulls, or class indices.
+        labels: [N], class names without nulls, or class indices.
         classes: the C declared class names.
+
+    Returns:
+        int32[N].
 
     Raises:
         InputError: a label is not one of the classes.
@@ -178,10 +187,13 @@ def class_codes(labels: Values, classes: Sequence[str]) -> Codes:
 
 
 def sorted_codes(values: Values) -> tuple[Codes, int]:
-    """Values as numbers from 0 in their sorted order, int32[N], and how many distinct ones.
+    """Encode values as numbers from 0 in their sorted order.
 
     Args:
-        values: [N] names or numbers without nulls, as of groups.
+        values: [N], names or numbers without nulls, such as groups.
+
+    Returns:
+        int32[N], and the number of distinct values.
     """
     if not len(values):
         return np.zeros(0, dtype=np.int32), 0
@@ -193,12 +205,12 @@ def sorted_codes(values: Values) -> tuple[Codes, int]:
 
 def _arrow(values: Values) -> pa.Array | pa.ChunkedArray:
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
-    # A dictionary may hold values that no row has.
+    # A dictionary may contain values that no row has.
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
 def _encoded(array: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
-    """The distinct values, and the position among them of each row's own."""
+    """Return the distinct values, and the index of each row's value among them: int32[N]."""
     encoded = array.dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()

@@ -1,4 +1,4 @@
-"""The predict job: every image of a store that a model has not predicted yet, labelled or not."""
+"""The predict job: predict all images of a store that a model has not predicted yet."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from typing import Any
 
-from visao_ray.core.errors import InputError
 from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import current_cluster, fit_actors, remotely
 from visao_ray.core.run import Run
 from visao_ray.evaluation.inference import (
     UNIT_IMAGES,
+    check_errors,
     find_source,
     missing_contents,
     open_model,
@@ -21,11 +21,11 @@ from visao_ray.evaluation.inference import (
 )
 from visao_ray.evaluation.settings import PredictSettings
 from visao_ray.evaluation.worklist import (
-    Decision,
+    DecisionRule,
     Request,
     Worklist,
-    look_before,
-    read_decision,
+    read_decision_rule,
+    read_known_images,
     write_worklist,
 )
 from visao_ray.features.extract import Source, keep_in_order, read_new
@@ -37,65 +37,64 @@ CSV = "predictions.csv"
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What a start of the job predicted and listed.
+class PredictionResult:
+    """What one run of the job predicted and listed.
 
     Attributes:
-        dataset: its name.
-        model: whose predictions they are.
-        since, batch: which images were asked for, as the settings say it.
+        dataset: name of the dataset.
+        model: the model that predicted.
+        since: `--since` of the settings.
+        batch: `--batch` of the settings.
         decision: how probabilities become a decision.
-        worklist: the images, first what should be looked at first.
+        worklist: the listed images; those to check first come first.
     """
 
     dataset: str
     model: KerasModel
     since: str | None
     batch: str | None
-    decision: Decision
+    decision: DecisionRule
     worklist: Worklist
 
-    def check_errors(self, most: float) -> None:
-        """Fail where too many new images could not be predicted; all is written by now.
-
-        Raises:
-            InputError: a larger share of them than `most`.
-        """
+    def check_errors(self, max_errors: float) -> None:
+        """Fail if too many new images could not be predicted; see `inference.check_errors`."""
         counts = self.worklist.counts
-        errors, new = counts["errors"], counts["new"]
-        if errors and errors > most * new:
-            reasons = counts["errors_by_reason"].items()
-            raise InputError(
-                f"{errors:,} of {new:,} new images could not be predicted "
-                f"({', '.join(f'{count:,} {name}' for name, count in reasons)}), more than "
-                f"--max-errors {most:g} allows; the column 'error' of {CSV} says why"
-            )
+        advice = f"; the column 'error' of {CSV} says why"
+        check_errors(counts["errors_by_reason"], counts["new"], max_errors, "new images", advice)
 
 
-def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
-    """Predict what has no predictions by the model, and write `predictions.csv`.
+def predict_new(settings: PredictSettings, run: Run[Any]) -> PredictionResult:
+    """Predict the images that have no predictions by the model, and write `predictions.csv`.
 
-    Images below --data enter the store first; a model of pixels predicts them while they are read.
+    Images below --data are added to the store first; a model of pixels predicts them in the same
+    pass.
+
+    Args:
+        settings: settings of the job.
+        run: the run of the job.
+
+    Returns:
+        The listed images.
 
     Raises:
-        InputError: no such store, data, model or evaluation, or they do not fit; somebody else
-            writes to the store.
+        InputError: no such store, data, model or evaluation, or they do not match; another job is
+            writing to the store.
     """
     model = open_model(settings.model, settings.batch_size)
-    decision = read_decision(model, settings.evaluation)
+    decision = read_decision_rule(model, settings.evaluation)
     source = find_source(settings, model)
     start_ray()
     pool = fit_actors(settings.workers, settings.worker(), current_cluster())
     with _writing(settings, source, run) as writer:
         images, results = writer.store.images, writer.store.predictions(table_name(model))
         writer.ensure(images, schemas.IMAGES)
-        there = writer.version(results) if results.exists() else None
-        before = remotely(look_before, writer.version(images), there, keep=True)
+        existing = writer.version(results) if results.exists() else None
+        known = remotely(read_known_images, writer.version(images), existing, keep=True)
         if source is not None:
             read_new(run, writer, source, model, results, pool, UNIT_IMAGES)
             run.counts = {"read": run.counts}
-        there = writer.version(results) if results.exists() else None
-        missing = remotely(missing_contents, writer.version(images), there, keep=True)
+        existing = writer.version(results) if results.exists() else None
+        missing = remotely(missing_contents, writer.version(images), existing, keep=True)
         done = predict_contents(run, writer, model, missing, pool)
         keep_in_order(run, writer)
         request = Request(
@@ -107,7 +106,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
             model.model_metadata.takes == "features",
         )
     with run.timed("list"):
-        worklist = remotely(write_worklist, request, before, run.out.join(CSV))
+        worklist = remotely(write_worklist, request, known, run.out.join(CSV))
     run.counts |= worklist.counts
     run.inputs |= {
         "model": model.at.uri,
@@ -118,9 +117,9 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> Predicted:
     run.details |= {"model": model.name, "threshold": decision.threshold}
     if done.computed and run.timings["predict"]:
         run.throughput["images_per_second"] = done.computed / run.timings["predict"]
-    _say(run, worklist)
+    _print_counts(run, worklist)
     dataset = model.model_metadata.dataset.name
-    return Predicted(dataset, model, settings.since, settings.batch, decision, worklist)
+    return PredictionResult(dataset, model, settings.since, settings.batch, decision, worklist)
 
 
 def _writing(
@@ -133,7 +132,7 @@ def _writing(
 
 
 def _since(settings: PredictSettings) -> datetime | None:
-    """The beginning of the day that --since names, in UTC."""
+    """Return the start of the day of --since, in UTC."""
     if settings.since is None:
         return None
     if settings.since == "today":
@@ -141,7 +140,7 @@ def _since(settings: PredictSettings) -> datetime | None:
     return datetime.fromisoformat(settings.since).replace(tzinfo=UTC)
 
 
-def _say(run: Run[Any], worklist: Worklist) -> None:
+def _print_counts(run: Run[Any], worklist: Worklist) -> None:
     counts = worklist.counts
     without = counts["without_vectors"]
     rest = f" + {without:,} without vectors" if without else ""

@@ -1,4 +1,4 @@
-"""Evaluate a predictions table: threshold from val, figures for val and test."""
+"""Evaluate a predictions table: threshold from val, metrics of val and test."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,21 +26,22 @@ FEW_ROWS = 100
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything a result file and a report say about one model.
+    """The evaluation of one model, for result files and reports.
 
     Attributes:
         classes: declared class order; rows and columns of confusion matrices.
         positive: the positive class, or None.
-        threshold: chosen on val for the target recall; None for more than two classes, no positive
-            class, or a val without positives (then `warnings` says so).
+        threshold: chosen on val for the target recall; None with more than two classes, without a
+            positive class, or without positive rows in val (then there is a warning).
         metrics: `val` and `test` at 0.5 (most probable class), and with a threshold
-            `val_at_threshold` and `test_at_threshold`; see `classification_metrics`. Where
-            classes have chapters, `val` and `test` hold `chapter_metrics` too.
+            `val_at_threshold` and `test_at_threshold`; see `classification_metrics`. If classes
+            have chapters, `val` and `test` contain `chapter_metrics` too.
         curves: per split, ROC and precision-recall points, or the top-k curve; None if undefined.
         calibration: per split, the reliability diagram.
-        histograms: per split, p(positive) by true class, or the top probability by right and wrong.
+        histograms: per split, p(positive) by true class, or the highest probability by right and
+            wrong.
         counts: per split, rows and groups.
-        warnings: what a reader must know before trusting the figures.
+        warnings: what limits the value of these metrics.
     """
 
     classes: tuple[str, ...]
@@ -54,7 +55,7 @@ class Evaluation:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready mapping; no NaN in it."""
+        """Return a JSON-ready mapping without NaN."""
         return asdict(self) | {"classes": list(self.classes), "warnings": list(self.warnings)}
 
 
@@ -70,18 +71,22 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Evaluate the val and test rows of a predictions table (other splits are ignored).
 
-    Only val rows decide the threshold; test rows never influence anything. Probabilities are read
-    where they lie and never copied as a whole; a table on a mapped file costs little memory.
+    Only val rows determine the threshold; test rows never influence anything. Probabilities are
+    read in place and never copied as a whole; a table in a mapped file needs little memory.
 
     Args:
         predictions: columns split, label, probability (fixed_size_list<float32>[C]), group, key;
-            a null group stands alone under its key.
+            a row with a null group is a group of its own.
         classes: declared class order, the order of the probabilities.
-        positive: with two classes, the class whose recall the threshold is chosen for.
-        target_recall: in (0, 1].
-        seed: of the bootstrap.
-        replicates: of the bootstrap.
-        chapter_digits: how many first digits of a class make its chapter; 0 where there are none.
+        positive: with two classes, the class to choose the threshold for.
+        target_recall: recall of the positive class that the threshold must reach, in (0, 1].
+        seed: seed of the bootstrap.
+        replicates: number of bootstrap replicates.
+        chapter_digits: number of leading digits of a class that make its chapter; 0 without
+            chapters.
+
+    Returns:
+        The evaluation.
 
     Raises:
         InputError: neither val nor test rows, a missing column, a label outside the classes,
@@ -94,9 +99,9 @@ def evaluate_predictions(
     if not any(map(len, rows.values())):
         raise InputError("predictions hold no val or test rows, so there is nothing to evaluate")
     warnings = [
-        f"Only {len(part)} {split} images: differences of a few points mean nothing."
+        f"Only {len(part)} {split} images: differences of a few points are not significant."
         if len(part)
-        else f"No {split} images: nothing is known about {split}."
+        else f"No {split} images: there are no metrics of {split}."
         for split, part in rows.items()
         if len(part) < FEW_ROWS
     ]
@@ -111,17 +116,19 @@ def evaluate_predictions(
                 val.score(column), val.label == column, target_recall, positive
             )
         else:
-            warnings.append(f"No operating threshold: val has no {positive} image to choose it on.")
+            warnings.append(
+                f"No operating threshold: val has no {positive} image to choose it from."
+            )
 
     cuts: dict[str, float | None] = {"": None}
     if threshold is not None:
         cuts["_at_threshold"] = threshold.threshold
-    found = {
+    by_split = {
         split: metrics_at(list(cuts.values()), part, names, positive, replicates, seed)
         for split, part in rows.items()
     }
     metrics = {
-        split + suffix: found[split][number]
+        split + suffix: by_split[split][number]
         for number, suffix in enumerate(cuts)
         for split in SPLITS
     }
@@ -133,7 +140,7 @@ def evaluate_predictions(
 
     curves: dict[str, dict[str, Any] | None] = {}
     calibration: dict[str, dict[str, Any] | None] = {}
-    bars: dict[str, dict[str, Any]] = {}
+    split_histograms: dict[str, dict[str, Any]] = {}
     for split, part in rows.items():
         if column is not None:
             score, event = part.score(column), part.label == column
@@ -145,7 +152,7 @@ def evaluate_predictions(
             curves[split] = top_k_curve(part.rank, len(names))
             subsets = {"right": event, "wrong": ~event}
         calibration[split] = calibration_bins(score, event)
-        bars[split] = histograms(score, subsets)
+        split_histograms[split] = histograms(score, subsets)
     return Evaluation(
         classes=names,
         positive=positive,
@@ -153,7 +160,7 @@ def evaluate_predictions(
         metrics=metrics,
         curves=curves,
         calibration=calibration,
-        histograms=bars,
+        histograms=split_histograms,
         counts={
             split: {"images": len(part), "groups": int(metrics[split]["groups"])}
             for split, part in rows.items()

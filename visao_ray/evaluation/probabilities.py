@@ -1,4 +1,4 @@
-"""Probabilities of many rows and classes, read piece by piece where they lie."""
+"""Probabilities of many rows and classes, read in place, piece by piece."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from visao_ray.core.errors import InputError
 
 Matrix = npt.NDArray[np.floating]
 
-# Bounds what one piece holds: 16 MB of float32.
+# Maximum size of a piece: 16 MB of float32.
 _PIECE_ELEMENTS = 4_000_000
-# Rows whose columns are copied at once: few enough to stay in a core's cache.
+# Rows to copy columns of at once: few enough for the cache of a core.
 _COLUMN_ROWS = 2048
 
 
@@ -24,11 +24,11 @@ _COLUMN_ROWS = 2048
 class Probabilities:
     """Probabilities [N, C], one row per image and one column per class.
 
-    They may lie in memory, in a mapped file or in the chunks of an Arrow column; only the piece
-    that is asked for is ever copied.
+    They can be in memory, in a mapped file or in the chunks of an Arrow column. Only the requested
+    piece is copied.
 
     Attributes:
-        parts: matrices [n, C] and which of their rows count, in order.
+        parts: matrices float [n, C] and which of their rows are used, in order.
         width: C, the number of classes.
     """
 
@@ -37,7 +37,7 @@ class Probabilities:
 
     @classmethod
     def of(cls, matrix: Matrix | Probabilities) -> Probabilities:
-        """Those of a matrix [N, C]; of other probabilities, themselves."""
+        """Wrap a matrix [N, C]; return other probabilities as they are."""
         if isinstance(matrix, Probabilities):
             return matrix
         array = np.asarray(matrix)
@@ -47,15 +47,18 @@ class Probabilities:
     def of_column(
         cls, column: pa.ChunkedArray, chosen: npt.NDArray[np.bool_], width: int
     ) -> Probabilities:
-        """Those in the chosen rows of a column.
+        """Use the chosen rows of a column.
 
         Args:
-            column: fixed_size_list<floating>; chosen rows have no null.
-            chosen: [rows of the column].
-            width: C, how many probabilities a row must have.
+            column: fixed_size_list<floating>; chosen rows are not null.
+            chosen: bool, one value per row of the column.
+            width: C, the required number of probabilities per row.
+
+        Returns:
+            The probabilities.
 
         Raises:
-            InputError: another type of column, or another width.
+            InputError: wrong type or width of the column.
         """
         if not pa.types.is_fixed_size_list(column.type):
             raise InputError(f"probabilities are {column.type}, expected fixed_size_list<float>")
@@ -70,37 +73,37 @@ class Probabilities:
             rows = np.flatnonzero(chosen[start : start + len(chunk)]).astype(np.int32)
             start += len(chunk)
             if len(rows):
-                adjoining = int(rows[-1]) - int(rows[0]) + 1 == len(rows)
-                which = slice(int(rows[0]), int(rows[-1]) + 1) if adjoining else rows
+                contiguous = int(rows[-1]) - int(rows[0]) + 1 == len(rows)
+                which = slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
                 parts.append((_matrix(chunk, width), which))
         return cls(parts, width)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the numbers."""
-        kinds = [matrix.dtype for matrix, _ in self.parts]
-        return np.result_type(*kinds) if kinds else np.dtype(np.float32)
+        """The dtype of the numbers."""
+        dtypes = [matrix.dtype for matrix, _ in self.parts]
+        return np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
 
     def __len__(self) -> int:
-        """N, the number of rows."""
+        """Return N, the number of rows."""
         return sum(
             which.stop - which.start if isinstance(which, slice) else len(which)
             for _, which in self.parts
         )
 
     def pieces(self) -> Iterator[tuple[slice, Matrix]]:
-        """All rows in order: where a piece stands among the N rows, and its matrix [n, C]."""
+        """Yield pieces in order: their position among the N rows, and their matrix [n, C]."""
         yield from self._read(slice(0, self.width), max(1, _PIECE_ELEMENTS // self.width))
 
     def matrix(self) -> Matrix:
-        """A copy of all: [N, C]."""
+        """Return a copy of all probabilities: [N, C]."""
         copy: Matrix = np.empty((len(self), self.width), dtype=self.dtype)
         for place, piece in self.pieces():
             copy[place] = piece
         return copy
 
     def columns(self, classes: range) -> Matrix:
-        """A copy of adjoining classes' probabilities: [len(classes), N], each in one piece."""
+        """Return a copy of adjacent classes: [len(classes), N], contiguous by class."""
         copy: Matrix = np.empty((len(classes), len(self)), dtype=self.dtype)
         for place, piece in self._read(slice(classes.start, classes.stop), _COLUMN_ROWS):
             copy[:, place] = piece.T
@@ -122,7 +125,7 @@ class Probabilities:
 
 
 def _matrix(chunk: pa.FixedSizeListArray, width: int) -> Matrix:
-    """A chunk as it lies in memory: [n, C]; a null probability is NaN."""
+    """Return a view of a chunk: [n, C]; a null probability is NaN."""
     values = chunk.values.slice(chunk.offset * width, len(chunk) * width)
     matrix: Matrix = values.to_numpy(zero_copy_only=False).reshape(len(chunk), width)
     return matrix

@@ -12,23 +12,24 @@ from scipy import sparse
 from visao_ray.evaluation.bootstrap import Floats, Integers, in_batches, in_threads, weighted_sums
 from visao_ray.evaluation.probabilities import Probabilities
 
-# Scores held at once, a column for each class: 256 MB of float32, and as much of cells.
+# Scores held at once, one column per class: 256 MB of float32, and as much for cells.
 _COLUMN_ELEMENTS = 64_000_000
-# Whole numbers below this are exact in float32.
+# Integers below this are exact in float32.
 _EXACT = 2**24
 
 
 @dataclass(frozen=True)
 class RankingCells:
-    """One class's ranking, sorted once, so that any weights of the groups give its areas.
+    """The ranking of one class: sorted once, it gives both areas for any weights of the groups.
 
     Both areas change only at the scores of positive rows. So negatives are counted at and between
-    those scores, and the ones below the lowest of them only through the total.
+    these scores. Negatives below the lowest of them are counted only in the total.
 
     Attributes:
-        steps: k, the distinct scores of positive rows, the highest first.
-        counts: rows per cell and group, [3k, G]: negatives tied with step i in cell i, negatives
-            between step i and the next higher one in cell k + i, positives of step i in 2k + i.
+        steps: k, the number of distinct scores of positive rows; step 0 is the highest.
+        counts: rows per cell and group, sparse [3k, G]: negatives with the score of step i are in
+            cell i, negatives between step i and the next higher one in cell k + i, positives of
+            step i in cell 2k + i.
     """
 
     steps: int
@@ -42,13 +43,16 @@ class RankingCells:
         start: npt.NDArray[np.int32],
         ones: npt.NDArray[np.floating],
     ) -> RankingCells:
-        """Sort the positives' scores and find every other row's place among them.
+        """Sort the scores of the positives and find the position of every other row among them.
 
         Args:
-            score: [N], higher means more positive, groups one after another.
-            is_positive: [N].
-            start: int32[G + 1], where each group begins, and N.
-            ones: [N] of the type that the weights will have.
+            score: float [N], higher means more positive; rows are ordered by group.
+            is_positive: bool [N].
+            start: int32[G + 1], the first row of each group, and N.
+            ones: [N], with the dtype of the weights.
+
+        Returns:
+            The ranking.
         """
         steps = np.unique(score[is_positive])
         k = len(steps)
@@ -62,11 +66,14 @@ class RankingCells:
         return cls(k, counts)
 
     def areas(self, weight: npt.NDArray[np.floating], total: npt.NDArray[np.floating]) -> Floats:
-        """ROC AUC and average precision for each column of weights: [2, r].
+        """Compute ROC AUC and average precision for each column of weights.
 
         Args:
-            weight: [G, r], whole numbers.
+            weight: integers [G, r].
             total: [r], the weight of all rows.
+
+        Returns:
+            float64 [2, r].
         """
         if not self.steps:
             return np.full((2, weight.shape[1]), np.nan)
@@ -77,7 +84,7 @@ class RankingCells:
         below = negative_total - false + tied / 2
         with np.errstate(divide="ignore", invalid="ignore"):
             area = np.einsum("kr,kr->r", positives, below) / (positive_total * negative_total)
-            # A step without any weight at or above it gains nothing: 0 / 1.
+            # A step with no weight at or above it adds nothing: 0 / 1.
             precision = np.divide(true, np.maximum(true + false, 1), dtype=np.float64)
             average_precision = np.einsum("kr,kr->r", positives, precision) / positive_total
         undefined = (positive_total <= 0) | (negative_total <= 0)
@@ -91,18 +98,18 @@ def ranking_areas(
     weight: npt.NDArray[Any],
     classes: range,
 ) -> tuple[Floats, Floats]:
-    """Weighted ROC AUC and average precision of classes; ties count half, as in scikit-learn.
+    """Compute weighted ROC AUC and average precision of classes; ties as in scikit-learn.
 
     Args:
-        probability: [N, C], finite.
-        label: [N] class indices.
-        group: [N], index into the rows of `weight`.
-        weight: [G, R], whole numbers, one column per replicate.
-        classes: the adjoining ones that are asked for, B of them.
+        probability: float [N, C], finite.
+        label: int [N], class indices.
+        group: int [N], indices of rows of `weight`.
+        weight: integers [G, R], one column per replicate.
+        classes: B adjacent classes.
 
     Returns:
-        ROC AUC [B, R] (NaN where one of the two kinds has no weight) and average precision [B, R]
-        (NaN where the positives have no weight).
+        ROC AUC float64 [B, R] (NaN if positives or negatives have no weight) and average precision
+        float64 [B, R] (NaN if positives have no weight).
     """
     ranked = _Ranked.of(label, group, weight)
     step = max(1, _COLUMN_ELEMENTS // max(len(label), 1))
@@ -118,13 +125,13 @@ def ranking_areas(
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Rows with one group after another.
+    """Rows ordered by group.
 
     Attributes:
-        order: [N], the rows.
-        label: [N], of the rows in this order.
-        start: int32[G + 1], where each group begins, and N.
-        ones: [N], of the type that weights and their sums have.
+        order: int [N], the rows.
+        label: int [N], labels in this order.
+        start: int32[G + 1], the first row of each group, and N.
+        ones: [N], with the dtype of the weights and their sums.
     """
 
     order: npt.NDArray[np.intp]
@@ -148,7 +155,7 @@ class _Ranked:
         return cls(order, label[order], start, ones)
 
     def cells(self, probability: Probabilities, classes: range) -> list[RankingCells]:
-        """Of adjoining classes."""
+        """Return the rankings of adjacent classes."""
         columns = probability.columns(classes)
 
         def of_class(c: int) -> RankingCells:
@@ -159,12 +166,12 @@ class _Ranked:
 
 
 def _areas(cells: list[RankingCells], ranked: _Ranked, weight: npt.NDArray[Any]) -> Floats:
-    """Both areas of some classes: [2, B, R]."""
+    """Compute both areas of classes: float64 [2, B, R]."""
     size = np.diff(ranked.start).astype(ranked.ones.dtype)
 
     def of_batch(batch: npt.NDArray[np.floating]) -> Floats:
         total = size @ batch
         return np.stack([each.areas(batch, total) for each in cells], axis=1)
 
-    most = max(each.counts.shape[0] for each in cells)
-    return in_batches(of_batch, weight, most, ranked.ones.dtype)
+    max_cells = max(each.counts.shape[0] for each in cells)
+    return in_batches(of_batch, weight, max_cells, ranked.ones.dtype)

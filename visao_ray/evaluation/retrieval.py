@@ -1,7 +1,7 @@
-"""Search by likeness: how many of an image's nearest neighbours are of its own class.
+"""Retrieval metrics: the share of an image's nearest neighbours that have its class.
 
-The study counted the query as its own first neighbour (and so never found less than 1 / k); here it
-is left out.
+The study counted the query as its own first neighbour, so its values are at least 1 / k. Here the
+query is left out.
 """
 
 from __future__ import annotations
@@ -43,34 +43,37 @@ def precision_at_k(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Mean over queries of the share of the k nearest of a gallery that have the query's label.
+    """Compute precision at k: the share of the k nearest neighbours that have the query's label.
 
-    Nearest by Euclidean distance, found exactly; of equally near ones the earlier in the gallery.
-    Where the gallery has fewer than k others, the share is of those.
+    The value is the mean over queries. Neighbours are exact by Euclidean distance; of equally near
+    ones, the earlier in the gallery comes first. If the gallery has fewer than k others, the share
+    is that of all of them.
 
     Args:
         queries: float32[Q, E].
         query_labels: [Q].
         gallery: float32[G, E].
-        gallery_labels: [G], of the same kind.
-        own: int[Q], where each query itself stands in the gallery, which is left out; -1 if it is
-            not there.
-        groups: [Q], patients or containers, drawn as wholes for the interval.
-        k: neighbours.
-        replicates: of the bootstrap.
-        seed: of the bootstrap.
+        gallery_labels: [G], of the same dtype.
+        own: int [Q], the position of each query in the gallery, which is left out; -1 if it is not
+            in the gallery.
+        groups: [Q], patients or containers, the unit that the bootstrap draws.
+        k: number of neighbours.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap.
 
     Returns:
-        {"value", "low", "high", "n"}, 95 % interval; None and n 0 without queries or gallery.
+        `{"value", "low", "high", "n"}` with a 95 % interval; None and n 0 without queries or
+        gallery.
 
     Raises:
         InputError: vectors that are not finite.
     """
     for vectors in (queries, gallery):
-        strange = int((~np.isfinite(vectors).all(axis=1)).sum())
-        if strange:
+        not_finite = int((~np.isfinite(vectors).all(axis=1)).sum())
+        if not_finite:
             raise InputError(
-                f"{strange} of {len(vectors)} embeddings hold NaN or infinity; the model diverged"
+                f"{not_finite} of {len(vectors)} embeddings hold NaN or infinity;"
+                " the model diverged"
             )
     if len(queries) == 0 or len(gallery) - int((own >= 0).any()) < 1:
         return UNDEFINED.to_json()
@@ -90,9 +93,18 @@ def precision_at_k(
 def retrieval_metrics(
     embeddings: Location, k: int = 20, replicates: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Precision at k of an embeddings table: {"val": {"precision_at_20": …}, "test": …}.
+    """Compute precision at k of an embeddings table.
 
-    Queries are the images of the split; the gallery, those and the ones of train.
+    Queries are the images of the split; the gallery is these images and those of train.
+
+    Args:
+        embeddings: location of the table.
+        k: number of neighbours.
+        replicates: number of bootstrap replicates.
+        seed: seed of the bootstrap.
+
+    Returns:
+        `{"val": {"precision_at_20": …}, "test": …}`.
 
     Raises:
         InputError: no such table, or vectors that are not finite.
@@ -115,19 +127,21 @@ def _of_split(table: pa.Table, split: str, k: int, replicates: int, seed: int) -
 def _neighbours(
     queries: Vectors, gallery: Vectors, own: npt.NDArray[np.integer], k: int
 ) -> Iterator[Positions]:
-    """Positions of the k nearest in the gallery, nearest first, query by query.
+    """Yield the positions of the k nearest in the gallery, nearest first, query by query.
 
-    A float32 product finds all that may be among them, with room for its rounding; their exact
-    distances decide.
+    A float32 product selects all candidates, with a margin for its rounding error. Their float64
+    distances give the order.
     """
-    centre = gallery.mean(axis=0, dtype=np.float64).astype(np.float32)  # small numbers round less
+    centre = gallery.mean(axis=0, dtype=np.float64).astype(
+        np.float32
+    )  # smaller numbers, smaller rounding errors
     asked, offered = queries - centre, gallery - centre
-    # Half the squared distance, without the query's own norm, which does not change the order.
+    # Half the squared distance, without the norm of the query, which does not change the order.
     norms = np.square(offered, dtype=np.float64).sum(axis=1)
     largest = norms.max() + np.square(asked, dtype=np.float64).sum(axis=1).max()
     # A dot product of n terms is off by at most n · eps / 2 · |a| · |b| (Higham, Accuracy and
     # Stability of Numerical Algorithms, 2002, section 3.1); centring and sums add a few more.
-    room = np.float32((queries.shape[1] + 16) * np.finfo(np.float32).eps * largest)
+    margin = np.float32((queries.shape[1] + 16) * np.finfo(np.float32).eps * largest)
     half_norms = (norms / 2).astype(np.float32)
     last = min(k, len(gallery)) - 1
     step = max(1, _CELLS // len(gallery))
@@ -136,7 +150,7 @@ def _neighbours(
         places = own[start : start + step]
         inside = np.flatnonzero(places >= 0)
         apart[inside, places[inside]] = np.inf
-        reach = np.partition(apart, last, axis=1)[:, last] + room
+        reach = np.partition(apart, last, axis=1)[:, last] + margin
         for row, query in enumerate(queries[start : start + step]):
             near = np.flatnonzero((apart[row] <= reach[row]) & (apart[row] < np.inf))
             exact = np.square(np.subtract(gallery[near], query, dtype=np.float64)).sum(axis=1)

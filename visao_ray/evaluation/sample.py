@@ -1,8 +1,8 @@
-"""Labelled predictions under many sets of weights: what every metric is computed from.
+"""Labelled predictions under many sets of weights, the input of every metric.
 
-A bootstrap replicate is a weight of each group, so R replicates are R columns of weights. Sums over
-rows are made for all columns at once, when a metric first asks for them, and other metrics share
-them. Whatever a metric computes from sums holds for all replicates.
+A bootstrap replicate gives each group a weight, so R replicates are R columns of weights. Sums over
+rows are computed for all columns at once, when a metric first needs them, and shared with other
+metrics. So a metric that is a function of sums is computed for all replicates at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from visao_ray.evaluation.ranking import ranking_areas
 
 @dataclass(frozen=True)
 class Decisions:
-    """Which class each row is predicted to be of.
+    """The predicted class of each row.
 
     Attributes:
         scores: the rows.
-        predicted: int32[N].
+        predicted: int32[N], class indices.
     """
 
     scores: LabelledScores
@@ -35,12 +35,12 @@ class Decisions:
 
     @cached_property
     def of_predicted(self) -> sparse.csr_array:
-        """Rows predicted to be of each class, by group: [C, G]."""
+        """Number of rows predicted as each class, by group: sparse [C, G]."""
         return self._by_class(np.s_[:])
 
     @cached_property
     def of_hit(self) -> sparse.csr_array:
-        """Those of them that are of it: [C, G]."""
+        """Number of rows predicted correctly as each class, by group: sparse [C, G]."""
         return self._by_class(self.predicted == self.scores.label)
 
     def _by_class(self, chosen: Any) -> sparse.csr_array:
@@ -51,12 +51,12 @@ class Decisions:
 
 @dataclass(frozen=True)
 class WeightedScores:
-    """Rows under R sets of weights, whatever is decided about them.
+    """Rows under R sets of weights, without predicted classes.
 
     Attributes:
         scores: the rows.
-        weight: [G, R], whole numbers: how often each group counts.
-        ranked: the classes whose rankings are asked for, B of them.
+        weight: integers [G, R], how often each group counts.
+        ranked: the B classes to rank.
     """
 
     scores: LabelledScores
@@ -65,25 +65,25 @@ class WeightedScores:
 
     @cached_property
     def support(self) -> Floats:
-        """Weight of each class's rows: [C, R]."""
+        """Weight of the rows of each class: float64 [C, R]."""
         return weighted_sums(self.scores.of_label, self.weight)
 
     @cached_property
     def total(self) -> Floats:
-        """Weight of all rows: [R]."""
+        """Weight of all rows: float64 [R]."""
         total: Floats = self.support.sum(axis=0)
         return total
 
     @cached_property
     def areas(self) -> tuple[Floats, Floats]:
-        """ROC AUC and average precision of the ranked classes, see `ranking_areas`: [B, R] each."""
+        """ROC AUC and average precision of the ranked classes: float64 [B, R] each."""
         scores = self.scores
         return ranking_areas(
             scores.probability, scores.label, scores.group, self.weight, self.ranked
         )
 
     def mean(self, values: npt.NDArray[Any]) -> Floats:
-        """Mean of a value of each row: [N] to [R]."""
+        """Return the weighted mean of a value of each row: [N] to float64 [R]."""
         scores = self.scores
         sums = np.bincount(scores.group, values, scores.groups)
         mean: Floats = weighted_sums(sums[None], self.weight)[0] / self.total
@@ -92,14 +92,14 @@ class WeightedScores:
 
 @dataclass(frozen=True)
 class Sample:
-    """Predictions under R sets of weights. A metric makes [R] of it.
+    """Predictions under R sets of weights. A metric turns it into float64 [R].
 
     Attributes:
-        rows: what does not depend on decisions.
+        rows: the rows and weights, which do not depend on predicted classes.
         decisions: the predicted classes.
-        positive: index of the class that must not be missed, or that a metric of one class is
-            about; None where there is none.
-        precision_floor: the least precision that `recall_at_precision` may have.
+        positive: index of the positive class, or of the class of a metric of one class; None
+            without one.
+        precision_floor: the minimum precision of `recall_at_precision`.
     """
 
     rows: WeightedScores
@@ -109,71 +109,71 @@ class Sample:
 
     @property
     def scores(self) -> LabelledScores:
-        """Label, group and probabilities of each row, without weights."""
+        """Label, group and probabilities of each row."""
         return self.rows.scores
 
     @property
     def support(self) -> Floats:
-        """Weight of the rows of each class: [C, R]."""
+        """Weight of the rows of each class: float64 [C, R]."""
         return self.rows.support
 
     @property
     def total(self) -> Floats:
-        """Weight of all rows: [R]."""
+        """Weight of all rows: float64 [R]."""
         return self.rows.total
 
     @cached_property
     def predicted(self) -> Floats:
-        """Weight of the rows predicted to be of each class: [C, R]."""
+        """Weight of the rows predicted as each class: float64 [C, R]."""
         return weighted_sums(self.decisions.of_predicted, self.rows.weight)
 
     @cached_property
     def hits(self) -> Floats:
-        """Weight of the rows rightly predicted to be of each class: [C, R]."""
+        """Weight of the rows predicted correctly as each class: float64 [C, R]."""
         return weighted_sums(self.decisions.of_hit, self.rows.weight)
 
     @property
     def precision(self) -> Floats:
-        """Of each class: [C, R]; NaN where none is predicted."""
+        """Precision of each class: float64 [C, R]; NaN if no row is predicted as it."""
         return ratio(self.hits, self.predicted)
 
     @property
     def recall(self) -> Floats:
-        """Of each class: [C, R]; NaN where there is none."""
+        """Recall of each class: float64 [C, R]; NaN if it has no rows."""
         return ratio(self.hits, self.support)
 
     @property
     def f1(self) -> Floats:
-        """Of each class: [C, R]; NaN where there is none and none is predicted."""
+        """F1 of each class: float64 [C, R]; NaN if it has no rows and is not predicted."""
         return ratio(2 * self.hits, self.support + self.predicted)
 
     @property
     def roc_auc(self) -> Floats:
-        """Of the ranked classes: [B, R]; NaN where one kind of row has no weight."""
+        """ROC AUC of the ranked classes: float64 [B, R]; NaN if a side has no weight."""
         return self.rows.areas[0]
 
     @property
     def average_precision(self) -> Floats:
-        """Of the ranked classes: [B, R]; NaN where the class has no weight."""
+        """Average precision of the ranked classes: float64 [B, R]; NaN without positive weight."""
         return self.rows.areas[1]
 
     def mean(self, values: npt.NDArray[Any]) -> Floats:
-        """Mean of a value of each row: [N] to [R]."""
+        """Return the weighted mean of a value of each row: [N] to float64 [R]."""
         return self.rows.mean(values)
 
     def row_weights(self) -> Iterator[npt.NDArray[Any]]:
-        """The weight of each row, [N], in one set after another."""
+        """Yield the weights of the rows, [N], one set after another."""
         for column in self.rows.weight.T:
             yield column[self.scores.group]
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
-    """`part / whole`, NaN or infinite without a warning where `whole` is 0."""
+    """Divide without a warning; the result is NaN or infinite if `whole` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = part / whole
-    return found
+        result: Floats = part / whole
+    return result
 
 
 def mean_over_classes(values: Floats, counted: npt.NDArray[np.bool_]) -> Floats:
-    """Mean over the classes that count: [C, R] to [R]; NaN where none does."""
+    """Return the mean over the counted classes: [C, R] to float64 [R]; NaN if there are none."""
     return ratio(np.where(counted, values, 0.0).sum(axis=0), counted.sum(axis=0))

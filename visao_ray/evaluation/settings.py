@@ -22,7 +22,7 @@ from visao_ray.store.settings import VersionOptions
 class EvaluateSettings(
     VersionOptions, EvaluateOptions, ActorOptions, SourceOptions, PluginOptions, JobSettings
 ):
-    """Judge a model: threshold from val, then every metric on test, once, with intervals."""
+    """Evaluate a model: threshold from val, then every metric on test, once, with intervals."""
 
     job: ClassVar[str] = "evaluate"
     example: ClassVar[str] = (
@@ -30,10 +30,10 @@ class EvaluateSettings(
     )
     writes: ClassVar[tuple[str, ...]] = ("predictions", "embeddings", "evaluation.json", "store")
 
-    model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
-    store: str | None = Field(None, description="store that jobs/extract.py made")
+    model: str = Field(description="model of jobs/sweep.py or jobs/train.py (.keras)")
+    store: str | None = Field(None, description="store of jobs/extract.py")
     batch_size: int = Field(
-        32, ge=1, le=4096, description="rows a step", json_schema_extra=OPERATIONAL
+        32, ge=1, le=4096, description="rows per batch", json_schema_extra=OPERATIONAL
     )
 
     @model_validator(mode="after")
@@ -45,9 +45,8 @@ class EvaluateSettings(
 class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettings):
     """Predict every image that a model has not seen yet, labelled or not.
 
-    Writes the store's predictions, predictions.csv, and day.html, which shows first what should be
-    looked at first. Without --since and --batch both are about the images that were new to the
-    model.
+    Writes predictions to the store, predictions.csv, and day.html, which shows the images to check
+    first. Without --since and --batch, both files list the images that were new to the model.
     """
 
     job: ClassVar[str] = "predict"
@@ -56,26 +55,26 @@ class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettin
         "--store s3://bucket/store --since today"
     )
 
-    model: str = Field(description="model that jobs/sweep.py or jobs/train.py made (.keras)")
+    model: str = Field(description="model of jobs/sweep.py or jobs/train.py (.keras)")
     evaluation: str | None = Field(
         None,
-        description="evaluation.json of this model by jobs/evaluate.py: decide by the threshold "
-        "that it chose on val (without it, by 0.5)",
+        description="evaluation.json of this model by jobs/evaluate.py: use the threshold that was "
+        "chosen on val (default: 0.5)",
         json_schema_extra=OPERATIONAL,
     )
     since: str | None = Field(
         None,
-        description="list images first seen from this day on: today, or such as 2026-11-24, in UTC",
+        description="list images first seen on or after this day (UTC): today, or 2026-11-24",
         json_schema_extra=OPERATIONAL,
     )
     batch: str | None = Field(
         None,
-        description="list images that entered under this name; new ones enter under it (today's "
-        "date)",
+        description="list images that were added under this batch name; new images get it too "
+        "(default: today's date)",
         json_schema_extra=OPERATIONAL,
     )
     batch_size: int = Field(
-        32, ge=1, le=4096, description="images a step", json_schema_extra=OPERATIONAL
+        32, ge=1, le=4096, description="images per batch", json_schema_extra=OPERATIONAL
     )
 
     @model_validator(mode="after")
@@ -87,6 +86,6 @@ class PredictSettings(ActorOptions, SourceOptions, PluginOptions, StoreJobSettin
                 date.fromisoformat(self.since)
             except ValueError:
                 raise ValueError(
-                    f"--since {self.since}: write today, or a day such as 2026-11-24"
+                    f"--since {self.since}: must be today, or a day such as 2026-11-24"
                 ) from None
         return self

@@ -1,4 +1,4 @@
-"""The operating threshold: chosen on val for a target recall, then left alone."""
+"""The operating threshold: chosen on val for a target recall, and fixed from then on."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from visao_ray.core.errors import InputError
 
 @dataclass(frozen=True)
 class OperatingThreshold:
-    """A threshold on p(positive) and what it does on the rows it was chosen on."""
+    """A threshold on p(positive), with its metrics on the rows it was chosen on."""
 
     positive: str
     target_recall: float
@@ -24,7 +24,7 @@ class OperatingThreshold:
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain mapping of the fields."""
+        """Return the fields as a mapping."""
         return asdict(self)
 
 
@@ -34,22 +34,22 @@ def threshold_for_recall(
     target_recall: float,
     positive: str = "positive",
 ) -> OperatingThreshold:
-    """The largest threshold whose recall (share of positives with score >= it) meets the target.
+    """Find the largest threshold with a recall (share of positives with score >= it) of the target.
 
     It is the score of a positive row: with P positives, the ceil(target x P)-th highest of their
-    scores. Any higher value would lose that row and miss the target; it is deliberately not the
-    midpoint to the next lower score, which would be a smaller threshold. Rows tied with it are
-    all predicted positive, so tied scores may push the recall above the target. Every target up
-    to 1 can be met, at worst at the price of specificity 0.
+    scores. Any higher value would lose that row and miss the target. It is deliberately not the
+    midpoint to the next lower score, which would be a smaller threshold. Rows with exactly this
+    score are all predicted positive, so equal scores can give a recall above the target. Every
+    target up to 1 can be reached, in the worst case with specificity 0.
 
     Args:
-        score: [N] p(positive) on val.
-        is_positive: [N].
+        score: float [N], p(positive) on val.
+        is_positive: bool [N].
         target_recall: above 0, at most 1.
-        positive: the class name, for messages and the record.
+        positive: name of the positive class, for messages and the result.
 
     Returns:
-        The threshold and the achieved recall, specificity (None without negatives) and precision.
+        The threshold, and its recall, specificity (None without negatives) and precision.
 
     Raises:
         InputError: the target is outside (0, 1], no row is positive, or a score is not finite.
@@ -63,7 +63,7 @@ def threshold_for_recall(
         raise InputError(
             f"val has no image of class {positive!r}, so no threshold can be chosen for its recall"
         )
-    # 0.95 * 20 is 19.000000000000004 in floating point: shave what rounding added.
+    # Remove the rounding error: 0.55 * 20 is 11.000000000000002 in floating point.
     needed = max(1, math.ceil(target_recall * positives - 1e-9))
     threshold = np.sort(score[is_positive])[positives - needed]
     chosen = score >= threshold

@@ -1,7 +1,7 @@
-"""What a model says of images, as a CSV and a summary; first what should be looked at first.
+"""Predictions of images as a CSV and a summary, with the images to check first at the top.
 
-With a class that must not be missed, images are ordered by its probability; without one, by how
-uncertain the model is. Rows are streamed: a process holds 100 bytes of each listed content.
+With a positive class, images are ordered by its probability; without one, by the uncertainty of the
+model. Rows are streamed: a process holds 100 bytes per listed content.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from visao_ray.store.proof import Contents, as_bytes, ids
 from visao_ray.store.rows import find_rows, places_of, read_rows
 from visao_ray.store.table import TableVersion
 
-#: Images whose pictures a page shows.
+#: Number of images that the page shows.
 FIRST = 60
-#: Classes up to which the CSV has the probability of each; of more, the most probable ones.
+#: Up to this many classes, the CSV has all probabilities; otherwise those of the top classes.
 ALL_CLASSES = 20
 TOP_CLASSES = 5
 DEFAULT_THRESHOLD = 0.5
-#: Where the positive class has at least this share of the threshold, it is near.
+#: From this share of the threshold on, an image is near positive.
 NEAR = 0.5
 
-#: How an image stands: positive, nearly so, or not; without a positive class all are the same.
+#: States of an image; without a positive class, all predicted images are OTHER.
 POSITIVE, NEAR_POSITIVE, OTHER = "positive", "near", "other"
 ERROR, NO_VECTORS = "error", "no_vectors"
 _STATES = (POSITIVE, NEAR_POSITIVE, OTHER)
@@ -54,16 +54,16 @@ _UNUSABLE = f"status IN ('{schemas.ERROR}', '{schemas.UNREAD}')"
 
 
 @dataclass(frozen=True)
-class Decision:
+class DecisionRule:
     """How probabilities become a decision.
 
     Attributes:
-        classes: in the order of probabilities; empty where the model has none.
-        positive: the class that must not be missed; None where there is none.
-        threshold: on its probability.
-        target_recall: that the threshold was chosen for on val; None: nobody chose it.
-        figures: of the model on test, by name, each with value, low, high and n.
-        evaluation: URI of the file they come from; None: there is none.
+        classes: in the order of probabilities; empty if the model has none.
+        positive: the positive class, which must not be missed; None without one.
+        threshold: threshold on its probability.
+        target_recall: target recall of the threshold on val; None for the default threshold.
+        figures: metrics of the model on test, by name, each with value, low, high and n.
+        evaluation: URI of the evaluation.json with these metrics; None without one.
     """
 
     classes: tuple[str, ...]
@@ -75,23 +75,26 @@ class Decision:
 
     @property
     def other(self) -> str | None:
-        """The class that is not the positive one, where there are two."""
+        """The negative class if there are two classes and a positive one, else None."""
         if self.positive is None or len(self.classes) != 2:
             return None
         return next(name for name in self.classes if name != self.positive)
 
     @property
     def column(self) -> str:
-        """Name of the CSV's column with the decision; it says the threshold."""
+        """Name of the CSV column with the decision; it contains the threshold."""
         return f"decision_at_{self.threshold:.4g}"
 
 
-def read_decision(model: KerasModel, uri: str | None) -> Decision:
-    """The decision that a model's evaluation found, or that of 0.5 without one.
+def read_decision_rule(model: KerasModel, uri: str | None) -> DecisionRule:
+    """Read the threshold of a model from its evaluation; it is 0.5 without an evaluation.
 
     Args:
-        model: whose probabilities they are.
-        uri: of an evaluation.json that jobs/evaluate.py or jobs/train.py wrote.
+        model: the model.
+        uri: URI of an evaluation.json of jobs/evaluate.py or jobs/train.py.
+
+    Returns:
+        The decision rule.
 
     Raises:
         InputError: no such file, or one of another model.
@@ -99,19 +102,19 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
     metadata = model.model_metadata
     positive = metadata.dataset.positive_among(metadata.classes)
     if uri is None:
-        return Decision(metadata.classes, positive)
+        return DecisionRule(metadata.classes, positive)
     where = f"--evaluation {uri}"
     try:
         content = json.loads(locate(uri).read_bytes())
         of, metrics, threshold = content["model"], content["metrics"], content["threshold"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{where}: is no evaluation.json of jobs/evaluate.py ({reason(error)})"
+            f"{where}: not an evaluation.json of jobs/evaluate.py ({reason(error)})"
         ) from None
     if of["digest"] != model.digest:
         raise InputError(
-            f"{where}: is of another model ({of['name']}, sha256 {of['digest'][:8]}…) than "
-            f"--model ({model.name}, sha256 {model.digest[:8]}…); evaluate this one"
+            f"{where}: belongs to another model ({of['name']}, sha256 {of['digest'][:8]}…) than "
+            f"--model ({model.name}, sha256 {model.digest[:8]}…); evaluate this model"
         )
     suffix = "_at_threshold" if threshold else ""
     found = metrics.get(f"test{suffix}") or {}
@@ -122,8 +125,8 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
     overall = (ACCURACY, TOP5, ROC_AUC)
     figures |= {metric.title: found[metric.name] for metric in overall if metric.name in found}
     if not threshold:
-        return Decision(metadata.classes, positive, figures=figures, evaluation=uri)
-    return Decision(
+        return DecisionRule(metadata.classes, positive, figures=figures, evaluation=uri)
+    return DecisionRule(
         metadata.classes,
         positive,
         threshold["threshold"],
@@ -135,31 +138,31 @@ def read_decision(model: KerasModel, uri: str | None) -> Decision:
 
 @dataclass(frozen=True)
 class Request:
-    """Which images are listed, and from where.
+    """Which images to list, and from which tables.
 
     Attributes:
         images: table of files.
         results: predictions of the model.
-        decision: how they are decided and ordered.
-        since: images first seen from then on; None: whenever.
-        batch: images that entered under this name; None: under any.
-        vectors: whether the model takes vectors, which images may lack.
+        decision: how to decide and order.
+        since: list images first seen at or after this time; None for any.
+        batch: list images of this batch; None for any.
+        vectors: whether the model takes vectors, which some images may not have yet.
     """
 
     images: TableVersion
     results: TableVersion
-    decision: Decision
+    decision: DecisionRule
     since: datetime | None
     batch: str | None
     vectors: bool
 
 
 @dataclass(frozen=True)
-class Before:
-    """What needed no work when the job began.
+class KnownImages:
+    """The images that needed no work when the job started.
 
     Attributes:
-        contents: `S32`, sorted, that have a row by the model.
+        contents: `S32`, sorted, contents with a row by the model.
         unusable: keys of files that could not be used.
     """
 
@@ -169,15 +172,16 @@ class Before:
 
 @dataclass
 class Worklist:
-    """What was listed.
+    """The summary of the listed images.
 
     Attributes:
-        counts: of all files of the store; `listed = known + new`, `new = predicted + errors +
-            without_vectors`.
-        states: listed files by what they are: `positive`, `near` or `other`, `error`, `no_vectors`.
-        classes: listed files by their most probable class.
-        histogram: of the probability by which they are ordered; see `curves.histograms`.
-        first: key, first_seen, batch, label, predicted, probability and state of the first ones.
+        counts: counts of all files of the store; `listed = known + new`, `new = predicted + errors
+            + without_vectors`.
+        states: number of listed files by state: `positive`, `near`, `other`, `error`, `no_vectors`.
+        classes: number of listed files by most probable class.
+        histogram: histogram of the probability that gives the order; see `curves.histograms`.
+        first: key, first_seen, batch, label, rank, predicted, probability and state of the first
+            `FIRST` images.
     """
 
     counts: dict[str, Any] = field(default_factory=dict)
@@ -187,29 +191,32 @@ class Worklist:
     first: list[dict[str, Any]] = field(default_factory=list)
 
 
-def look_before(images: TableVersion, results: TableVersion | None) -> Before:
-    """What needs no work, before anything is read or predicted. For a task."""
+def read_known_images(images: TableVersion, results: TableVersion | None) -> KnownImages:
+    """Read which images need no work, before the job reads or predicts any. Runs in a task."""
     contents = np.zeros(0, "S32") if results is None else np.unique(ids(results))
-    return Before(contents, images.read(["key"], _UNUSABLE)["key"].combine_chunks())
+    return KnownImages(contents, images.read(["key"], _UNUSABLE)["key"].combine_chunks())
 
 
-def write_worklist(request: Request, before: Sequence[Any], csv: Location) -> Worklist:
-    """Write the CSV of the images that are asked for, and count all of them. For a task.
+def write_worklist(request: Request, known: Sequence[Any], csv: Location) -> Worklist:
+    """Write the CSV of the requested images, and count all files of the store. Runs in a task.
 
-    Without `since` and `batch`, those that were new to the model are listed.
+    Without `since` and `batch`, it lists the images that were new to the model.
 
     Args:
-        request: which images.
-        before: a list with a reference to what `look_before` returned.
-        csv: place of the file.
+        request: which images to list.
+        known: list with a reference to the result of `read_known_images`.
+        csv: location of the file.
+
+    Returns:
+        The summary of the listed images.
 
     Raises:
         InputError: a probability is not finite.
     """
     import ray
 
-    source = _Source(request, ray.get(before[0]))
-    parts = [files.contents[files.chosen & files.ok] for files in source.batches()]
+    source = _FileReader(request, ray.get(known[0]))
+    parts = [files.contents[files.selected & files.ok] for files in source.batches()]
     ranked = _rank(request, np.unique(np.concatenate([np.zeros(0, "S32"), *parts])))
     worklist = Worklist()
     counts: Counter[str] = Counter()
@@ -218,11 +225,11 @@ def write_worklist(request: Request, before: Sequence[Any], csv: Location) -> Wo
     with _stream(csv) as stream, pacsv.CSVWriter(stream, schema) as writer:
         for files in source.batches():
             _count(files, counts, reasons)
-            listed = files.take(np.flatnonzero(files.chosen))
-            places = np.where(listed.ok, places_of(listed.contents, ranked.contents), -1)
-            table = _table(listed, places, ranked, request.decision)
+            selected = files.take(np.flatnonzero(files.selected))
+            places = np.where(selected.ok, places_of(selected.contents, ranked.contents), -1)
+            table = _table(selected, places, ranked, request.decision)
             writer.write_table(table.select(schema.names).cast(schema))
-            _summarise(worklist, listed, table, places, ranked)
+            _summarise(worklist, selected, table, places, ranked)
     worklist.first.sort(key=lambda row: row["rank"])
     worklist.counts = {**counts, "errors_by_reason": dict(reasons.most_common())}
     if request.decision.classes:
@@ -233,41 +240,41 @@ def write_worklist(request: Request, before: Sequence[Any], csv: Location) -> Wo
 
 @dataclass(frozen=True)
 class _Files:
-    """Some files of the store, in the order in which they lie there.
+    """A batch of files of the store, in the order of the table.
 
     Attributes:
         table: key, first_seen, batch and label.
-        contents: `S32`[N]; empty where a file was not read.
-        known: bool[N], whether the file needed no work when the job began.
-        chosen: bool[N], whether it is listed.
+        contents: `S32`[N]; empty if a file was not read.
+        known: bool[N], whether the file needed no work when the job started.
+        selected: bool[N], whether the CSV lists it.
         ok: bool[N], whether it has a prediction.
-        reasons: [N], why it has none; None where it has one.
+        reasons: object[N], why it has no prediction; None if it has one.
     """
 
     table: pa.Table
     contents: Contents
     known: npt.NDArray[np.bool_]
-    chosen: npt.NDArray[np.bool_]
+    selected: npt.NDArray[np.bool_]
     ok: npt.NDArray[np.bool_]
     reasons: npt.NDArray[np.object_]
 
     def take(self, rows: npt.NDArray[np.int64]) -> _Files:
-        """These files."""
+        """Return the files at these positions."""
         return _Files(
             self.table.take(pa.array(rows)),
             self.contents[rows],
             self.known[rows],
-            self.chosen[rows],
+            self.selected[rows],
             self.ok[rows],
             self.reasons[rows],
         )
 
 
-class _Source:
-    """Streams the files of the store with what is known of them now."""
+class _FileReader:
+    """Streams the files of the store with their state."""
 
-    def __init__(self, request: Request, before: Before) -> None:
-        self._request, self._before = request, before
+    def __init__(self, request: Request, known: KnownImages) -> None:
+        self._request, self._known = request, known
         self._ok = np.unique(ids(request.results, f"status = '{schemas.OK}'"))
         columns = ["content_id", "error_type", "message"]
         failed = request.results.read(columns, f"status = '{schemas.ERROR}'").to_pylist()
@@ -276,25 +283,27 @@ class _Source:
         }
 
     def batches(self) -> Iterator[_Files]:
-        """All files but missing ones."""
+        """Yield all files except missing ones."""
         columns = ["key", "first_seen", "batch", "label", "content_id", "status", "error"]
         where = f"status != '{schemas.MISSING}'"
         for batch in self._request.images.scan(columns, where, _SCAN_ROWS):
             yield self._files(pa.table(batch))
 
     def _files(self, rows: pa.Table) -> _Files:
-        request, before = self._request, self._before
+        request = self._request
         readable = pc.equal(rows["status"], schemas.OK).to_numpy()
         contents = as_bytes(pc.fill_null(rows["content_id"], bytes(32)))
         ok = readable & (places_of(contents, self._ok) >= 0)
-        unusable = pc.is_in(rows["key"], before.unusable).to_numpy()
-        known = (places_of(contents, before.contents) >= 0) | (unusable & ~readable)
-        chosen = ~known if request.since is None and request.batch is None else np.ones_like(known)
+        unusable = pc.is_in(rows["key"], self._known.unusable).to_numpy()
+        known = (places_of(contents, self._known.contents) >= 0) | (unusable & ~readable)
+        selected = (
+            ~known if request.since is None and request.batch is None else np.ones_like(known)
+        )
         if request.since is not None:
             since = pa.scalar(request.since, schemas.TIME)
-            chosen &= pc.greater_equal(rows["first_seen"], since).to_numpy()
+            selected &= pc.greater_equal(rows["first_seen"], since).to_numpy()
         if request.batch is not None:
-            chosen &= pc.fill_null(pc.equal(rows["batch"], request.batch), False).to_numpy()
+            selected &= pc.fill_null(pc.equal(rows["batch"], request.batch), False).to_numpy()
         reasons = np.full(len(known), None, object)
         for row in np.flatnonzero(~ok).tolist():
             content = rows["content_id"][row].as_py()
@@ -308,7 +317,7 @@ class _Source:
             rows.select(["key", "first_seen", "batch", "label"]),
             contents,
             known,
-            chosen,
+            selected,
             ok,
             reasons,
         )
@@ -316,16 +325,16 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Contents with predictions, and how they are ordered.
+    """Contents with predictions, and their order.
 
     Attributes:
         contents: `S32`[N], sorted.
         predicted: int64[N], the most probable class.
-        score: float32[N], p(positive), or that of the most probable class.
-        rank: int64[N], from 1: what should be looked at first.
-        states: int64[N], index into `_STATES`.
-        shown: float32[N, K], the probabilities that the CSV has.
-        shown_classes: int64[N, K], of which classes they are.
+        score: float32[N], p(positive), or the probability of the most probable class.
+        rank: int64[N], from 1; check rank 1 first.
+        states: int64[N], indices into `_STATES`.
+        shown: float32[N, K], the probabilities in the CSV.
+        shown_classes: int64[N, K], their classes.
     """
 
     contents: Contents
@@ -340,9 +349,9 @@ class _Ranked:
 def _rank(request: Request, contents: Contents) -> _Ranked:
     decision = request.decision
     count, width = len(contents), len(decision.classes)
-    kept = width if width <= ALL_CLASSES else TOP_CLASSES
-    shown = np.zeros((count, kept), np.float32)
-    shown_classes = np.tile(np.arange(kept), (count, 1))
+    shown_count = width if width <= ALL_CLASSES else TOP_CLASSES
+    shown = np.zeros((count, shown_count), np.float32)
+    shown_classes = np.tile(np.arange(shown_count), (count, 1))
     predicted, score = np.zeros(count, np.int64), np.zeros(count, np.float32)
     column = decision.classes.index(decision.positive) if decision.positive else None
     found = find_rows(request.results, contents, schemas.OK) if width else np.zeros(0, np.int64)
@@ -357,9 +366,10 @@ def _rank(request: Request, contents: Contents) -> _Ranked:
         predicted[places] = values.argmax(axis=1)
         score[places] = values.max(axis=1) if column is None else values[:, column]
         if width > ALL_CLASSES:
-            shown_classes[places] = np.argsort(-values, axis=1, kind="stable")[:, :kept]
+            top = np.argsort(-values, axis=1, kind="stable")
+            shown_classes[places] = top[:, :shown_count]
         shown[places] = np.take_along_axis(values, shown_classes[places], axis=1)
-    # Without a positive class the least certain come first.
+    # Without a positive class, the least certain images come first.
     order = np.argsort(score if column is None else -score, kind="stable")
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(1, count + 1)
@@ -370,8 +380,8 @@ def _rank(request: Request, contents: Contents) -> _Ranked:
     return _Ranked(contents, predicted, score, rank, states, shown, shown_classes)
 
 
-def _schema(decision: Decision) -> pa.Schema:
-    """The columns of the CSV."""
+def _schema(decision: DecisionRule) -> pa.Schema:
+    """Return the columns of the CSV."""
     text, number = pa.string(), pa.float32()
     fields = [("key", text), ("first_seen", text), ("batch", text), ("label", text)]
     if decision.classes:
@@ -387,9 +397,9 @@ def _schema(decision: Decision) -> pa.Schema:
 
 
 def _table(
-    files: _Files, places: npt.NDArray[np.int64], ranked: _Ranked, decision: Decision
+    files: _Files, places: npt.NDArray[np.int64], ranked: _Ranked, decision: DecisionRule
 ) -> pa.Table:
-    """Rows of the CSV; a file without a prediction has a reason instead."""
+    """Return rows of the CSV; a file without a prediction has a reason instead."""
     columns = {name: files.table[name] for name in files.table.column_names}
     seconds = columns["first_seen"].cast(pa.timestamp("s", "UTC"), safe=False)
     columns["first_seen"] = pc.strftime(seconds, format="%Y-%m-%dT%H:%M:%SZ")
@@ -405,8 +415,10 @@ def _table(
     columns["rank"] = of(ranked.rank)
     columns["predicted"] = names.take(of(ranked.predicted))
     if decision.other is not None:
-        said = pa.array([decision.other, decision.positive])
-        columns[decision.column] = said.take(of((ranked.score >= decision.threshold).astype(int)))
+        classes = pa.array([decision.other, decision.positive])
+        columns[decision.column] = classes.take(
+            of((ranked.score >= decision.threshold).astype(int))
+        )
     for place in range(ranked.shown.shape[1]):
         if len(decision.classes) > ALL_CLASSES:
             columns[f"class_{place + 1}"] = names.take(of(ranked.shown_classes[:, place]))
@@ -417,7 +429,7 @@ def _table(
 
 
 def _count(files: _Files, counts: Counter[str], reasons: Counter[str]) -> None:
-    """Count all files, listed or not."""
+    """Count all files, selected or not."""
     new = ~files.known
     failed = [str(text).split(":", 1)[0] for text in files.reasons[new & ~files.ok]]
     without = failed.count(NO_VECTORS)
@@ -439,7 +451,7 @@ def _summarise(
     places: npt.NDArray[np.int64],
     ranked: _Ranked,
 ) -> None:
-    """Add listed files to the summary, and keep the first ones."""
+    """Add selected files to the summary."""
     failed = [str(text).split(":", 1)[0] for text in files.reasons[~files.ok]]
     without = failed.count(NO_VECTORS)
     worklist.states.update({NO_VECTORS: without, ERROR: len(failed) - without})
@@ -458,7 +470,7 @@ def _summarise(
 
 @contextmanager
 def _stream(place: Location) -> Iterator[Any]:
-    """A file to write; it has its name when it is whole."""
+    """Open a file for writing; a local file gets its name only when it is complete."""
     if not place.is_local:
         with place.filesystem.open_output_stream(place.path) as stream:
             yield stream

@@ -1,1 +1,1 @@
-"""The HTML report: draws tables and figures that others computed, and computes no metric."""
+"""HTML reports: they draw tables and figures and compute no metric."""

@@ -1,4 +1,4 @@
-"""The page of a day: the images that a model predicted, first those that need a look."""
+"""The page of a day: the images that a model predicted, those to check first at the top."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from visao_ray.core.resources import remotely
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location, locate
-from visao_ray.evaluation.predict import CSV, Predicted
+from visao_ray.evaluation.predict import CSV, PredictionResult
 from visao_ray.evaluation.worklist import (
     ERROR,
     FIRST,
@@ -20,7 +20,7 @@ from visao_ray.evaluation.worklist import (
     NO_VECTORS,
     OTHER,
     POSITIVE,
-    Decision,
+    DecisionRule,
 )
 from visao_ray.images.decode import DecodeError, thumbnail
 from visao_ray.reports import figures
@@ -30,32 +30,35 @@ from visao_ray.reports.report import render
 
 PAGE = "day.html"
 _THUMBNAIL = 224  # longer side in pixels
-_READERS = 8  # pictures read at once
+_READERS = 8  # pictures to read at once
 _CLASSES_SHOWN = 12
 
 
-def write_day(run: Run[Any], predicted: Predicted) -> None:
-    """Write `day.html` below `run.out`, in a task, which reads the pictures."""
+def write_day(run: Run[Any], predicted: PredictionResult) -> None:
+    """Write `day.html` below `run.out`, in a task that reads the pictures."""
     place = run.out.join(PAGE)
     with run.timed("page"):
         remotely(_write, predicted, run.warnings, place)
-    run.say(f"what to look at first: {place.uri}")
+    run.say(f"images to check first: {place.uri}")
 
 
 def render_day(
-    predicted: Predicted, pictures: Sequence[bytes | None], warnings: Sequence[str] = ()
+    predicted: PredictionResult, pictures: Sequence[bytes | None], warnings: Sequence[str] = ()
 ) -> str:
-    """The page as one HTML document that needs no network; whatever it is given is escaped.
+    """Render the page as one HTML document that needs no network; all values are escaped.
 
     Args:
-        predicted: what it shows; the page computes no metric.
-        pictures: a JPEG of each of the first images; None where there is none to be had.
+        predicted: what the page shows.
+        pictures: a JPEG of each of the first images; None if it cannot be read.
         warnings: shown at the top.
+
+    Returns:
+        The HTML.
     """
     return render("day.html.j2", _page(predicted, pictures, warnings))
 
 
-def _write(predicted: Predicted, warnings: Sequence[str], place: Location) -> None:
+def _write(predicted: PredictionResult, warnings: Sequence[str], place: Location) -> None:
     keys = [row["key"] for row in predicted.worklist.first[:FIRST]]
     with ThreadPoolExecutor(_READERS) as pool:
         pictures = list(pool.map(_picture, keys))
@@ -66,14 +69,14 @@ def _picture(key: str) -> bytes | None:
     try:
         image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
     except (OSError, DecodeError):
-        return None  # gone since it was predicted: its card says so
+        return None  # deleted since it was predicted; its card says so
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=80)
     return sink.getvalue()
 
 
 def _page(
-    predicted: Predicted, pictures: Sequence[bytes | None], warnings: Sequence[str]
+    predicted: PredictionResult, pictures: Sequence[bytes | None], warnings: Sequence[str]
 ) -> dict[str, Any]:
     worklist, decision = predicted.worklist, predicted.decision
     cards = [
@@ -88,7 +91,7 @@ def _page(
         "warnings": warnings,
         "counts": worklist.counts,
         "headline": _headline(predicted, ranked),
-        "about_threshold": _about_threshold(decision),
+        "threshold_origin": _threshold_origin(decision),
         "tiles": _tiles(predicted),
         "cards": cards,
         "ranked": ranked,
@@ -100,7 +103,7 @@ def _page(
     }
 
 
-def _headline(predicted: Predicted, ranked: int) -> str:
+def _headline(predicted: PredictionResult, ranked: int) -> str:
     decision, states = predicted.decision, predicted.worklist.states
     chosen = _chosen(predicted)
     if not states.total():
@@ -112,33 +115,33 @@ def _headline(predicted: Predicted, ranked: int) -> str:
         )
     if decision.classes:
         return f"{ranked:,} images {chosen}, the least certain first."
-    return f"{ranked:,} images {chosen}: the model embeds them, it has no classes."
+    return f"{ranked:,} images {chosen}. The model only embeds images; it has no classes."
 
 
-def _about_threshold(decision: Decision) -> str:
-    """Where the threshold comes from, said plainly."""
+def _threshold_origin(decision: DecisionRule) -> str:
+    """Say how the threshold was chosen, as a sentence."""
     if decision.positive is None:
         return ""
     if decision.target_recall is not None:
         return (
-            f"The threshold {decision.threshold:.3g} was chosen on val, to find at least "
-            f"{100 * decision.target_recall:g} % of {decision.positive} there."
+            f"The threshold {decision.threshold:.3g} was chosen on val, where it finds at least "
+            f"{100 * decision.target_recall:g} % of {decision.positive}."
         )
     why = (
-        "the evaluation chose none"
+        "the evaluation has no threshold"
         if decision.evaluation is not None
         else "no evaluation of the model was given (--evaluation)"
     )
-    return f"The threshold is {decision.threshold:g} because {why}: nobody chose it on images."
+    return f"The threshold is the default, {decision.threshold:g}, because {why}."
 
 
-def _order(decision: Decision) -> str:
+def _order(decision: DecisionRule) -> str:
     if decision.positive is not None:
         return f"Ordered by the probability of {decision.positive}, the highest first."
     return "Ordered by the probability of the most probable class, the lowest first."
 
 
-def _tiles(predicted: Predicted) -> list[tuple[str, int]]:
+def _tiles(predicted: PredictionResult) -> list[tuple[str, int]]:
     decision, states = predicted.decision, predicted.worklist.states
     tiles = [("images listed", states.total())]
     if decision.positive is not None:
@@ -156,7 +159,7 @@ def _tiles(predicted: Predicted) -> list[tuple[str, int]]:
     return tiles
 
 
-def _histogram(predicted: Predicted) -> Figure:
+def _histogram(predicted: PredictionResult) -> Figure:
     decision = predicted.decision
     named = decision.positive or "the most probable class"
     return figures.probabilities(
@@ -178,10 +181,10 @@ def _uri(picture: bytes | None) -> str | None:
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}"
 
 
-def _chosen(predicted: Predicted) -> str:
-    """Which images were asked for, in words that follow 'images'."""
+def _chosen(predicted: PredictionResult) -> str:
+    """Describe the listed images, in words that follow 'images'."""
     if predicted.since is None and predicted.batch is None:
         return "that were new to the model"
-    parts = [f"first seen from {predicted.since} on"] if predicted.since is not None else []
-    parts += [f"that entered as {predicted.batch}"] if predicted.batch is not None else []
+    parts = [f"first seen on or after {predicted.since}"] if predicted.since is not None else []
+    parts += [f"of batch {predicted.batch}"] if predicted.batch is not None else []
     return " and ".join(parts)

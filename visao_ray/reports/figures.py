@@ -1,4 +1,4 @@
-"""Figures of the report as SVG text, drawn by matplotlib without any global state."""
+"""Figures of reports as SVG text, drawn by matplotlib without global state."""
 
 import io
 import math
@@ -35,7 +35,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "svg.fonttype": "none",
     "svg.hashsalt": "visao_ray",
-    # Class names and keys are untrusted: a dollar sign is a dollar sign.
+    # Class names and keys are untrusted: do not parse dollar signs as mathematical text.
     "text.parse_math": False,
     "text.color": INK,
     "xtick.color": MUTED,
@@ -49,19 +49,19 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG document and what it shows, in words for those who cannot see it."""
+    """An SVG document and its alternative text."""
 
     svg: str
     alt: str
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which would make an SVG unreadable."""
+    """Replace control characters, which would make an SVG invalid."""
     return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def draw(paint: Callable[[Any], None], alt: str, width: float = 5.4, height: float = 3.9) -> Figure:
-    """What `paint` draws on matplotlib Axes, in the report's style; sizes in inches."""
+    """Return the figure that `paint` draws on matplotlib Axes, in report style; sizes in inches."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -85,7 +85,7 @@ def _unit(axes: Any, x: str, y: str) -> None:
 
 
 def roc(curves: Mapping[str, Any], areas: Mapping[str, str], positive: str) -> Figure:
-    """ROC curves of the splits, with 0.5 and the operating threshold marked on test."""
+    """Draw ROC curves of the splits, with 0.5 and the operating threshold marked on test."""
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="#b6c0cd", linewidth=1, linestyle=(0, (2, 3)))
@@ -104,7 +104,7 @@ def roc(curves: Mapping[str, Any], areas: Mapping[str, str], positive: str) -> F
 
 
 def precision_recall(curves: Mapping[str, Any], areas: Mapping[str, str], positive: str) -> Figure:
-    """Precision-recall curves of the splits, thresholds marked on test."""
+    """Draw precision-recall curves of the splits, with the thresholds marked on test."""
 
     def paint(axes: Any) -> None:
         for split, color in (("val", VAL), ("test", TEST)):
@@ -131,11 +131,11 @@ def _mark(axes: Any, curves: Mapping[str, Any], x: str, y: str) -> None:
     split = "test" if curves.get("test") else "val"
     if not curves.get(split):
         return
-    looks = {
+    markers = {
         "half": ("D", 7.5, "white", "0.5"),
         "operating": ("o", 9, POSITIVE, "operating threshold"),
     }
-    for name, (marker, size, face, text) in looks.items():
+    for name, (marker, size, face, text) in markers.items():
         point = curves[split]["points"].get(name)
         if point and point[x] is not None and point[y] is not None:
             axes.plot(
@@ -153,13 +153,13 @@ def _mark(axes: Any, curves: Mapping[str, Any], x: str, y: str) -> None:
 
 
 def probabilities(
-    bars: Mapping[str, Any], threshold: float | None, title: str, x: str, colors: Sequence[str]
+    histogram: Mapping[str, Any], threshold: float | None, title: str, x: str, colors: Sequence[str]
 ) -> Figure:
-    """Histogram of a probability by subset; each subset's bars as a share of that subset."""
+    """Draw a histogram of a probability by subset; bars are shares of their subset."""
 
     def paint(axes: Any) -> None:
-        edges = bars["edges"]
-        for (name, counts), color in zip(bars["counts"].items(), colors, strict=False):
+        edges = histogram["edges"]
+        for (name, counts), color in zip(histogram["counts"].items(), colors, strict=False):
             total = max(sum(counts), 1)
             axes.stairs(
                 [100 * n / total for n in counts],
@@ -170,7 +170,7 @@ def probabilities(
                 label=f"{printable(name)} ({sum(counts):,})",
             )
             axes.stairs([100 * n / total for n in counts], edges, color=color, linewidth=1.4)
-        # Most images sit at the ends; the few in between are the ones that matter.
+        # Most images are at the ends; the scale shows the few in between, which matter most.
         axes.set_yscale("symlog", linthresh=2, linscale=0.6)
         axes.set_yticks(
             [0, 1, 2, 5, 10, 20, 50, 100], [f"{v} %" for v in (0, 1, 2, 5, 10, 20, 50, 100)]
@@ -194,12 +194,12 @@ def probabilities(
         axes.set_title(title)
         axes.figure.legend(loc="outside lower center", ncols=2)
 
-    described = ", ".join(f"{name} ({sum(n)} images)" for name, n in bars["counts"].items())
+    described = ", ".join(f"{name} ({sum(n)} images)" for name, n in histogram["counts"].items())
     return draw(paint, f"{title}: histogram of {x} for {described}")
 
 
 def calibration(bins: Mapping[str, Any], x: str, y: str) -> Figure:
-    """Reliability diagram of val and test; a point's area grows with its images."""
+    """Draw a reliability diagram of val and test; the area of a point grows with its images."""
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="#b6c0cd", linewidth=1, linestyle=(0, (2, 3)))
@@ -217,21 +217,21 @@ def calibration(bins: Mapping[str, Any], x: str, y: str) -> Figure:
                     zorder=4,
                 )
         _unit(axes, x, y)
-        axes.set_title("Calibration: are the probabilities meant?")
+        axes.set_title("Calibration: predicted against observed")
         axes.figure.legend(loc="outside lower center", ncols=2)
 
     return draw(paint, "Calibration: predicted probability against observed share")
 
 
 def top_k(curves: Mapping[str, Any]) -> Figure:
-    """Share of images whose true class is among the k best guesses."""
+    """Draw top-k accuracy: the share of images with the true class among the k most probable."""
 
     def paint(axes: Any) -> None:
         for split, color in (("val", VAL), ("test", TEST)):
             if curves.get(split):
                 shares = [100 * share for share in curves[split]["share"]]
                 axes.plot(curves[split]["k"], shares, "o-", color=color, markersize=5, label=split)
-        axes.set(ylim=(0, 103), xlabel="guesses allowed (k)", ylabel="true class among them, %")
+        axes.set(ylim=(0, 103), xlabel="k most probable classes", ylabel="true class among them, %")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title("Top-k accuracy")
         axes.legend(loc="lower right")
@@ -240,7 +240,7 @@ def top_k(curves: Mapping[str, Any]) -> Figure:
 
 
 def recall_by_support(per_class: Mapping[str, Any], split: str) -> Figure:
-    """Recall of every class against how many images it has."""
+    """Draw the recall of every class against its number of images."""
     points = [
         (entry["support"], entry["recall"]["value"])
         for entry in per_class.values()
@@ -270,7 +270,7 @@ def recall_by_support(per_class: Mapping[str, Any], split: str) -> Figure:
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """Heat map of a confusion matrix; rows (true classes) shaded by their shares."""
+    """Draw a heat map of a confusion matrix; cells are shaded by their share of the row."""
     shares = [[n / max(sum(row), 1) for n in row] for row in matrix]
     names = [_short(name) for name in classes]
     size = min(9.0, 2.2 + 0.22 * len(classes))
@@ -295,7 +295,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: st
 
 
 def sweep(values: Sequence[float], objective: str) -> Figure:
-    """The objective of every trial, given best first."""
+    """Draw the objective of every trial, best first."""
 
     def paint(axes: Any) -> None:
         axes.plot(range(1, len(values) + 1), values, "o", color=VAL, markersize=5)
@@ -311,14 +311,14 @@ def sweep(values: Sequence[float], objective: str) -> Figure:
 def setting_effect(
     settings: Sequence[float], values: Sequence[float], name: str, objective: str
 ) -> Figure:
-    """The objective, best first, against a numeric setting (logarithmic where it spans decades)."""
+    """Draw the objective, best first, against a setting (log scale for a wide range)."""
 
     def paint(axes: Any) -> None:
         axes.plot(settings, values, "o", color=VAL, markersize=5)
         axes.plot(settings[0], values[0], "o", color=POSITIVE, markersize=9, label="winner")
         if min(settings) > 0 and max(settings) / min(settings) > 20:
             axes.set_xscale("log")
-            # matplotlib's own labels are mathematical text, which is off.
+            # The default labels of matplotlib are mathematical text, which is disabled.
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.set(xlabel=printable(name), ylabel=objective)
@@ -329,7 +329,7 @@ def setting_effect(
 
 
 def learning_curves(history: Mapping[str, Sequence[float]], name: str) -> Figure:
-    """One metric of the winning trial by epoch, on train and val."""
+    """Draw a metric of the winning trial by epoch, on train and val."""
 
     def paint(axes: Any) -> None:
         for key, label, color in ((name, "train", VAL), (f"val_{name}", "val", POSITIVE)):

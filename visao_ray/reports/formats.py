@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,14 @@ SPACE = "\u202f"
 
 
 def estimate(entry: Mapping[str, Any] | None, kind: str = "share") -> dict[str, str]:
-    """Texts of a value and its interval: {"value", "interval", "n"}; a dash where undefined.
+    """Format a value and its interval.
 
-    ``kind``: "share" as a percentage with one decimal, "area" with three decimals.
+    Args:
+        entry: `{"value", "low", "high", "n"}`; None if undefined.
+        kind: "share" for a percentage with one decimal, "area" for three decimals.
+
+    Returns:
+        Texts `{"value", "interval", "n"}`; an undefined value is a dash.
     """
     if not entry or entry.get("value") is None:
         return {"value": "—", "interval": "", "n": ""}
@@ -24,7 +29,7 @@ def estimate(entry: Mapping[str, Any] | None, kind: str = "share") -> dict[str, 
 
 
 def number(value: Any) -> str:
-    """A number with thousands separators and no more digits than it deserves."""
+    """Format a number with thousands separators and about four significant digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return plain(value)
     if isinstance(value, int):
@@ -37,7 +42,7 @@ def number(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any setting as text; None is a dash, lists are joined."""
+    """Format any setting as text; None is a dash, lists are joined."""
     if value is None:
         return "—"
     if isinstance(value, bool):
@@ -52,6 +57,6 @@ def plain(value: Any) -> str:
 
 
 def with_interval(entry: Mapping[str, Any] | None, kind: str = "share") -> str:
-    """A value and its interval as one text: 96.1 % (93.0–98.2)."""
+    """Format a value and its interval as one text: 96.1 % (93.0–98.2)."""
     texts = estimate(entry, kind)
     return f"{texts['value']} ({texts['interval']})" if texts["interval"] else texts["value"]

@@ -1,4 +1,4 @@
-"""The page of a whole pipeline run, gathered from what its stages left behind."""
+"""The report of a pipeline run, from the output of its stages."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ _SAMPLES = 24
 
 
 def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """HTML of a finished pipeline: what was read, which head won, how good it is, where it fails.
+    """Write the report of a finished pipeline: images, sweep, metrics and mistakes.
 
     Args:
-        run: the pipeline's run; its counts, timings and warnings are told.
-        store: URI of the store; it tells which images to show.
+        run: run of the pipeline; the report shows its settings, timings and warnings.
+        store: URI of the store; the report shows images from it.
         stages: result.json of `extract`, `sweep` and `evaluate`.
+
+    Returns:
+        The HTML.
     """
     settings = run.settings
     dataset = stages["evaluate"]["inputs"]["dataset"]["name"]
@@ -52,7 +55,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
     images = Store.open(store).images.latest()
     return write_report(
         ReportInputs(
-            title=f"{dataset}: from images to a judged classifier",
+            title=f"{dataset}: from images to an evaluated classifier",
             dataset=dataset,
             command=run.command,
             settings=settings.model_dump(mode="json"),
@@ -80,7 +83,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
 def _samples(
     images: TableVersion, by_split: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """A few images of every class, the first in the table, taken in turn."""
+    """Return a few images of every class, the first ones in the table."""
     labels = sorted({label for found in by_split.values() for label in found if label})[:_SAMPLES]
     each = max(1, _SAMPLES // max(len(labels), 1))
     table = images.open()
@@ -109,14 +112,14 @@ def _picture(key: str) -> bytes | None:
     try:
         image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
     except (OSError, DecodeError):
-        return None  # gone since it was extracted: the page does without its picture
+        return None  # deleted since it was extracted; the page omits it
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=80)
     return sink.getvalue()
 
 
 def _errors(images: TableVersion) -> list[tuple[str, str, str]]:
-    """Key, status and reason of images that cannot be used."""
+    """Return key, status and reason of images that cannot be used."""
     where = f"status != '{schemas.OK}'"
     columns = ["key", "status", "error"]
     rows = images.open().to_table(columns=columns, filter=where, limit=ERRORS_SHOWN).to_pylist()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: how good the model is, why, and where it fails."""
+"""One self-contained HTML page about a run: metrics, curves, mistakes and the sweep."""
 
 import base64
 import math
@@ -27,9 +27,14 @@ GALLERY_BYTES = 1_200_000
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One picture: its key, true and predicted class, p(predicted), and a small JPEG or PNG.
+    """One picture of a gallery.
 
-    ``predicted`` and ``probability`` are None for plain samples.
+    Attributes:
+        key: key of the image.
+        label: true class.
+        predicted: predicted class; None for samples.
+        probability: probability of the predicted class; None for samples.
+        thumbnail_jpeg: a small JPEG or PNG.
     """
 
     key: str
@@ -41,26 +46,26 @@ class GalleryItem:
 
 @dataclass
 class ReportInputs:
-    """What a report draws; it computes no metric.
+    """The content of a report, which computes no metric itself.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         dataset: name of the dataset.
-        command: the command line that made it.
+        command: command line of the run.
         settings: resolved settings, name to value.
-        counts: ``images``, ``ok``, ``errors``; optionally ``splits`` {split: {class: images}} and
-            ``errors_by_reason`` {reason: images}. Other plain numbers are listed as they are.
-        throughput: name to number, such as ``images_per_second``.
+        counts: `images`, `ok`, `errors`; optionally `splits` {split: {class: images}} and
+            `errors_by_reason` {reason: images}. Other numbers are listed as they are.
+        throughput: name to number, such as `images_per_second`.
         timings: stage to seconds.
-        warnings: shown loudly at the top, before the evaluation's own.
-        evaluation: ``Evaluation.to_json()``, or empty when nothing was evaluated.
+        warnings: shown at the top, before those of the evaluation.
+        evaluation: `Evaluation.to_json()`, or empty if nothing was evaluated.
         trials: the trials table, or None.
-        objective: its metric column that chose the winner; the first one if None. Higher is better
-            unless ``objective_mode`` is "min".
-        history: metric to value per epoch of the winning trial (``loss``, ``val_loss``, …).
-        gallery: mistakes; shown most confident first.
+        objective: metric column of `trials` that chose the winner; the first one if None.
+        objective_mode: "max" if a higher objective is better, else "min".
+        history: metric to values per epoch of the winning trial (`loss`, `val_loss`, …).
+        gallery: mistakes; the most confident ones are shown first.
         samples: a few images of each class.
-        weights_note: one line on the backbone's weights.
+        weights_note: one line about the weights of the backbone.
         errors: (key, stage, reason) of unreadable images; the first ones are shown.
     """
 
@@ -86,13 +91,13 @@ class ReportInputs:
 def write_report(inputs: ReportInputs) -> str:
     """Render the report as one HTML document that needs no network.
 
-    Every label, key, path and message is escaped: they come from file names of the dataset.
+    Labels, keys, paths and messages are escaped, because they come from file names of the dataset.
     """
     return render("report.html.j2", _page(inputs))
 
 
 def render(template: str, page: Mapping[str, Any]) -> str:
-    """One of this folder's templates as HTML; everything put into it is escaped."""
+    """Render a template of this folder as HTML; all values are escaped."""
     import jinja2
 
     folder = resources.files(__package__ or "visao_ray.reports")
@@ -138,7 +143,7 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _binary(evaluation: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(positive, other class) when there are two classes and a positive one."""
+    """Return the positive and the negative class if there are two classes and a positive one."""
     classes, positive = evaluation.get("classes", ()), evaluation.get("positive")
     if len(classes) != 2 or positive is None:
         return None
@@ -146,38 +151,39 @@ def _binary(evaluation: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _headline(evaluation: Mapping[str, Any], shown: str) -> list[str]:
-    """One or two sentences that need no statistics to be understood."""
+    """Return one or two sentences that are clear without knowledge of statistics."""
     if not evaluation:
         return ["Nothing was evaluated in this run."]
     images = evaluation["counts"][shown]["images"]
     who = (
-        f"On {images:,} test images nobody had tuned on,"
+        f"On {images:,} test images that were not used for tuning,"
         if shown == "test"
-        else f"There were no test images. On {images:,} val images, which helped to choose it,"
+        else f"There were no test images. On {images:,} val images, which were used for tuning,"
     )
     metrics, both = evaluation["metrics"], _binary(evaluation)
     if not both:
         entry = metrics[shown]
         first = (
-            f"{who} the head named the right class {with_interval(entry['accuracy'])} of the time"
+            f"{who} the model predicted the correct class for {with_interval(entry['accuracy'])}"
         )
         if "top5" in entry:
             first += (
-                f", and had it among its five best guesses {with_interval(entry['top5'])}"
-                " of the time"
+                f", and had it among its five most probable classes for"
+                f" {with_interval(entry['top5'])}"
             )
         return [f"{first}."]
     positive, other = both
     threshold = evaluation.get("threshold")
     at = metrics[f"{shown}_at_threshold" if threshold else shown]["per_class"]
     sentences = [
-        f"{who} the head found {with_interval(at[positive]['recall'])} of {positive}"
-        f" and rightly let {with_interval(at[other]['recall'])} of {other} pass."
+        f"{who} the model found {with_interval(at[positive]['recall'])} of {positive}"
+        f" and correctly passed {with_interval(at[other]['recall'])} of {other}."
     ]
     if threshold:
         sentences.append(
-            f"It says {positive} when its probability is at least {threshold['threshold']:.3g}:"
-            f" chosen on val, to find at least {100 * threshold['target_recall']:g}{SPACE}% there."
+            f"It predicts {positive} if its probability is at least {threshold['threshold']:.3g}."
+            f" This threshold was chosen on val, where it finds at least"
+            f" {100 * threshold['target_recall']:g}{SPACE}% of {positive}."
         )
     return sentences
 
@@ -197,7 +203,7 @@ def _tiles(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]]:
     at = metrics[shown + suffix]["per_class"]
     return [
         _tile(f"of {positive} found (recall)", at[positive]["recall"], "share"),
-        _tile(f"of {other} let pass", at[other]["recall"], "share"),
+        _tile(f"of {other} passed (recall)", at[other]["recall"], "share"),
         _tile(f"of alarms were {positive} (precision)", at[positive]["precision"], "share"),
         _tile("ROC AUC", metrics[shown]["roc_auc"], "area"),
     ]
@@ -208,7 +214,7 @@ def _tile(name: str, entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tables of estimates: columns are splits (at thresholds), rows are metrics."""
+    """Return tables of estimates: columns are splits (at thresholds), rows are metrics."""
     if not evaluation:
         return []
     metrics, both = evaluation["metrics"], _binary(evaluation)
@@ -248,7 +254,9 @@ def _metric_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
     return [
         _table("Decisions", heads, rows),
-        _table("Ranking and probabilities, whatever the threshold", [("", list(SPLITS))], free),
+        _table(
+            "Ranking and probabilities, independent of the threshold", [("", list(SPLITS))], free
+        ),
     ]
 
 
@@ -271,7 +279,7 @@ def _table(
 
 
 def _per_class(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]]:
-    """Rows of the per-class table, the classes with most images first; none for two classes."""
+    """Return rows of the per-class table, largest classes first; no rows for two classes."""
     if not evaluation or _binary(evaluation):
         return []
     entries = evaluation["metrics"][shown]["per_class"]
@@ -295,7 +303,7 @@ def _per_class(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]
 
 
 def _confusion_tables(evaluation: Mapping[str, Any], shown: str) -> list[dict[str, Any]]:
-    """Confusion matrices small enough to read as tables."""
+    """Return confusion matrices that are small enough for tables."""
     if not evaluation or len(evaluation["classes"]) > TABLE_CLASSES:
         return []
     threshold = evaluation.get("threshold")
@@ -359,7 +367,7 @@ def _quality_figures(evaluation: Mapping[str, Any], shown: str) -> list[Figure]:
 
 
 def _confusion_map(evaluation: Mapping[str, Any], shown: str) -> Figure | None:
-    """The heat map, for class counts between a readable table and an unreadable picture."""
+    """Return the heat map if there are too many classes for a table and few enough for a figure."""
     classes = evaluation.get("classes", ())
     matrix = evaluation["metrics"][shown]["confusion"] if evaluation else None
     if matrix is None or len(classes) <= TABLE_CLASSES:
@@ -377,11 +385,11 @@ def _probability_figures(evaluation: Mapping[str, Any], shown: str) -> list[Figu
             figures.POSITIVE if name == both[0] else figures.NEGATIVE
             for name in evaluation["classes"]
         ]
-        x, y = f"predicted probability of {both[0]}", f"share that was {both[0]}"
+        x, y = f"predicted probability of {both[0]}", f"observed share of {both[0]}"
         title = f"Probabilities on {shown}, by true class"
     else:
         colors = [figures.NEGATIVE, figures.POSITIVE]
-        x, y = "probability of the predicted class", "share that was right"
+        x, y = "probability of the predicted class", "observed share of correct predictions"
         title = f"Confidence on {shown}, right and wrong"
     x, y = figures.printable(x), figures.printable(y)
     cut = threshold["threshold"] if threshold else None
@@ -392,7 +400,7 @@ def _probability_figures(evaluation: Mapping[str, Any], shown: str) -> list[Figu
 
 
 def _sweep(inputs: ReportInputs) -> dict[str, Any] | None:
-    """Plots and the best trials; settings that no trial varied are told once."""
+    """Return plots and the best trials; settings with one value in all trials are listed once."""
     table = inputs.trials
     if table is None or table.num_rows == 0:
         return None
@@ -424,7 +432,7 @@ def _sweep(inputs: ReportInputs) -> dict[str, Any] | None:
     rate = next((c for c in varied if c.split(".")[-1] in {"learning_rate", "lr"}), None)
     if rate:
         pairs = [(float(r[rate]), v) for r, v in zip(rows, values, strict=True) if r[rate]]
-        # The winner is the first row; without its rate there is nothing to mark.
+        # The winner is the first row; the figure marks it, so it needs a rate.
         if rows[0][rate] and len(pairs) > 1:
             drawn.append(
                 figures.setting_effect(
@@ -434,8 +442,8 @@ def _sweep(inputs: ReportInputs) -> dict[str, Any] | None:
                     figures.printable(name),
                 )
             )
-    bases = [k for k in inputs.history if not k.startswith("val_") and inputs.history[k]]
-    drawn += [figures.learning_curves(inputs.history, base) for base in bases[:2]]
+    curves = [k for k in inputs.history if not k.startswith("val_") and inputs.history[k]]
+    drawn += [figures.learning_curves(inputs.history, curve) for curve in curves[:2]]
     return {
         "trials": table.num_rows,
         "without": table.num_rows - len(rows),
@@ -472,7 +480,7 @@ def _data(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _thumbnails(items: Sequence[GalleryItem]) -> list[dict[str, Any]]:
-    """The first pictures as data URIs, within a number and a size that keep the page light."""
+    """Return the first pictures as data URIs, limited in number and total size."""
     shown: list[dict[str, Any]] = []
     budget = GALLERY_BYTES
     for item in items[:GALLERY_SHOWN]:

@@ -1,4 +1,4 @@
-"""The metrics that have a name; one file each."""
+"""The registry of metrics; each metric has its own file."""
 
 from visao_ray.core.registry import Registry
 from visao_ray.evaluation.metric import Metric
@@ -12,7 +12,7 @@ from visao_ray.evaluation.metrics.recall_at_precision import RECALL_AT_PRECISION
 from visao_ray.evaluation.metrics.roc_auc import ROC_AUC
 from visao_ray.evaluation.metrics.top5 import TOP5
 
-#: In the order of columns and lines.
+#: In the order of columns and lines of reports.
 METRICS: Registry[Metric] = Registry(
     "metric",
     (
@@ -28,5 +28,5 @@ METRICS: Registry[Metric] = Registry(
     ),
 )
 
-#: Adds a metric; a plugin calls it when it is imported.
+#: Add a metric; a plugin calls this when it is imported.
 register = METRICS.register

@@ -1,4 +1,4 @@
-"""Accuracy: the share of rows whose predicted class is right."""
+"""Accuracy: the share of rows with a correct predicted class."""
 
 from visao_ray.evaluation.bootstrap import Floats
 from visao_ray.evaluation.metric import Metric

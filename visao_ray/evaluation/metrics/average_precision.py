@@ -1,6 +1,6 @@
-"""Average precision, or area under the precision-recall curve; the mean of the ranked classes.
+"""Average precision, the area under the precision-recall curve; the mean over the ranked classes.
 
-A class counts where it has rows of both kinds.
+A class counts if it has positive and negative rows.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Balanced accuracy: the mean recall of the classes that are present, as in scikit-learn."""
+"""Balanced accuracy: the mean recall over the classes that have rows, as in scikit-learn."""
 
 from visao_ray.evaluation.bootstrap import Floats
 from visao_ray.evaluation.metric import Metric

@@ -1,4 +1,4 @@
-"""F-beta of one class with beta 2, where a miss weighs more than a false alarm."""
+"""F-beta of one class with beta 2: a false negative weighs more than a false positive."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Log loss: the mean of -log p(true class), p kept a float32 epsilon away from 0 and 1."""
+"""Log loss: the mean of -log p(true class), with p clipped to [eps, 1 - eps] of float32."""
 
 import numpy as np
 

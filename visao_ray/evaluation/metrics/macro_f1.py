@@ -1,4 +1,4 @@
-"""Macro F1: the mean F1 of the classes that are present or predicted."""
+"""Macro F1: the mean F1 over the classes that have rows or are predicted."""
 
 from visao_ray.evaluation.bootstrap import Floats
 from visao_ray.evaluation.metric import Metric

@@ -1,4 +1,4 @@
-"""The largest recall of one class over thresholds whose precision is at least a floor."""
+"""The largest recall of one class at any threshold with a precision of at least a floor."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,11 @@ from visao_ray.evaluation.sample import Sample, ratio
 
 
 def _compute(sample: Sample) -> Floats:
-    """0 where no threshold reaches the floor.
+    """Compute the recall; it is 0 if no threshold reaches the floor.
 
-    Only the scores of the class's own rows need be tried: any other threshold finds no more of
-    them than the next of these above it, with more false alarms. Rows of equal score stand or
-    fall together.
+    Only the scores of the class's rows are candidates. Any other threshold has the same recall as
+    the next candidate above it, and at least as many false positives. Rows of equal score are on
+    the same side of every threshold.
     """
     scores, c, weight = sample.scores, sample.positive, sample.rows.weight
     assert c is not None

@@ -1,6 +1,6 @@
-"""Area under the ROC curve; the mean of the ranked classes, each against the rest.
+"""Area under the ROC curve; the mean over the ranked classes, each against the rest.
 
-Ties count half. A class counts where it has rows of both kinds.
+Equal scores count half. A class counts if it has positive and negative rows.
 """
 
 import numpy as np

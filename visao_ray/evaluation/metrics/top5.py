@@ -1,6 +1,6 @@
-"""Top-5 accuracy: the share of rows whose true class is among the five most probable.
+"""Top-5 accuracy: the share of rows with the true class among the five most probable ones.
 
-Ties rank against the true class: a constant prediction earns no credit.
+Equal probabilities count against the true class, so a constant prediction earns no credit.
 """
 
 import numpy as np
