@@ -4,8 +4,8 @@
 
 Predictions are random: labels follow Zipf's law (the largest of 868 classes has 13 % of the rows,
 the smallest 0.016 %), about 60 % of the predictions are right, groups have one or two rows, and val
-and test alternate. `evaluate_predictions` runs on each table in its own process, with 1,000 replicates
-and intervals for every class:
+and test alternate. `evaluate_predictions` runs on each table in its own process, with 1,000
+replicates and intervals for every class:
 
 a. 200,000 rows of 868 classes, half val and half test, in memory;
 b. 1,000,000 rows of 2 classes, half val and half test, in memory, with an operating threshold;
