@@ -1,20 +1,20 @@
-"""What the evaluation of a million predictions takes, intervals included.
+"""Time and memory of the evaluation of a million predictions, with intervals.
 
     python benchmarks/evaluation.py [--full]
 
-Predictions are made up: labels by Zipf's law (the largest of 868 classes has 13 % of the rows, the
-smallest 0.016 %), scores with a skill of about 60 % right, groups of one and two rows, val and test
-mixed row by row. `evaluate_predictions` runs on each table in a process of its own, with 1,000
-replicates, every interval and every class:
+Predictions are random: labels follow Zipf's law (the largest of 868 classes has 13 % of the rows,
+the smallest 0.016 %), about 60 % of the predictions are right, groups have one or two rows, and val
+and test alternate. `evaluate_predictions` runs on each table in its own process, with 1,000
+replicates and intervals for every class:
 
 a. 200,000 rows of 868 classes, half val and half test, in memory;
 b. 1,000,000 rows of 2 classes, half val and half test, in memory, with an operating threshold;
 c. with --full: 1,000,000 rows of 868 classes, all test, in a mapped file.
 
-The rival is what everyone writes first: scikit-learn's `roc_auc_score` and
-`average_precision_score` for each class and replicate, with the multiplicities as weights. It is
-timed on some classes of the first split and extrapolated to all of them; its values must be ours.
-The two are compared by CPU seconds, which other work on the machine changes little.
+The baseline is the straightforward way: `roc_auc_score` and `average_precision_score` of
+scikit-learn for each class and replicate, with the multiplicities as weights. It is timed on some
+classes of the first split and extrapolated to all of them; both must give the same values. They are
+compared by CPU seconds, which depend little on other load of the machine.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from verdict import MACHINE, judge, show
 
 REPLICATES = 1000
 GB = 1e9
-_BATCH = 50_000  # rows made at once
-_TRIED = 6  # classes and replicates that the rival is timed on
+_BATCH = 50_000  # rows to generate at once
+_TIMED = 6  # pairs of class and replicate that the baseline is timed on
 
 
 @dataclass(frozen=True)
 class Case:
-    """A table to evaluate, and what it may take.
+    """A table to evaluate, and its bars.
 
     Attributes:
-        name: of the case.
-        rows: all splits together.
-        classes: C.
-        splits: that the rows are shared among.
-        mapped: the table stays in its file; otherwise it is read into memory.
-        seconds: the bar on time.
-        memory: the bar on the peak, in bytes: of the whole process, or of its private memory if
-            the table is mapped.
-        times: the bar on the rival's CPU seconds over ours.
+        name: name of the case.
+        rows: number of rows in all splits.
+        classes: number of classes.
+        splits: splits of the rows.
+        mapped: whether the table stays in its file; otherwise it is read into memory.
+        seconds: maximum time.
+        memory: maximum memory, in bytes: of the process, or of its private memory if the table is
+            mapped.
+        times: minimum ratio of CPU seconds, baseline to ours.
     """
 
     name: str
@@ -67,35 +67,35 @@ class Case:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes."""
+        """The class names."""
         return tuple(f"{index:04}" for index in range(self.classes))
 
     @property
     def positive(self) -> str | None:
-        """The positive class, where there are two."""
+        """The positive class if there are two classes, else None."""
         return self.names[1] if self.classes == 2 else None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evaluation took, and the rival's.
+    """Time and memory of one evaluation, and of the baseline.
 
     Attributes:
-        seconds: of `evaluate_predictions`.
-        cpu: its CPU seconds, all threads together.
-        peak: bytes, of the whole process.
-        private: bytes, without mapped files.
-        rival: CPU seconds of the rival, extrapolated.
-        rival_pairs: classes and replicates that this rests on.
-        difference: the largest between the rival's observed values and ours.
+        seconds: wall time of `evaluate_predictions`.
+        cpu: its CPU seconds in all threads.
+        peak: peak memory of the process, in bytes.
+        private: peak memory without mapped files, in bytes.
+        baseline: CPU seconds of the baseline, extrapolated.
+        baseline_pairs: number of pairs of class and replicate that were timed.
+        difference: largest difference between observed values of the baseline and ours.
     """
 
     seconds: float
     cpu: float
     peak: int
     private: int
-    rival: float
-    rival_pairs: int
+    baseline: float
+    baseline_pairs: int
     difference: float
 
 
@@ -107,12 +107,12 @@ CASES = (
 
 
 def write_table(case: Case, path: Path) -> None:
-    """A predictions table as an Arrow file, made a batch at a time."""
+    """Write a predictions table to an Arrow file, batch by batch."""
     rng = np.random.default_rng([case.rows, case.classes])
     share = 1 / np.arange(1, case.classes + 1)
     label = rng.choice(case.classes, case.rows, p=share / share.sum())
     group = rng.permutation(np.arange(case.rows) * 2 // 3)
-    split = group // 2 % len(case.splits)  # groups have two rows and one in turns
+    split = group // 2 % len(case.splits)  # groups have two rows and one row in turns
     skill = 1.5 if case.classes == 2 else 3.5
     schema = pa.schema(
         [
@@ -144,26 +144,26 @@ def write_table(case: Case, path: Path) -> None:
 
 
 def read_table(case: Case, path: Path) -> pa.Table:
-    """The table, mapped or in memory."""
+    """Read the table, mapped or into memory."""
     if case.mapped:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     with pa.OSFile(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
-def evaluate(case: Case, path: Path, answer: Any) -> None:
-    """Evaluate the table and send what it took and gave. Runs in a process of its own."""
+def evaluate(case: Case, path: Path, connection: Any) -> None:
+    """Evaluate the table, and send measurements and metrics. Runs in its own process."""
     from visao_ray.evaluation.predictions import evaluate_predictions
 
     table = read_table(case, path)
     start, cpu = time.perf_counter(), time.process_time()
     found = evaluate_predictions(table, case.names, case.positive, replicates=REPLICATES)
     spent = (time.perf_counter() - start, time.process_time() - cpu, memory("VmHWM", "self"))
-    answer.send((spent, found.metrics))
+    connection.send((spent, found.metrics))
 
 
-def rival(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, float]:
-    """CPU seconds of the naive way, the pairs they rest on, and how far its values are off."""
+def measure_baseline(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, float]:
+    """Return CPU seconds of the baseline, the number of timed pairs, and the largest difference."""
     from visao_ray.evaluation.bootstrap import group_multiplicities
     from visao_ray.evaluation.labelled_scores import class_codes, sorted_codes
 
@@ -173,7 +173,7 @@ def rival(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, 
     label = class_codes(table["label"].filter(chosen), case.names)
     group, groups = sorted_codes(table["group"].filter(chosen))
     (weight,) = group_multiplicities(groups, 1, 0)
-    classes = np.linspace(0, case.classes - 1, min(case.classes, _TRIED // 2)).astype(int)
+    classes = np.linspace(0, case.classes - 1, min(case.classes, _TIMED // 2)).astype(int)
     spent, difference = 0.0, 0.0
     for c in classes:
         score = pc.list_element(table["probability"], int(c)).filter(chosen).to_numpy()
@@ -184,7 +184,7 @@ def rival(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, 
             area = roc_auc_score(label == c, score, sample_weight=row_weight)
             precision = average_precision_score(label == c, score, sample_weight=row_weight)
             spent += time.process_time() - start
-            if replicate == 0:  # what was observed
+            if replicate == 0:  # the observed values
                 pair = ((area, ours["roc_auc"]), (precision, ours["average_precision"]))
                 difference = max(difference, *(abs(a - b["value"]) for a, b in pair))
     pairs = 2 * len(classes)
@@ -193,7 +193,7 @@ def rival(case: Case, path: Path, metrics: dict[str, Any]) -> tuple[float, int, 
 
 
 def memory(field: str, process: int | str) -> int:
-    """Bytes that Linux reports of a process; 0 where it has ended."""
+    """Return a memory field of a process in bytes; 0 if it has ended."""
     try:
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -204,7 +204,7 @@ def memory(field: str, process: int | str) -> int:
 
 
 def measure(case: Case, folder: Path) -> Measured:
-    """Make the table, evaluate it, and time the rival on a slice of it."""
+    """Write the table, evaluate it, and time the baseline on a part of it."""
     path = folder / f"{case.name}.arrow"
     print(f"{case.name}: {case.rows:,} rows, {case.classes} classes", file=sys.stderr, flush=True)
     write_table(case, path)
@@ -218,17 +218,17 @@ def measure(case: Case, folder: Path) -> Measured:
         private = max(private, memory("RssAnon", process.pid or 0))
     spent, metrics = receiver.recv()
     process.join()
-    found = Measured(*spent, private, *rival(case, path, metrics))
+    found = Measured(*spent, private, *measure_baseline(case, path, metrics))
     path.unlink()
     return found
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bars hold."""
+    """Measure, print the results, and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="case c too: 3.5 GB on disk")
+    parser.add_argument("--full", action="store_true", help="also run case c: 3.5 GB on disk")
     parser.add_argument(
-        "--quick", action="store_true", help="a hundredth of the rows, 20 classes: whether it works"
+        "--quick", action="store_true", help="1 % of the rows, 20 classes, to check that it works"
     )
     options = parser.parse_args()
     cases = CASES if options.full else CASES[:2]
@@ -241,14 +241,14 @@ def main() -> int:
             found = measure(case, Path(name))
             what = f"{case.name}: {case.rows:,} rows x {case.classes} classes"
             kind, used = ("private", found.private) if case.mapped else ("process", found.peak)
-            ratio = found.rival / found.cpu
+            ratio = found.baseline / found.cpu
             rows += [
                 (f"{what}, seconds", f"{found.seconds:.1f} ({found.cpu:.1f} of CPU)"),
                 (f"{what}, peak of the process, GB", f"{found.peak / GB:.2f}"),
-                (f"{what}, of it private, GB", f"{found.private / GB:.2f}"),
+                (f"{what}, private memory, GB", f"{found.private / GB:.2f}"),
                 (
                     f"{what}, scikit-learn, CPU hours",
-                    f"{found.rival / 3600:.1f} (from {found.rival_pairs} of its classes and draws)",
+                    f"{found.baseline / 3600:.1f} (from {found.baseline_pairs} of its pairs)",
                 ),
             ]
             bars += [

@@ -180,7 +180,7 @@ def test_images_that_are_gone_are_counted(classified, models, tmp_path, ray_clus
     images = images_of(store)
     evaluated = sorted(key for key, row in images.items() if row["split"] in ("val", "test"))
     gone = next(key for key in evaluated if images[key]["split"] == "test")
-    shutil.move(gone, tmp_path / "kept")
+    shutil.move(gone, tmp_path / "moved")
     chosen = settings(tmp_path / "out", models["probability"], store=str(store), max_errors=0)
     try:
         with pytest.raises(
@@ -188,7 +188,7 @@ def test_images_that_are_gone_are_counted(classified, models, tmp_path, ray_clus
         ):
             execute(chosen, evaluate_model)
     finally:
-        shutil.move(tmp_path / "kept", gone)
+        shutil.move(tmp_path / "moved", gone)
     assert set(rows_of(tmp_path / "out", "predictions")) == {*evaluated} - {gone}
     result = execute(chosen, evaluate_model)  # the same run resumes, and the file is back
     assert (result["counts"]["ok"], result["counts"]["errors"]) == (len(evaluated), 0)

@@ -334,12 +334,12 @@ def test_missing_files_are_errors_and_tried_again(outside, models, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(root / "out" / "store", store)
     gone = next(key for key in images_of(store) if key.endswith("5-003.jpg"))
-    shutil.move(gone, tmp_path / "kept")
+    shutil.move(gone, tmp_path / "moved")
     try:
         with pytest.raises(InputError, match=r"1 of 47 new images .* more than --max-errors 0 "):
             predict(tmp_path / "out", models["embedding"], store=str(store), max_errors=0)
     finally:
-        shutil.move(tmp_path / "kept", gone)
+        shutil.move(tmp_path / "moved", gone)
     rows = listed(tmp_path / "out")
     assert rows[0].keys() == {"key", "first_seen", "batch", "label", "error"}  # it has no classes
     assert {row["key"]: row["error"].split(":")[0] for row in rows if row["error"]} == {
