@@ -12,7 +12,7 @@ from visao_ray.core.resources import current_cluster, fit_actors
 from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.inference import graph
-from visao_ray.inference.committing import Done
+from visao_ray.inference.committing import GraphResult
 from visao_ray.inference.loading import Loading
 from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
@@ -26,14 +26,14 @@ def folder(tmp_path: Path, ray_cluster: None) -> Path:
     return folder
 
 
-def run_on(folder: Path, names: list[str], fate: str) -> Done:
-    """The graph on files that are all listed with the same fate."""
+def run_on(folder: Path, names: list[str], action: str) -> GraphResult:
+    """The graph on files that are all listed with the same action."""
     place = folder.parent
     run = run_plainly(folder, place / "store", Means())  # nothing is new
     store = Store.open(str(place / "store"))
     listed = Table(locate(str(place / "listing.lance")))
     listed.create(listing.LISTING)
-    rows = [{"key": str(folder / "vazio" / name), "row": fate} for name in names]
+    rows = [{"key": str(folder / "vazio" / name), "row": action} for name in names]
     files = pa.Table.from_pylist(rows, schema=listing.LISTING)
     at = append(listed.latest(), write_fragments(listed.uri, listing.LISTING, files))
     results = store.vectors(EXTRACTOR)

@@ -104,15 +104,15 @@ def test_3_fragments_hold_some_seconds_of_work() -> None:
 
 def test_4_one_of_equal_files_wins_the_same_one_if_it_asks_again() -> None:
     lookup = ContentLookup(None, 1)
-    assert [answer.state for answer in lookup.ask([b"a", b"a", b"b"], [7, 3, 9])] == [
+    assert [answer.state for answer in lookup.look_up([b"a", b"a", b"b"], [7, 3, 9])] == [
         FIRST,
         REPEATED,
         FIRST,
     ]
     for _ in range(2):
-        assert lookup.ask([b"a"], [3])[0].state == REPEATED
-        assert lookup.ask([b"a"], [7])[0].state == FIRST
-    assert lookup.ask([b"b"], [1])[0].state == REPEATED
+        assert lookup.look_up([b"a"], [3])[0].state == REPEATED
+        assert lookup.look_up([b"a"], [7])[0].state == FIRST
+    assert lookup.look_up([b"b"], [1])[0].state == REPEATED
 
 
 def test_4_no_image_is_in_the_store_before_its_vectors(

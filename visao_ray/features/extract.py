@@ -21,12 +21,12 @@ from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.labels import check_labels
-from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
+from visao_ray.datasets.listing import Layout, ListingCounts, ListingSpec, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.settings import SourceOptions
 from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.features.settings import ExtractSettings
-from visao_ray.inference.committing import Done
+from visao_ray.inference.committing import GraphResult
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.inference.graph import Work, run_graph
@@ -64,7 +64,7 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
         found = read_new(run, writer, source, engine, vectors, pool, settings.rows_per_block)
         if settings.augmented_views:
             augment_train(run, writer, engine, name, settings, pool)
-        keep_in_order(run, writer)
+        maintain_store(run, writer)
     run.details |= {
         "engine": settings.engine,
         "extractor": name,
@@ -205,7 +205,7 @@ def read_new(
     results: Table | None,
     pool: ActorPool,
     unit_rows: int,
-) -> Done:
+) -> GraphResult:
     """List --data, read what is new, and decide labels and splits; the counts add up.
 
     Args:
@@ -221,35 +221,35 @@ def read_new(
     if results is not None:
         computed = writer.version(results) if results.exists() else None
         without = remotely(proof.contents_without, at, computed, 1, keep=True)
-    table, counted = list_source(run, source, at, without)
+    table, counts = list_source(run, source, at, without)
     loading = Loading(engine.image_size, engine.resize) if engine else Loading(32, "stretch")
     work = Work(
         step="extract" if engine else "read",
         listing=table,
-        files=counted.new,
+        files=counts.new,
         loading=loading,
         engine=engine,
         results=results,
         unit_rows=unit_rows,
         batch=settings.batch or datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    if counted.new:
+    if counts.new:
         through = f" through {engine.name} on {pool}" if engine else ""
-        run.say(f"{counted.new:,} images{through}")
+        run.say(f"{counts.new:,} images{through}")
     with run.timed(work.step):
         done = run_graph(run, writer, work, pool)
-    if counted.gone:
-        mark_missing(writer, counted.gone)
+    if counts.gone:
+        mark_missing(writer, counts.gone)
     with run.timed("decide"):
-        decide(run, writer, source)
-    _prove(run, writer, results, before + counted.added, without)
-    _count(run, counted, done, work.step)
+        set_labels_and_splits(run, writer, source)
+    _check_complete(run, writer, results, before + counts.added, without)
+    _report_counts(run, counts, done, work.step)
     return done
 
 
 def list_source(
     run: Run[Any], source: Source, images: TableVersion | None, without: Any
-) -> tuple[TableVersion, Counted]:
+) -> tuple[TableVersion, ListingCounts]:
     """List --data, compare it with the store, and say what is new.
 
     Args:
@@ -267,7 +267,7 @@ def list_source(
         remotely(check_labels, settings.labels, source.dataset, source.data)
     gone = run.work.join("gone") if settings.mark_missing else None
     quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
-    search = Search(
+    spec = ListingSpec(
         source.data,
         source.dataset,
         tuple(settings.ignore),
@@ -278,12 +278,12 @@ def list_source(
         gone,
     )
     with run.timed("list"):
-        table, counted = listing.list_new(search, source.layout)
-    _say_listing(run, source, counted)
-    return table, counted
+        table, counts = listing.list_new(spec, source.layout)
+    _report_listing(run, source, counts)
+    return table, counts
 
 
-def decide(run: Run[Any], writer: Writer, source: Source) -> None:
+def set_labels_and_splits(run: Run[Any], writer: Writer, source: Source) -> None:
     """Apply --labels, then give images without a split theirs."""
     store, settings = writer.store, source.settings
     if settings.labels is not None:
@@ -303,10 +303,10 @@ def decide(run: Run[Any], writer: Writer, source: Source) -> None:
                 f"--labels {settings.labels}: {labelled.rows - labelled.named:,} of its "
                 f"{labelled.rows:,} rows name no image of the store"
             )
-    assign(run, writer)
+    set_splits(run, writer)
 
 
-def assign(run: Run[Any], writer: Writer) -> None:
+def set_splits(run: Run[Any], writer: Writer) -> None:
     """Give images without a split theirs, and report contradictions."""
     store = writer.store
     groups = writer.ensure(store.groups, schemas.GROUPS)
@@ -354,7 +354,7 @@ def augment_train(
     )
     with run.timed("augment"):
         run_graph(run, writer, work, pool)
-    _mend(run, writer, results)
+    _remove_repeated(run, writer, results)
 
 
 def new_listing(run: Run[Any]) -> str:
@@ -369,7 +369,7 @@ def _list_train(
     return listing.list_contents(images, contents, place, "split = 'train'")
 
 
-def keep_in_order(run: Run[Any], writer: Writer) -> None:
+def maintain_store(run: Run[Any], writer: Writer) -> None:
     """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
@@ -385,22 +385,22 @@ def keep_in_order(run: Run[Any], writer: Writer) -> None:
         run.details["freed_bytes"] = freed
 
 
-def _say_listing(run: Run[Any], source: Source, counted: Counted) -> None:
-    labels = dict(counted.labels)
+def _report_listing(run: Run[Any], source: Source, counts: ListingCounts) -> None:
+    labels = dict(counts.labels)
     unlabelled = labels.pop("", 0)
-    lacking = f", {counted.without:,} without results" if counted.without else ""
+    lacking = f", {counts.without:,} without results" if counts.without else ""
     run.say(
-        f"{counted.listed:,} files below {source.data.uri}: {counted.known:,} known, "
-        f"{counted.added:,} new, {counted.changed:,} changed{lacking}"
+        f"{counts.listed:,} files below {source.data.uri}: {counts.known:,} known, "
+        f"{counts.added:,} new, {counts.changed:,} changed{lacking}"
     )
-    if counted.vanished:
+    if counts.vanished:
         what = "marked as missing" if source.settings.mark_missing else "kept (--mark-missing)"
-        run.say(f"{counted.vanished:,} files of the store are not there any more: {what}")
+        run.say(f"{counts.vanished:,} files of the store are not there any more: {what}")
     if unlabelled and source.settings.labels is None:
         others = source.layout.others
         where = f" in {', '.join(others[:5])}{', …' if others[5:] else ''}" if others else ""
         run.say(f"{unlabelled:,} files{where} lie in no class folder: they enter without a label")
-    if not counted.listed:
+    if not counts.listed:
         raise InputError(f"--data {source.data.uri}: no files there")
 
 
@@ -412,7 +412,7 @@ def mark_missing(writer: Writer, files: list[str]) -> None:
     writer.merge(writer.store.images, rows)
 
 
-def _prove(
+def _check_complete(
     run: Run[Any], writer: Writer, results: Table | None, expected: int, before: Any
 ) -> None:
     """What was listed is in the store, once, and every new content has results.
@@ -426,13 +426,13 @@ def _prove(
         raise RuntimeError(f"{expected:,} files should be in the store, there are {rows:,}")
     if results is None or not results.exists():
         return
-    _mend(run, writer, results)
+    _remove_repeated(run, writer, results)
     lacking = remotely(_still_lacking, images, writer.version(results), before)
     if lacking:
         raise RuntimeError(f"{lacking:,} images that were read have no results")
 
 
-def _mend(run: Run[Any], writer: Writer, results: Table) -> None:
+def _remove_repeated(run: Run[Any], writer: Writer, results: Table) -> None:
     if not results.exists():
         return
     at, removed = remotely(proof.remove_repeated, writer.version(results))
@@ -449,12 +449,12 @@ def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any
     return len(np.setdiff1d(now, ray.get(before[0]), assume_unique=True))
 
 
-def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
+def _report_counts(run: Run[Any], counts: ListingCounts, done: GraphResult, step: str) -> None:
     errors = done.errors.total()
     run.counts |= {
-        **listing.to_counts(counted),
+        **listing.to_counts(counts),
         "read": done.files,
-        "ok": counted.new - errors,
+        "ok": counts.new - errors,
         "errors": errors,
         "errors_by_reason": dict(done.errors.most_common()),
         "computed": done.computed,
@@ -462,8 +462,8 @@ def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
     if done.files:
         run.throughput["images_per_second"] = done.files / run.timings[step]
     run.say(
-        f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known; "
-        f"{counted.new:,} new = {counted.new - errors:,} ok + {errors:,} errors"
+        f"{counts.listed:,} listed = {counts.new:,} new + {counts.known:,} known; "
+        f"{counts.new:,} new = {counts.new - errors:,} ok + {errors:,} errors"
     )
 
 

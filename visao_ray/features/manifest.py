@@ -15,11 +15,11 @@ from visao_ray.core.run import Run
 from visao_ray.datasets.listing import STAY, to_counts
 from visao_ray.features.extract import (
     Source,
-    decide,
-    keep_in_order,
     list_source,
+    maintain_store,
     mark_missing,
     open_source,
+    set_labels_and_splits,
 )
 from visao_ray.features.settings import ManifestSettings
 from visao_ray.store import proof
@@ -28,7 +28,7 @@ from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.store import PLAIN, Store, Writer
 from visao_ray.store.table import TableVersion, quoted
 
-_LOOKED_UP = 2048  # keys asked of an index at once
+_LOOKUP_BATCH = 2048  # keys asked of an index at once
 
 
 def make_manifest(settings: ManifestSettings, run: Run[Any]) -> None:
@@ -64,12 +64,12 @@ def _list(run: Run[Any], source: Source, store: Store | None) -> list[str]:
         names = [name for name, recipes in store.extractors().items() if PLAIN in recipes]
         vectors = {name: store.vectors(name).latest() for name in names}
     without = remotely(_lacking_any, images, vectors, keep=True) if vectors else None
-    table, counted = list_source(run, source, images, without)
+    table, counts = list_source(run, source, images, without)
     lacking = remotely(_count_lacking, table, images, vectors) if vectors else {}
     for name, count in lacking.items():
         run.say(f"{count:,} of the files that are as they were have no vectors of {name}")
-    run.say(f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known")
-    run.counts = {**to_counts(counted), "without_vectors": lacking}
+    run.say(f"{counts.listed:,} listed = {counts.new:,} new + {counts.known:,} known")
+    run.counts = {**to_counts(counts), "without_vectors": lacking}
     if store is not None and images is not None:
         versions = {f"vectors/{name}/{PLAIN}": at.version for name, at in vectors.items()}
         run.inputs = {"store": store.uri, "versions": {"images": images.version, **versions}}
@@ -78,15 +78,15 @@ def _list(run: Run[Any], source: Source, store: Store | None) -> list[str]:
         listed = Selection(table)
         write_parts(run, listed, remotely(plan_parts, listed), "listing")
     run.say(f"what the next extraction reads: {run.out.join('listing').uri}")
-    return counted.gone
+    return counts.gone
 
 
 def _change(run: Run[Any], writer: Writer, source: Source, gone: list[str]) -> None:
     with run.timed("decide"):
         if gone:
             mark_missing(writer, gone)
-        decide(run, writer, source)
-    keep_in_order(run, writer)
+        set_labels_and_splits(run, writer, source)
+    maintain_store(run, writer)
 
 
 def _lacking_any(images: TableVersion, vectors: Mapping[str, TableVersion]) -> Contents:
@@ -100,7 +100,7 @@ def _count_lacking(
 ) -> dict[str, int]:
     """By extractor, how many of the listed files that stay as they are have no vectors."""
     parts = [np.zeros(0, "S32")]
-    for batch in table.scan(["key"], f"`row` = '{STAY}'", _LOOKED_UP):
+    for batch in table.scan(["key"], f"`row` = '{STAY}'", _LOOKUP_BATCH):
         keys = ", ".join(quoted(key) for key in batch["key"].to_pylist())
         parts.append(as_bytes(images.read(["content_id"], f"key IN ({keys})")["content_id"]))
     contents = np.concatenate(parts)

@@ -55,7 +55,7 @@ class ModelActor:
         columns = {name: block[name] for name in block.column_names if name != "pixels"}
         for name in self._engine.outputs:
             kind = self._schema.field(name).type
-            columns[name] = _spread(found.get(name), readable, kind.list_size)
+            columns[name] = _scatter(found.get(name), readable, kind.list_size)
         columns[SPENT] = profiling.extracted(block[SPENT], wait, seconds)
         rows = pa.table(columns).select(self._schema.names).cast(self._schema)
         self._idle_since = time.perf_counter()
@@ -70,7 +70,7 @@ class ModelActor:
         return batch
 
 
-def _spread(
+def _scatter(
     values: npt.NDArray[np.float32] | None, where: npt.NDArray[np.bool_], width: int
 ) -> pa.Array:
     """Vectors float32[n, width] at the n rows where `where` is true, null elsewhere."""

@@ -13,7 +13,7 @@ from visao_ray.core import profiling
 from visao_ray.core.profiling import Stages
 from visao_ray.core.run import Run, duration
 from visao_ray.core.storage import locate
-from visao_ray.inference.writing import UPDATES, Written
+from visao_ray.inference.writing import UPDATES, WriteResult
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table
 
@@ -26,7 +26,7 @@ _MERGE_ROWS = 4096  # changed files after which their rows are merged, not only 
 
 
 @dataclass
-class Done:
+class GraphResult:
     """What the graph did, as it was committed.
 
     Attributes:
@@ -54,16 +54,16 @@ class Committer:
 
     def __init__(self, run: Run[Any], writer: Writer, results: Table | None, files: int) -> None:
         self._run, self._writer, self._results, self._files = run, writer, results, files
-        self._pending: list[Written] = []
+        self._pending: list[WriteResult] = []
         self._late: list[str] = []
         self._updates: list[str] = []
         self._updated = 0
-        self._done = Done()
+        self._done = GraphResult()
         self._costs: list[Stages] = []
         self._committed_at = self._said_at = time.monotonic()
         self._first: tuple[float, int] | None = None  # since then speed is measured
 
-    def add(self, written: Written) -> None:
+    def add(self, written: WriteResult) -> None:
         """Take what one task wrote; commits when it is time."""
         self._pending.append(written)
         self._late += written.late
@@ -80,7 +80,7 @@ class Committer:
                 self._merge()
         self._progress()
 
-    def finish(self) -> Done:
+    def finish(self) -> GraphResult:
         """Commit the rest; files whose content is another file's last."""
         self._commit()
         self._writer.append(self._writer.store.images, self._late)

@@ -24,11 +24,11 @@ from visao_ray.core.resources import ActorPool, current_cluster
 from visao_ray.core.run import Run
 from visao_ray.core.waiting import Waiting
 from visao_ray.inference.actor import ModelActor
-from visao_ray.inference.committing import Committer, Done
+from visao_ray.inference.committing import Committer, GraphResult
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import ContentLookup
-from visao_ray.inference.writing import Target, Written, write_rows
+from visao_ray.inference.writing import Target, WriteResult, write_rows
 from visao_ray.store import schemas
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table, TableVersion
@@ -63,7 +63,7 @@ class Work:
     batch: str
 
 
-def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Done:
+def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> GraphResult:
     """Send the files of a listing through the graph and commit what comes out.
 
     Raises:
@@ -73,7 +73,7 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
     import ray
 
     if not work.files:
-        return Done()
+        return GraphResult()
     images = writer.store.images
     writer.ensure(images, schemas.IMAGES)
     at = schema = None
@@ -126,17 +126,19 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
     with Waiting(run.say):
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch["written"].to_pylist():
-                committer.add(Written.from_json(text))
+                committer.add(WriteResult.from_json(text))
     done = committer.finish()
     if done.files != work.files:
         raise RuntimeError(
             f"the counts do not add up: {work.files} files listed, {done.files} ended in a row"
         )
-    _say_costs(run, work, done.costs, pool, started)
+    _report_costs(run, work, done.costs, pool, started)
     return done
 
 
-def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, started: float) -> None:
+def _report_costs(
+    run: Run[Any], work: Work, costs: Stages, pool: ActorPool, started: float
+) -> None:
     """Where the seconds went: on the terminal, and in `details.stages` of result.json."""
     if not costs.images:
         return

@@ -113,7 +113,7 @@ def load_unit(block: pa.Table, unit: Unit) -> pa.Table:
     files = [_File(row, number * unit.rows + place) for place, row in enumerate(listed.to_pylist())]
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(_read, files))
-        answers = _ask(files, unit.lookups)
+        answers = _look_up(files, unit.lookups)
         parts = list(pool.map(lambda file: _rows(file, answers[file.number], unit), files))
     rows = [row for part, _ in parts for row in part]
     made = pa.Table.from_pylist(rows, schema=LOADED)
@@ -142,7 +142,7 @@ def _read(file: _File) -> None:
     file.seconds = time.perf_counter() - start
 
 
-def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
+def _look_up(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
     """What is known of each file's content, by the file's number."""
     if not lookups:
         return {file.number: Answer(KNOWN) for file in files}
@@ -153,7 +153,7 @@ def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
         if file.content_id is not None:
             shares.setdefault(file.content_id[0] % len(lookups), []).append(file)
     asked = [
-        lookups[share].ask.remote([f.content_id for f in part], [f.number for f in part])
+        lookups[share].look_up.remote([f.content_id for f in part], [f.number for f in part])
         for share, part in shares.items()
     ]
     answers = {file.number: Answer(KNOWN) for file in files}

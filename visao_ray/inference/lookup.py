@@ -44,7 +44,7 @@ class ContentLookup:
         self._views = views
         self._first: dict[bytes, int] = {}
 
-    def ask(self, contents: Sequence[bytes], rows: Sequence[int]) -> list[Answer]:
+    def look_up(self, contents: Sequence[bytes], rows: Sequence[int]) -> list[Answer]:
         """An answer for each content; `rows` are the numbers of its files in the listing.
 
         The same row gets the same answer however often it asks, so a task may be tried again.

@@ -25,9 +25,9 @@ from visao_ray.core.resources import ActorPool
 from visao_ray.core.run import Run
 from visao_ray.core.storage import locate
 from visao_ray.core.waiting import Waiting
-from visao_ray.inference.committing import Committer, Done
+from visao_ray.inference.committing import Committer, GraphResult
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.inference.writing import Written
+from visao_ray.inference.writing import WriteResult
 from visao_ray.models import artifact
 from visao_ray.models.normalization import Vectors
 from visao_ray.store import schemas
@@ -85,7 +85,7 @@ def list_rows(vectors: TableVersion, contents: Contents, place: str) -> tuple[Ta
     return append(table.latest(), fragments), len(rows)
 
 
-def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool) -> Done:
+def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool) -> GraphResult:
     """Send rows of vectors through a model and commit what comes out.
 
     Raises:
@@ -97,7 +97,7 @@ def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool
     schema = schemas.results(work.model.outputs, work.model.metadata)
     writer.ensure(work.results, schema)
     if not work.rows:
-        return Done()
+        return GraphResult()
     labels = run.labels(work.step, writer.store.description.dataset["name"])
     units = range(-(-work.rows // UNIT_ROWS))
     rows = ray.data.from_blocks([pa.table({"unit": [number]}) for number in units])
@@ -114,7 +114,7 @@ def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool
     with Waiting(run.say):
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch["written"].to_pylist():
-                committer.add(Written.from_json(text))
+                committer.add(WriteResult.from_json(text))
     done = committer.finish()
     if done.files != work.rows:
         raise RuntimeError(
@@ -147,7 +147,7 @@ class VectorActor:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One row, `Written`, of the unit whose number is the only value of the column `unit`."""
+        """Process the unit whose number is in the column `unit`; return one row, `WriteResult`."""
         start = time.perf_counter()
         wait = start - (self._idle_since or start)
         (number,) = block["unit"].to_pylist()
@@ -175,7 +175,7 @@ class VectorActor:
         )
         counters.count(costs, self._labels)
         self._idle_since = time.perf_counter()
-        return Written(
+        return WriteResult(
             results=written,
             images=[],
             late=[],

@@ -43,7 +43,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Written:
+class WriteResult:
     """What one writing task left: files that no version names yet, and counts.
 
     Attributes:
@@ -72,7 +72,7 @@ class Written:
         return pa.table({"written": [json.dumps(asdict(self))]})
 
     @classmethod
-    def from_json(cls, text: str) -> Written:
+    def from_json(cls, text: str) -> WriteResult:
         """What `to_row` made."""
         return cls(**json.loads(text))
 
@@ -80,7 +80,7 @@ class Written:
 def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa.Table:
     """Write rows that come from the engine, or straight from loading where there is none.
 
-    Returns one row, `Written`. A task that is tried again leaves files that nobody commits.
+    Returns one row, `WriteResult`. A task that is tried again leaves files that nobody commits.
     """
     start = time.perf_counter()
     results: list[str] = []
@@ -89,13 +89,13 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         if rows.num_rows:
             results = write_fragments(target.results, target.schema, rows)
     images = _images(block)
-    fate = block["image"]
+    action = block["image"]
     parts = {
         name: write_fragments(target.images, schemas.IMAGES, rows) if rows.num_rows else []
         for name in (APPEND, LATE)
-        for rows in (images.filter(pc.equal(fate, name)),)
+        for rows in (images.filter(pc.equal(action, name)),)
     }
-    changed = images.filter(pc.equal(fate, UPDATE)).select(list(UPDATED)).cast(UPDATES)
+    changed = images.filter(pc.equal(action, UPDATE)).select(list(UPDATED)).cast(UPDATES)
     updates = []
     if changed.num_rows:
         # Not under the names of what an attempt before this one wrote.
@@ -112,7 +112,7 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         time.time(),
     )
     counters.count(costs, labels)
-    return Written(
+    return WriteResult(
         results=results,
         images=parts[APPEND],
         late=parts[LATE],
