@@ -1,4 +1,4 @@
-"""The driver's side of a graph: it commits what tasks wrote, every few seconds."""
+"""The driver's part of a graph: it commits the files that tasks wrote, every few seconds."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from visao_ray.inference.writing import UPDATES, WriteResult
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table
 
-#: A kill loses what was done since the last commit: so many seconds, or so many fragments.
+#: Commit after so many seconds or fragments; a kill loses the work since the last commit.
 COMMIT_S = 10.0
 COMMIT_FRAGMENTS = 64
 
 _PROGRESS_S = 10.0
-_MERGE_ROWS = 4096  # changed files after which their rows are merged, not only at the end
+_MERGE_ROWS = 4096  # number of changed files after which their rows are merged before the end
 
 
 @dataclass
 class GraphResult:
-    """What the graph did, as it was committed.
+    """Counts of the work that a graph committed.
 
     Attributes:
-        files: of the listing, read or found to be unreadable.
-        errors: those of them that could not be used, by reason.
-        computed: images that went through the engine, each view once.
-        costs: of it all.
+        files: files of the listing, readable or not.
+        errors: number of unusable files by reason.
+        computed: number of views that went through the engine.
+        costs: time and bytes of all stages.
     """
 
     files: int = 0
@@ -43,13 +43,13 @@ class GraphResult:
 
 
 class Committer:
-    """Collects what tasks wrote and commits it every few seconds, results before images.
+    """Collect the results of tasks and commit them every few seconds, results before images.
 
     Args:
-        run: says how far it is.
-        writer: of the store.
-        results: table of results; None where there are none.
-        files: images there are to do.
+        run: run that reports the progress.
+        writer: writer of the store.
+        results: table of results, or None.
+        files: total number of files.
     """
 
     def __init__(self, run: Run[Any], writer: Writer, results: Table | None, files: int) -> None:
@@ -60,11 +60,11 @@ class Committer:
         self._updated = 0
         self._done = GraphResult()
         self._costs: list[Stages] = []
-        self._committed_at = self._said_at = time.monotonic()
-        self._first: tuple[float, int] | None = None  # since then speed is measured
+        self._committed_at = self._reported_at = time.monotonic()
+        self._first: tuple[float, int] | None = None  # time and files where the speed is measured
 
     def add(self, written: WriteResult) -> None:
-        """Take what one task wrote; commits when it is time."""
+        """Add the result of one task; commit if it is time."""
         self._pending.append(written)
         self._late += written.late
         self._updates += written.updates
@@ -81,7 +81,7 @@ class Committer:
         self._progress()
 
     def finish(self) -> GraphResult:
-        """Commit the rest; files whose content is another file's last."""
+        """Commit the rest; last come files with the same content as another file of the run."""
         self._commit()
         self._writer.append(self._writer.store.images, self._late)
         self._merge()
@@ -98,7 +98,7 @@ class Committer:
         self._committed_at = time.monotonic()
 
     def _merge(self) -> None:
-        """Update the rows of files that were there already. Their new contents are committed."""
+        """Update the rows of files that were in the store; their new contents are committed."""
         if not self._updates:
             return
         files = [locate(uri) for uri in self._updates]
@@ -114,9 +114,9 @@ class Committer:
         now = time.monotonic()
         if self._first is None:
             self._first = (now, self._done.files)  # start-up is not counted
-        if now - self._said_at < _PROGRESS_S or now == self._first[0]:
+        if now - self._reported_at < _PROGRESS_S or now == self._first[0]:
             return
-        self._said_at = now
+        self._reported_at = now
         total, done = self._files, self._done.files
         speed = (done - self._first[1]) / (now - self._first[0])
         if done < total and speed > 0:
