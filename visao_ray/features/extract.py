@@ -1,4 +1,4 @@
-"""The extract job: what is new below --data goes once through a network, and stays in the store."""
+"""The extract job: send new images below --data through a network, and store their vectors."""
 
 from __future__ import annotations
 
@@ -36,17 +36,21 @@ from visao_ray.store.store import Description, Store, Writer, create_or_open
 from visao_ray.store.table import Table, TableVersion
 
 _CONTRADICTIONS_SHOWN = 5
-#: What of a backbone's description people read in the name of its vectors.
+#: The numeric precision in the names of vectors.
 _PRECISION = "f32"
 
 
 def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
-    """The extract job: reads what the store does not know, and extracts what has no vectors.
+    """Run the extract job: read images that are new to the store, and extract missing vectors.
+
+    Args:
+        settings: settings of the job.
+        run: the run.
 
     Raises:
-        InputError: no such data, folders that do not fit the dataset, a backbone or weights that
-            cannot be had, a store that somebody else writes to, or too many unreadable images
-            (after writing them).
+        InputError: the data does not exist, the folders do not fit the dataset, the backbone or its
+            weights are not available, another process writes to the store, or too many images
+            cannot be used (after they are written).
     """
     source = open_source(settings)
     find_engine(settings)
@@ -77,15 +81,15 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from, and the store that they enter.
+    """The images of a job, and the store that they are added to.
 
     Attributes:
-        settings: --data and what belongs to it.
-        dataset: as --dataset names it, or as the store describes it.
-        data: --data.
-        layout: its folders.
-        store: --store.
-        is_new: there is no such store yet.
+        settings: --data and its related settings.
+        dataset: the dataset of --dataset, or of the store.
+        data: location of --data.
+        layout: folders below --data.
+        store: URI of the store.
+        is_new: whether the store does not exist yet.
     """
 
     settings: SourceOptions
@@ -96,18 +100,19 @@ class Source:
     is_new: bool
 
     def writing(self, run: Run[Any]) -> Any:
-        """The store, open for writing; it is created where there is none."""
+        """Open the store for writing; create it if it does not exist."""
         shares = self.layout.shares(self.settings.val_share, self.settings.test_share)
         description = Description(self.dataset.to_json(), run.settings.seed, *shares)
         return create_or_open(self.store, description, run.owner, run.say, run.predecessor)
 
     def require_classes(self) -> None:
-        """For jobs that then fit a model: refuse folders that cannot give every class.
+        """Check, for a job that then fits a model, that there is a folder of every class.
 
-        Where there is a store already, or a labels file, the labels may be there.
+        There is no check if the store exists or a labels file is given, as these may have the
+        labels.
 
         Raises:
-            InputError: a class without a folder, or fewer than two classes.
+            InputError: a class has no folder, or there are fewer than two classes.
         """
         if self.settings.labels is not None or not self.is_new:
             return
@@ -117,14 +122,19 @@ class Source:
             which = ", ".join(missing) or "a second class"
             raise InputError(
                 f"--data {self.data.uri}: no folder of {which} (dataset {self.dataset.name}), so "
-                "no model can be fitted; add it, or give the labels with --labels FILE"
+                "no model can be fitted; add it, or pass the labels with --labels FILE"
             )
 
     def check_errors(self, run: Run[Any], errors: int, most: float) -> None:
-        """Fail where too many images could not be used; they are written down by now.
+        """Fail if too many new images could not be used. Call it after they are written.
+
+        Args:
+            run: the run, with its counts.
+            errors: number of unusable new images.
+            most: largest share of unusable new images.
 
         Raises:
-            InputError: nothing but errors, or a larger share of them than `most`.
+            InputError: the share of unusable images is larger than `most`.
         """
         new = run.counts["new"]
         if errors and errors > most * new:
@@ -133,16 +143,22 @@ class Source:
             )
             raise InputError(
                 f"--data {self.data.uri}: {errors:,} of {new:,} new images cannot be used "
-                f"({reasons}), more than --max-errors {most:g}; the column 'error' of the table "
-                "images says why of each"
+                f"({reasons}), more than --max-errors {most:g}; the column 'error' of the "
+                "table images gives the reasons"
             )
 
 
 def open_source(settings: SourceOptions) -> Source:
-    """Look at the store, the dataset and the top folders of --data, before Ray starts.
+    """Check the store, the dataset and the top folders of --data, before Ray starts.
+
+    Args:
+        settings: --data and its related settings.
+
+    Returns:
+        The source.
 
     Raises:
-        InputError: they are missing or do not fit.
+        InputError: one of them is missing, or they do not fit each other.
     """
     assert settings.data is not None
     uri = settings.store_uri()
@@ -164,12 +180,17 @@ def open_source(settings: SourceOptions) -> Source:
 
 
 def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFactory, str | None]:
-    """The engine that the settings ask for, and a warning to show, if any.
+    """Resolve the settings to an engine, in a task, because the driver imports no TensorFlow.
 
-    It is found in a task: the driver imports no TensorFlow.
+    Args:
+        settings: settings of the job.
+        run: the run.
+
+    Returns:
+        The factory of the engine, and a warning to show, or None.
 
     Raises:
-        InputError: the engine cannot be had.
+        InputError: the engine is not available.
     """
     import ray
 
@@ -183,7 +204,7 @@ def _resolve(settings: ExtractSettings, work: Location) -> tuple[EngineFactory, 
 
 
 def extractor_name(engine: EngineFactory) -> str:
-    """A readable name with a digest over all that decides the numbers."""
+    """Return a readable name with a digest of everything that determines the vectors."""
     text = json.dumps(dict(engine.metadata), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     weights = str(engine.metadata.get("weights", "")).removesuffix(".keras")
@@ -206,12 +227,20 @@ def read_new(
     pool: ActorPool,
     unit_rows: int,
 ) -> GraphResult:
-    """List --data, read what is new, and decide labels and splits; the counts add up.
+    """List --data, read what is new, set labels and splits, and check that the counts add up.
 
     Args:
-        engine: what computes results of each new content; None: images are decoded only, to know
-            that they can be.
-        results: table of the results.
+        run: the run.
+        writer: writer of the store.
+        source: the images.
+        engine: factory of the engine that computes results of new contents; None only checks that
+            the images can be decoded.
+        results: table of the results, or None.
+        pool: numbers and resources of actors and tasks.
+        unit_rows: number of files that one task loads.
+
+    Returns:
+        The counts of the committed work.
     """
     settings = source.settings
     images = writer.store.images
@@ -250,20 +279,23 @@ def read_new(
 def list_source(
     run: Run[Any], source: Source, images: TableVersion | None, without: Any
 ) -> tuple[TableVersion, ListingCounts]:
-    """List --data, compare it with the store, and say what is new.
+    """List --data, compare it with the store, and report what is new.
 
     Args:
-        images: the store's table of files; None where there is none yet.
-        without: reference to the contents without results; None: ask for none.
+        run: the run.
+        source: the images.
+        images: the store's table `images`, or None if it does not exist yet.
+        without: object reference to the contents without results; None to treat all known contents
+            as done.
 
     Returns:
-        A table of `listing.LISTING` in the run's scratch, and the counts.
+        A table of schema `listing.LISTING` in the run's work folder, and the counts.
 
     Raises:
-        InputError: no files there, or --labels has a fault.
+        InputError: there are no files, or the --labels file is wrong.
     """
     settings = source.settings
-    if settings.labels is not None:  # it is applied at the end, which may be hours from now
+    if settings.labels is not None:  # check it now: it is applied at the end, maybe hours later
         remotely(check_labels, settings.labels, source.dataset, source.data)
     gone = run.work.join("gone") if settings.mark_missing else None
     quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
@@ -284,7 +316,7 @@ def list_source(
 
 
 def set_labels_and_splits(run: Run[Any], writer: Writer, source: Source) -> None:
-    """Apply --labels, then give images without a split theirs."""
+    """Apply --labels, then assign splits to images that have none."""
     store, settings = writer.store, source.settings
     if settings.labels is not None:
         at, labelled = remotely(
@@ -307,7 +339,7 @@ def set_labels_and_splits(run: Run[Any], writer: Writer, source: Source) -> None
 
 
 def set_splits(run: Run[Any], writer: Writer) -> None:
-    """Give images without a split theirs, and report contradictions."""
+    """Assign splits to images that have none, and report contradictions."""
     store = writer.store
     groups = writer.ensure(store.groups, schemas.GROUPS)
     images, groups, assigned = remotely(
@@ -319,8 +351,8 @@ def set_splits(run: Run[Any], writer: Writer) -> None:
     if assigned.contradictions:
         shown = "; ".join(assigned.contradictions[:_CONTRADICTIONS_SHOWN])
         run.warn(
-            f"{len(assigned.contradictions):,} groups or identical images stand in more than one "
-            f"split, so test figures will look better than they are: {shown}"
+            f"{len(assigned.contradictions):,} groups or identical images are in more than one "
+            f"split, so test metrics will be too optimistic: {shown}"
         )
 
 
@@ -332,7 +364,7 @@ def augment_train(
     settings: ExtractSettings,
     pool: ActorPool,
 ) -> None:
-    """Extract augmented views of train images that have none yet. No other image is augmented."""
+    """Extract missing augmented views of train images; other images are not augmented."""
     store = writer.store
     recipe = f"{settings.augment}@{settings.seed}"
     results = store.vectors(extractor, recipe)
@@ -358,7 +390,7 @@ def augment_train(
 
 
 def new_listing(run: Run[Any]) -> str:
-    """URI of a listing that no start of this run has written to, and that no worker has open."""
+    """Return the URI of a new listing, different from those of earlier starts of the run."""
     return run.work.join(f"listing-{uuid.uuid4().hex}.lance").uri
 
 
@@ -370,7 +402,7 @@ def _list_train(
 
 
 def maintain_store(run: Run[Any], writer: Writer) -> None:
-    """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
+    """Compact, index and clean up the store at the end of a job, and record its counts."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
     run.counts["store"] = remotely(count_images, writer.version(writer.store.images))
@@ -394,18 +426,19 @@ def _report_listing(run: Run[Any], source: Source, counts: ListingCounts) -> Non
         f"{counts.added:,} new, {counts.changed:,} changed{lacking}"
     )
     if counts.vanished:
-        what = "marked as missing" if source.settings.mark_missing else "kept (--mark-missing)"
-        run.say(f"{counts.vanished:,} files of the store are not there any more: {what}")
+        marked = source.settings.mark_missing
+        what = "marked as missing" if marked else "unchanged (--mark-missing marks them)"
+        run.say(f"{counts.vanished:,} files of the store no longer exist: {what}")
     if unlabelled and source.settings.labels is None:
         others = source.layout.others
         where = f" in {', '.join(others[:5])}{', …' if others[5:] else ''}" if others else ""
-        run.say(f"{unlabelled:,} files{where} lie in no class folder: they enter without a label")
+        run.say(f"{unlabelled:,} files{where} are in no class folder, so they get no label")
     if not counts.listed:
-        raise InputError(f"--data {source.data.uri}: no files there")
+        raise InputError(f"--data {source.data.uri}: there are no files; check the folder")
 
 
 def mark_missing(writer: Writer, files: list[str]) -> None:
-    """Write down that images are not there any more; `files` hold lists of their keys."""
+    """Mark images as missing; `files` are URIs of JSON files with lists of their keys."""
     keys = [key for file in files for key in json.loads(locate(file).read_bytes())]
     schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("status")])
     rows = pa.table([keys, [schemas.MISSING] * len(keys)], schema=schema)
@@ -415,15 +448,15 @@ def mark_missing(writer: Writer, files: list[str]) -> None:
 def _check_complete(
     run: Run[Any], writer: Writer, results: Table | None, expected: int, before: Any
 ) -> None:
-    """What was listed is in the store, once, and every new content has results.
+    """Check that all listed files are in the store once, and that all new contents have results.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: a file or a result is missing, or there are too many files.
     """
     images = writer.version(writer.store.images)
     rows = images.count()
     if rows != expected:
-        raise RuntimeError(f"{expected:,} files should be in the store, there are {rows:,}")
+        raise RuntimeError(f"{expected:,} files should be in the store, but there are {rows:,}")
     if results is None or not results.exists():
         return
     _remove_repeated(run, writer, results)
@@ -438,7 +471,7 @@ def _remove_repeated(run: Run[Any], writer: Writer, results: Table) -> None:
     at, removed = remotely(proof.remove_repeated, writer.version(results))
     writer.moved(results, at)
     if removed:
-        run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
+        run.warn(f"{removed:,} duplicate rows of {results.uri} were removed")
 
 
 def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any]) -> int:
