@@ -54,7 +54,7 @@ class Store:
             if image[3] is None or image[0] in contents or image[1] in groups
         }
 
-    def ask(self, order=None):
+    def propose(self, order=None):
         rows = [[key, *image] for key, image in self.touched().items()]
         known = [
             [name, *self.groups[name]] for name in {row[2] for row in rows} & self.groups.keys()
@@ -82,7 +82,7 @@ class Store:
             self.images[row["key"]][3] = row["split"]
 
     def decide(self):
-        decision = self.ask()
+        decision = self.propose()
         self.write_groups(decision)
         self.write_images(decision)
         return decision
@@ -92,10 +92,10 @@ def expected(store):
     """Return the splits that the docstring of `decide_splits` describes, computed in loops."""
     rows = store.touched()
     new_groups = {image[1] for image in rows.values() if image[1] not in store.groups}
-    stands = {}
+    given = {}
     for key, (_, group, wanted, split) in rows.items():
         own = store.groups[group][0] if group in store.groups else None
-        stands[key] = split or wanted or own
+        given[key] = split or wanted or own
     decided = {}
     left = set(new_groups)
     while left:
@@ -111,24 +111,24 @@ def expected(store):
             (
                 store.groups[group][1],
                 group,
-                stands[key] != store.groups[group][0],
-                ORDER.index(stands[key]),
+                given[key] != store.groups[group][0],
+                ORDER.index(given[key]),
             )
             for key, (what, group, _, _) in rows.items()
-            if group in store.groups and what in contents and stands[key]
+            if group in store.groups and what in contents and given[key]
         ]
-        asked = Counter(
-            stands[key] for key, image in rows.items() if image[1] in component and stands[key]
+        votes = Counter(
+            given[key] for key, image in rows.items() if image[1] in component and given[key]
         )
         if fixed:
             choice = ORDER[min(fixed)[-1]]
-        elif asked:
-            choice = max(ORDER, key=lambda split: asked[split])
+        elif votes:
+            choice = max(ORDER, key=lambda split: votes[split])
         else:
             choice = assign_split(min(component), **OPTIONS)
         decided |= dict.fromkeys(component, choice)
     splits = {
-        key: stands[key] or decided[image[1]] for key, image in rows.items() if image[3] is None
+        key: given[key] or decided[image[1]] for key, image in rows.items() if image[3] is None
     }
     return splits, decided
 
@@ -156,22 +156,22 @@ def test_random_days(seed):
             store.add(f"s3://b/{day}-{number}", rng.randrange(contents), rng.choice(names), wanted)
         before = {key: image[3] for key, image in store.images.items() if image[3]}
         splits, groups = expected(store)
-        decision = store.ask()
+        decision = store.propose()
 
         assert dict(zip(*decision.splits.to_pydict().values(), strict=True)) == splits
         assert dict(zip(*decision.groups.to_pydict().values(), strict=True)) == groups
         for _ in range(3):
-            other = store.ask(order=rng)
+            other = store.propose(order=rng)
             assert other.splits.sort_by("key").equals(decision.splits.sort_by("key"))
             assert other.groups.equals(decision.groups)
             assert other.contradictions == decision.contradictions
         # A kill between the two writes: the groups are known, the splits of the images are not.
         store.write_groups(decision)
-        again = store.ask()
+        again = store.propose()
         assert again.groups.num_rows == 0
         assert again.splits.equals(decision.splits)
         store.write_images(decision)
-        assert store.ask().splits.num_rows == store.ask().groups.num_rows == 0
+        assert store.propose().splits.num_rows == store.propose().groups.num_rows == 0
 
         assert {key: store.images[key][3] for key in before} == before  # no image was moved
         for key in decision.splits["key"].to_pylist():

@@ -152,7 +152,7 @@ def find_layout(data: Location, dataset: Dataset, ignore: Sequence[str]) -> Layo
     other = [name for name in top if name not in SPLITS]
     if other:
         raise InputError(
-            f"{data.uri}: folder '{other[0]}' beside {', '.join(splits)}; move it away or pass "
+            f"{data.uri}: folder '{other[0]}' is next to {', '.join(splits)}; move it or pass "
             f"--ignore '{other[0]}'"
         )
     if "train" not in splits:

@@ -17,7 +17,7 @@ from visao_ray.inference.writing import UPDATES, WriteResult
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table
 
-#: Commit after so many seconds or fragments; a kill loses the work since the last commit.
+#: Seconds or fragments after which to commit; a kill loses the work since the last commit.
 COMMIT_S = 10.0
 COMMIT_FRAGMENTS = 64
 

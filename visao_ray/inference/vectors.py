@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 #: Rows that one task reads and writes: 57 MB of probabilities of 868 classes.
 UNIT_ROWS = 16_384
-#: Vectors are small compared with images: a batch holds so many times more of them.
+#: Vectors are small compared with images, so a batch has this many times more rows.
 _VECTORS_PER_IMAGE = 32
 _LISTING = pa.schema([("row", pa.int64())])
 _INPUTS = ("avg", "max")
