@@ -54,7 +54,7 @@ class SourceOptions(StoreOptions):
         0.05,
         ge=0,
         le=1,
-        description="share of unreadable new images above which the job fails (after writing them)",
+        description="share of unusable new images above which the job fails (after writing them)",
         json_schema_extra=OPERATIONAL,
     )
 
