@@ -1,4 +1,4 @@
-"""Pictures of three cloths, for a dataset that is none of the library's."""
+"""Pictures of three cloths, for tests of a user's own dataset."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import numpy.typing as npt
 from PIL import Image
 
 CLASSES = ("canvas", "denim", "silk")
-PICTURES = 36  # of each class, three a bolt
+PICTURES = 36  # per class, three per bolt
 
 
 def write_cloths(folder: Path) -> Path:
-    """Folders of classes with `boltNNN-N.png`; returns the folder."""
+    """Write class folders with files `boltNNN-N.png`; return the folder."""
     rng = np.random.default_rng(5)
     for place, kind in enumerate(CLASSES):
         (folder / kind).mkdir(parents=True)
@@ -22,7 +22,7 @@ def write_cloths(folder: Path) -> Path:
 
 
 def _weave(kind: str, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Stripes across, stripes down, or neither, uint8 [40, 48], with noise."""
+    """Draw noise with horizontal, vertical or no stripes, uint8[40, 48]."""
     grey = rng.normal(120, 25, (40, 48))
     grey[:: 4 if kind == "canvas" else 99] += 90
     grey[:, :: 4 if kind == "denim" else 99] += 90

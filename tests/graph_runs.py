@@ -1,4 +1,4 @@
-"""The graph of images in this process's Ray, with an engine that costs nothing."""
+"""Helpers that run the graph of images with a cheap engine in this process's Ray."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ cloudpickle.register_pickle_by_value(plain_engine)  # workers do not find the mo
 
 
 def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> Path:
-    """Different small images `vazio/NUMBER.png`; the last `bright` ones have greys above 200."""
+    """Write different images `vazio/NUMBER.png`; the last `bright` ones have greys above 200."""
     (folder / "vazio").mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
         dice = np.random.default_rng(number)
@@ -44,7 +44,7 @@ def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> P
 def run_plainly(
     data: Path | str, store: Path | str, engine: Means, unit: int = 4, workers: int = 1
 ) -> Run[Any]:
-    """Read what is new below a folder as the extract job does, without maintenance at the end."""
+    """Read new files below a folder as the extract job does, but without the maintenance."""
     out = f"{store}-{uuid.uuid4().hex}"
     settings = ExtractSettings(dataset="vazios", data=str(data), store=str(store), out=out)
     run = Run(settings=settings, out=locate(out), id=uuid.uuid4().hex)
@@ -58,13 +58,13 @@ def run_plainly(
 
 
 def versions(of: TableVersion) -> Iterator[tuple[float, TableVersion]]:
-    """Every version of a table, with the time at which it was made."""
+    """Yield the time and the version of a table, for every version."""
     for version in of.open().versions():
         yield version["timestamp"].timestamp(), TableVersion(of.uri, version["version"])
 
 
 def check_store(store: Path | str, folder: Path) -> None:
-    """Every file and every content once, with the numbers of a plain loop."""
+    """Check that each file and content is there once, with the vectors of a plain loop."""
     from visao_ray.images.decode import decode
 
     found = Store.open(str(store))
@@ -83,21 +83,21 @@ def check_store(store: Path | str, folder: Path) -> None:
 
 
 def kill_worker(word: str, timeout: float = 90.0) -> int:
-    """SIGKILL a worker of this process's Ray in the middle of a task or method named so.
+    """SIGKILL a worker of this Ray session while it runs a task with `word` in its name.
 
     Raises:
-        TimeoutError: there was none.
+        TimeoutError: there was no such worker in `timeout` seconds.
     """
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         for process in _descendants():
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 title = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
                 if title.startswith("ray::") and word in title:
                     os.kill(process, signal.SIGKILL)
                     return process
         time.sleep(0.002)
-    raise TimeoutError(f"no worker did {word} within {timeout:g} s")
+    raise TimeoutError(f"no worker ran {word} within {timeout:g} s")
 
 
 def _descendants() -> list[int]:

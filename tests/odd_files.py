@@ -1,7 +1,7 @@
-"""Bad and odd image files, as real datasets hold them, with what they must decode to.
+"""Bad and odd image files, as in real datasets, with the pixels that they must decode to.
 
-The expected pixels come from the arrays that the files are made from, or, for the good files
-handed in, from Pillow's own full decode: never from the code under test.
+The expected pixels come from the arrays that the files are made of, or from Pillow's full decode
+for the good files that the caller passes. They never come from the code under test.
 """
 
 import io
@@ -31,9 +31,9 @@ class OddFile:
         name: file name.
         readable: True if it must decode.
         reason: the expected `DecodeError.error_type`; empty if readable or not on disk.
-        pixels: expected uint8 `[224, 224, 3]` of a stretching decode; None if not readable.
+        pixels: expected uint8[224, 224, 3] with `resize="stretch"`; None if not readable.
         tolerance: largest mean and largest single absolute difference from `pixels`.
-        bytes_exist: False for links that lead nowhere: listed, but nothing can be read.
+        bytes_exist: False for a broken link, which is listed but cannot be read.
     """
 
     name: str
@@ -45,7 +45,7 @@ class OddFile:
 
 
 def film(height: int, width: int) -> Pixels:
-    """Gray uint8 `[height, width]` with ribs, slopes and an off-centre spot: no symmetry."""
+    """Draw an asymmetric picture with ribs, slopes and a spot, uint8[height, width]."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     picture = 120 + 60 * np.sin(14 * y + 3 * x) * np.exp(-((x - 0.4) ** 2) * 6)
     picture += 50 * (x - 0.5) + 40 * np.exp(-((x - 0.8) ** 2 + (y - 0.2) ** 2) * 60)
@@ -53,13 +53,13 @@ def film(height: int, width: int) -> Pixels:
 
 
 def coloured(height: int, width: int) -> Pixels:
-    """RGB uint8 `[height, width, 3]` with a different picture in each channel."""
+    """Draw a different picture in each channel, uint8[height, width, 3]."""
     gray = film(height, width)
     return np.stack([gray, 255 - gray[::-1], gray[:, ::-1] // 2 + 60], axis=2)
 
 
 def encoded(image: Pixels | Image.Image, image_format: str, **options: Any) -> bytes:
-    """An array or Pillow image as the bytes of a file."""
+    """Encode an array or Pillow image as the bytes of a file."""
     if not isinstance(image, Image.Image):
         image = Image.fromarray(image)
     stream = io.BytesIO()
@@ -68,19 +68,19 @@ def encoded(image: Pixels | Image.Image, image_format: str, **options: Any) -> b
 
 
 def resized(pixels: Pixels, size: int = SIZE) -> Pixels:
-    """Full Lanczos of gray or RGB pixels to `[size, size, 3]`."""
+    """Resize grey or RGB pixels to uint8[size, size, 3] with Lanczos."""
     image = Image.fromarray(pixels).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def plainly_decoded(data: bytes, size: int = SIZE) -> Pixels:
-    """What the plain loop makes of a file: full decode, RGB, Lanczos."""
+    """Decode a file fully, convert it to RGB, and resize it with Lanczos: uint8[size, size, 3]."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def png_bomb(side: int) -> bytes:
-    """A tiny, well-formed 1-bit PNG that claims side x side pixels."""
+    """Make a tiny, well-formed 1-bit PNG that claims side x side pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -94,7 +94,7 @@ def png_bomb(side: int) -> bytes:
 
 
 def tiff_12_bit(pixels: npt.NDArray[np.uint16]) -> bytes:
-    """Gray TIFF of 12 bits a pixel, two pixels in three bytes; Pillow reads but cannot write it."""
+    """Make a grey TIFF with 12 bits per pixel, which Pillow can read but not write."""
     pairs = pixels.reshape(-1, 2).astype(np.uint16)
     first, second = pairs[:, 0], pairs[:, 1]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
@@ -108,18 +108,21 @@ def tiff_12_bit(pixels: npt.NDArray[np.uint16]) -> bytes:
 
 
 def without_adobe_marker(jpeg: bytes) -> bytes:
-    """The same JPEG without its APP14 segment; browsers take CMYK as inverted all the same."""
+    """Return a JPEG without its APP14 segment; browsers still treat its CMYK as inverted."""
     start = jpeg.index(b"\xff\xee")
     length = int.from_bytes(jpeg[start + 2 : start + 4])
     return jpeg[:start] + jpeg[start + 2 + length :]
 
 
 def write_odd_files(folder: Path, good: Sequence[bytes]) -> list[OddFile]:
-    """Write every kind into `folder` and say what each must decode to.
+    """Write odd files of every kind into a folder, and return the pixels they must decode to.
 
     Args:
         folder: an existing folder.
-        good: at least one well-formed JPEG file; several make the well-formed ones differ.
+        good: one or more well-formed JPEG files, used in turn.
+
+    Returns:
+        The files.
     """
     files: list[OddFile] = []
 
@@ -206,7 +209,7 @@ def write_odd_files(folder: Path, good: Sequence[bytes]) -> list[OddFile]:
     keyed = np.where((gray == 100)[..., None], 255, np.repeat(gray[..., None], 3, 2))
     odd("colour_key.png", encoded(gray, "PNG", transparency=100), resized(keyed.astype(np.uint8)))
 
-    # Stored otherwise than shown, several frames
+    # EXIF orientation, progressive and animated files
     large = film(1200, 900)
     exif = Image.Exif()
     exif[274] = 6  # shown after a quarter turn clockwise
@@ -233,7 +236,7 @@ def write_odd_files(folder: Path, good: Sequence[bytes]) -> list[OddFile]:
         data = good[index % len(good)]
         odd(name, data, plainly_decoded(data), JPEG)
 
-    # Links that lead nowhere
+    # Broken links
     (folder / "vanished.jpg").symlink_to("no such file.jpg")
     (folder / "loop.jpg").symlink_to("loop.jpg")
     files += [OddFile(name, False, bytes_exist=False) for name in ("vanished.jpg", "loop.jpg")]

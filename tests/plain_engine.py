@@ -1,4 +1,4 @@
-"""An engine that costs nothing, for graphs in tests; it may stop, wait or end its process."""
+"""A cheap engine for graphs in tests; it can wait, fail or kill its process."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class MeanEngine:
 
 
 def means(pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-    """What the engine makes of uint8[N, 32, 32, C]."""
+    """Compute the engine's outputs, float32[N, 4] each, from uint8[N, 32, 32, C]."""
     quarters = pixels.reshape(len(pixels), 2, SIZE // 2, 2, SIZE // 2, -1).astype(np.float32)
     return {
         "avg": quarters.mean(axis=(2, 4, 5)).reshape(len(pixels), 4),
@@ -40,13 +40,13 @@ def means(pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
 
 @dataclass(frozen=True)
 class Means:
-    """Builds the engine.
+    """Factory of the engine.
 
     Attributes:
         slow: seconds that each call takes.
-        above: average grey of an image that makes the engine act.
+        above: average grey level of an image above which the engine acts.
         action: what it does then: wait (2 s), fail, or die (once).
-        mark: file that says that it has died.
+        mark: file that marks that it has died.
     """
 
     slow: float = 0.0
@@ -64,7 +64,7 @@ class Means:
         return MeanEngine(self)
 
     def on(self, averages: npt.NDArray[np.float32]) -> None:
-        """Act on what a call has seen."""
+        """Act if the call had an image with an average above the limit."""
         time.sleep(self.slow)
         if not (averages.mean(axis=1) > self.above).any():
             return

@@ -1,4 +1,4 @@
-"""Reads of a store that refuses many requests: the small ones too, which pyarrow gives up."""
+"""Reads from an object store that refuses many requests, also small reads that pyarrow gives up."""
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -38,7 +38,7 @@ def test_a_short_column(s3, faults):
     opened = tables.open_table(place, "predictions")
     val = pads.field("split") == "val"
     with faults.met(slow_down=0.4):
-        # What this is for: pyarrow's own reads of the same column do not come through.
+        # The reason for these retries: pyarrow's own reads of the same column fail.
         with pytest.raises(OSError, match="Failed to flush response stream"):
             [opened.dataset.to_table(columns=["label"]) for _ in range(READS)]
         for _ in range(READS // 9):
@@ -54,7 +54,7 @@ def test_a_short_column(s3, faults):
 @pytest.mark.parametrize(
     ("message", "attempts"), [("Failed to flush response stream", 3), ("Path does not exist", 1)]
 )
-def test_it_ends(monkeypatch, message, attempts):
+def test_the_number_of_attempts_is_limited(monkeypatch, message, attempts):
     monkeypatch.setattr(storage, "_ATTEMPTS", 3)
     tried = []
 

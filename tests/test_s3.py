@@ -1,4 +1,4 @@
-"""The same jobs on a real S3 server: the same tables, and no secret in anything written."""
+"""Jobs on a real S3 server: the same tables as on a disk, and no secret in any file."""
 
 import json
 
@@ -18,7 +18,7 @@ from visao_ray.training.train import train_model
 
 
 def table(place: Location) -> dict[str, dict]:
-    """Rows by key of a folder of Parquet files."""
+    """Read the rows of a folder of Parquet files by key."""
     rows = pq.read_table(place.path, filesystem=place.filesystem).to_pylist()
     found = {row["key"]: row for row in rows}
     assert len(found) == len(rows) > 0
@@ -26,7 +26,7 @@ def table(place: Location) -> dict[str, dict]:
 
 
 def images(store: Store) -> dict[str, dict]:
-    """Rows of `images` by the name of the file."""
+    """Read the rows of `images` by the name of the file."""
     columns = ["key", "content_id", "bytes", "width", "label", "group", "split", "status"]
     rows = store.images.latest().read(columns).to_pylist()
     found = {"/".join(row["key"].split("/")[-2:]): row for row in rows}
@@ -35,7 +35,7 @@ def images(store: Store) -> dict[str, dict]:
 
 
 def same_vectors(one: Store, other: Store) -> None:
-    """The same contents with the same numbers."""
+    """Check that two stores have the same contents with the same vectors."""
     (first, second) = (
         {
             row["content_id"]: row
@@ -74,12 +74,12 @@ def test_the_same_store_as_on_a_disk(out, store):
 
 
 def test_from_s3_to_a_store_on_a_disk(out, store, tmp_path, ray_cluster):
-    told = json.loads(out.join("result.json").read_bytes())["settings"]
+    used = json.loads(out.join("result.json").read_bytes())["settings"]
     settings = ExtractSettings(
         dataset="vazios",
-        data=told["data"],
+        data=used["data"],
         store=str(tmp_path / "store"),
-        weights=told["weights"],
+        weights=used["weights"],
         batch_size=5,
     )
     assert execute(settings, extract_images)["counts"]["ok"] == 40
@@ -124,14 +124,14 @@ def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
     assert train.join("savedmodel/1/saved_model.pb").exists()
     assert train.join("checkpoints/fit/0002/model.keras").exists()
     assert any("events" in file.uri for file in train.join("tensorboard").files())
-    judged = table(out.join("evaluate/predictions"))
-    assert table(train.join("predictions")).keys() == judged.keys()
+    evaluated = table(out.join("evaluate/predictions"))
+    assert table(train.join("predictions")).keys() == evaluated.keys()
 
 
 def test_no_secret_is_written(s3_pipeline, out):
-    told = s3_pipeline.process.stdout + s3_pipeline.process.stderr
-    assert "finished in" in told
-    assert SECRET not in told
+    output = s3_pipeline.process.stdout + s3_pipeline.process.stderr
+    assert "finished in" in output
+    assert SECRET not in output
     files = list(out.files())
     assert sum(file.uri.endswith(".json") for file in files) >= 8
     for file in files:

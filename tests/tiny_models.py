@@ -1,4 +1,4 @@
-"""Models that cost nothing, packed as visao_ray keeps them."""
+"""Tiny models, packed as visao_ray saves them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,10 @@ CLASSES = ("nvazio", "vazio")
 
 
 def pixel_models(folder: Path) -> dict[str, str]:
-    """URIs of models of 32×32 pixels, with the outputs `probability`, `embedding` and `both`."""
+    """Save models of 32×32 pixels with outputs `probability`, `embedding` and `both`.
+
+    Returns their URIs by output.
+    """
     keras = import_keras()
 
     def seeded(seed: int) -> Any:
@@ -47,13 +50,16 @@ def pixel_models(folder: Path) -> dict[str, str]:
 def vector_model(
     store: Path, outputs: tuple[str, ...], folder: Path, **changes: Any
 ) -> tuple[str, Any]:
-    """URI and keras.Model of a model of the vectors that a store has, 8 numbers a pool.
+    """Save a model that takes the vectors of a store, float32[N, 8] per pooling.
 
     Args:
-        store: with the vectors of one extractor.
-        outputs: of `probability` and `embedding`.
-        folder: where it is kept.
-        changes: of what it says of itself.
+        store: store with the vectors of one extractor.
+        outputs: outputs of the model, of `probability` and `embedding`.
+        folder: where to save it.
+        **changes: changes of its metadata.
+
+    Returns:
+        The URI and the keras.Model.
     """
     keras = import_keras()
     found = Store.open(str(store))

@@ -37,7 +37,7 @@ def test_a_loader_records_the_costs_of_its_block(scans, tmp_path, ray_cluster):
     at = append(place.latest(), write_fragments(place.uri, LISTING, listed))
     loading = Loading(32, "stretch", "G1", (1, 2))
     lookup = ray.remote(ContentLookup).options(num_cpus=0).remote(None, 2)
-    ray.get(lookup.ask.remote([], []))  # it has started
+    ray.get(lookup.look_up.remote([], []))  # it has started
     start = time.perf_counter()
     loaded = load_unit(pa.table({"unit": [0]}), Unit(at, 8, loading, (lookup,), "", 0))
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Splits of images that come later: decided once, by group, content and wish; nobody is moved."""
+"""Splits of later images, decided by group, content and wanted split; no image is ever moved."""
 
 import hashlib
 import random
@@ -12,7 +12,7 @@ import pytest
 
 from visao_ray.datasets.splits import assign_split, decide_splits
 
-HOW = {"seed": 3, "val_share": 0.25, "test_share": 0.25}
+OPTIONS = {"seed": 3, "val_share": 0.25, "test_share": 0.25}
 ROWS = pa.schema(
     [
         ("key", pa.string()),
@@ -45,7 +45,7 @@ class Store:
         self.images[key] = [content(what), group, wanted, None]
 
     def touched(self):
-        """Undecided images, and decided ones that share a content or a group with them."""
+        """Return undecided images, and decided ones that share a content or a group with them."""
         new = [image for image in self.images.values() if image[3] is None]
         contents, groups = {image[0] for image in new}, {image[1] for image in new}
         return {
@@ -54,7 +54,7 @@ class Store:
             if image[3] is None or image[0] in contents or image[1] in groups
         }
 
-    def ask(self, order=None):
+    def propose(self, order=None):
         rows = [[key, *image] for key, image in self.touched().items()]
         known = [
             [name, *self.groups[name]] for name in {row[2] for row in rows} & self.groups.keys()
@@ -68,7 +68,7 @@ class Store:
             else schema.empty_table()
             for cells, schema in ((rows, ROWS), (known, KNOWN))
         ]
-        return decide_splits(*tables, **HOW)
+        return decide_splits(*tables, **OPTIONS)
 
     def write_groups(self, decision):
         self.days += 1
@@ -82,20 +82,20 @@ class Store:
             self.images[row["key"]][3] = row["split"]
 
     def decide(self):
-        decision = self.ask()
+        decision = self.propose()
         self.write_groups(decision)
         self.write_images(decision)
         return decision
 
 
 def expected(store):
-    """What `decide_splits` says of itself, in loops."""
+    """Return the splits that the docstring of `decide_splits` describes, computed in loops."""
     rows = store.touched()
     new_groups = {image[1] for image in rows.values() if image[1] not in store.groups}
-    stands = {}
+    given = {}
     for key, (_, group, wanted, split) in rows.items():
         own = store.groups[group][0] if group in store.groups else None
-        stands[key] = split or wanted or own
+        given[key] = split or wanted or own
     decided = {}
     left = set(new_groups)
     while left:
@@ -111,30 +111,30 @@ def expected(store):
             (
                 store.groups[group][1],
                 group,
-                stands[key] != store.groups[group][0],
-                ORDER.index(stands[key]),
+                given[key] != store.groups[group][0],
+                ORDER.index(given[key]),
             )
             for key, (what, group, _, _) in rows.items()
-            if group in store.groups and what in contents and stands[key]
+            if group in store.groups and what in contents and given[key]
         ]
-        asked = Counter(
-            stands[key] for key, image in rows.items() if image[1] in component and stands[key]
+        votes = Counter(
+            given[key] for key, image in rows.items() if image[1] in component and given[key]
         )
         if fixed:
             choice = ORDER[min(fixed)[-1]]
-        elif asked:
-            choice = max(ORDER, key=lambda split: asked[split])
+        elif votes:
+            choice = max(ORDER, key=lambda split: votes[split])
         else:
-            choice = assign_split(min(component), **HOW)
+            choice = assign_split(min(component), **OPTIONS)
         decided |= dict.fromkeys(component, choice)
     splits = {
-        key: stands[key] or decided[image[1]] for key, image in rows.items() if image[3] is None
+        key: given[key] or decided[image[1]] for key, image in rows.items() if image[3] is None
     }
     return splits, decided
 
 
-def several(store):
-    """Groups and contents whose images stand in several splits."""
+def find_contradictions(store):
+    """Return the groups and contents whose images are in more than one split."""
     places = {}
     for what, group, _, split in store.images.values():
         places.setdefault(("group", group), set()).add(split)
@@ -156,39 +156,39 @@ def test_random_days(seed):
             store.add(f"s3://b/{day}-{number}", rng.randrange(contents), rng.choice(names), wanted)
         before = {key: image[3] for key, image in store.images.items() if image[3]}
         splits, groups = expected(store)
-        decision = store.ask()
+        decision = store.propose()
 
         assert dict(zip(*decision.splits.to_pydict().values(), strict=True)) == splits
         assert dict(zip(*decision.groups.to_pydict().values(), strict=True)) == groups
         for _ in range(3):
-            other = store.ask(order=rng)
+            other = store.propose(order=rng)
             assert other.splits.sort_by("key").equals(decision.splits.sort_by("key"))
             assert other.groups.equals(decision.groups)
             assert other.contradictions == decision.contradictions
-        # A kill between the two writes: the groups are known then, the images not yet.
+        # A kill between the two writes: the groups are known, the splits of the images are not.
         store.write_groups(decision)
-        again = store.ask()
+        again = store.propose()
         assert again.groups.num_rows == 0
         assert again.splits.equals(decision.splits)
         store.write_images(decision)
-        assert store.ask().splits.num_rows == store.ask().groups.num_rows == 0
+        assert store.propose().splits.num_rows == store.propose().groups.num_rows == 0
 
-        assert {key: store.images[key][3] for key in before} == before  # nobody was moved
+        assert {key: store.images[key][3] for key in before} == before  # no image was moved
         for key in decision.splits["key"].to_pylist():
             _, _, wanted, split = store.images[key]
             assert wanted in (None, split)
-        troubles = several(store)
-        told = {(one.kind, one.name): one for one in decision.contradictions}
-        assert troubles - old_troubles <= told.keys()
-        for one in told.values():
+        troubles = find_contradictions(store)
+        reported = {(one.kind, one.name): one for one in decision.contradictions}
+        assert troubles - old_troubles <= reported.keys()
+        for one in reported.values():
             assert len(one.examples) > 1
             for split, key in one.examples.items():
                 if key:
-                    what, group, _, stood = store.images[key]
-                    assert stood == split
+                    what, group, _, actual = store.images[key]
+                    assert actual == split
                     assert one.name in (group, what.hex())
         if not wishes and not old_troubles and not day:
-            assert not told
+            assert not reported
             assert not troubles
 
 
@@ -197,8 +197,8 @@ def decide_one(store, key):
     return store.images[key][3], [str(one) for one in decision.contradictions]
 
 
-def test_a_late_duplicate_whose_group_sorts_first_moves_nobody():
-    """It joins, whatever its own hash says; groups are tried until the two differ."""
+def test_a_late_duplicate_whose_group_sorts_first_moves_no_image():
+    """It joins the older split whatever its own hash says; groups are tried until these differ."""
     joined = set()
     for number in range(40):
         store = Store()
@@ -208,7 +208,7 @@ def test_a_late_duplicate_whose_group_sorts_first_moves_nobody():
         store.add("brother", "other film", f"a{number}")
         assert decide_one(store, "new") == (old, [])
         assert store.images["old"][3] == store.images["brother"][3] == old
-        joined.add(assign_split(f"a{number}", **HOW) == old)
+        joined.add(assign_split(f"a{number}", **OPTIONS) == old)
     assert joined == {True, False}
 
 
@@ -220,14 +220,14 @@ def test_known_groups_that_disagree_are_reported_and_stay():
     store.decide()
     store.add("third", 1, "a")
     store.add("fourth", 2, "a")
-    split, told = decide_one(store, "third")
+    split, messages = decide_one(store, "third")
     assert split == store.images["fourth"][3] == "val"  # of the group that was there first
     assert store.images["second"][3] == "test"
-    assert told == [f"content {content(2).hex()} stands in val (fourth) and in test (second)"]
+    assert messages == [f"content {content(2).hex()} is in val (fourth) and in test (second)"]
 
 
-def test_a_known_group_does_not_tie_others():
-    """`a` shares a content with `k`, `k` another one with `b`: that is no reason to follow `b`."""
+def test_a_known_group_does_not_connect_others():
+    """`a` shares a content with `k`, and `k` another one with `b`, but `a` does not follow `b`."""
     store = Store()
     store.add("k1", 1, "k", "train")
     store.decide()
@@ -241,18 +241,18 @@ def test_a_known_group_does_not_tie_others():
     assert store.images["a1"][3] == "train"
 
 
-def test_a_wish_against_the_group_is_honoured_and_reported():
+def test_a_wanted_split_that_differs_from_the_group_is_used_and_reported():
     store = Store()
     store.add("old", 1, "patient", "train")
     store.decide()
     store.add("new", 2, "patient", "test")
-    split, told = decide_one(store, "new")
+    split, messages = decide_one(store, "new")
     assert split == "test"
-    assert told == ["group patient stands in train (old) and in test (new)"]
+    assert messages == ["group patient is in train (old) and in test (new)"]
     rows = pa.table([["new"], [content(2)], ["patient"], ["test"], [None]], schema=ROWS)
     known = pa.table([["patient"], ["train"], [START]], schema=KNOWN)
-    (alone,) = decide_splits(rows, known, **HOW).contradictions
-    assert str(alone) == "group patient stands in train (earlier images) and in test (new)"
+    (alone,) = decide_splits(rows, known, **OPTIONS).contradictions
+    assert str(alone) == "group patient is in train (earlier images) and in test (new)"
 
 
 def test_images_without_group_or_content():
@@ -260,15 +260,15 @@ def test_images_without_group_or_content():
         [["x", "y", "z"], [None, None, content(1)], [None, "g", "g"], [None] * 3, [None] * 3],
         schema=ROWS,
     )
-    found = decide_splits(rows, KNOWN.empty_table(), **HOW)
+    found = decide_splits(rows, KNOWN.empty_table(), **OPTIONS)
     assert found.groups["group"].to_pylist() == ["g", "x"]
-    assert found.splits["split"].to_pylist() == [assign_split(name, **HOW) for name in "xgg"]
-    nothing = decide_splits(ROWS.empty_table(), KNOWN.empty_table(), **HOW)
+    assert found.splits["split"].to_pylist() == [assign_split(name, **OPTIONS) for name in "xgg"]
+    nothing = decide_splits(ROWS.empty_table(), KNOWN.empty_table(), **OPTIONS)
     assert (nothing.splits.num_rows, nothing.groups.num_rows, nothing.contradictions) == (0, 0, [])
 
 
 def test_three_hundred_thousand_images():
-    """Far from loops: a minute would be far too long for five times as many."""
+    """Decide without Python loops, which would take minutes for this many images."""
     rng = np.random.default_rng(0)
     count = 300_000
     digests = rng.integers(0, 256, (count, 32), np.uint8)
@@ -278,7 +278,7 @@ def test_three_hundred_thousand_images():
     groups = pa.array([f"lot-{number // 2}" for number in range(count)])
     rows = pa.table([keys, contents, groups, *[pa.nulls(count, pa.string())] * 2], schema=ROWS)
     start = time.perf_counter()
-    found = decide_splits(rows, KNOWN.empty_table(), **HOW)
+    found = decide_splits(rows, KNOWN.empty_table(), **OPTIONS)
     assert time.perf_counter() - start < 20
     assert found.groups.num_rows == count // 2
     assert found.contradictions == []

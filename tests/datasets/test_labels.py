@@ -1,4 +1,4 @@
-"""Labels files as people write them: CSV and Parquet, local and on S3."""
+"""Labels files in CSV and Parquet, local and on S3."""
 
 import gzip
 
@@ -104,7 +104,7 @@ def test_many_rows_stream_in_order(tmp_path, kind):
     assert check_labels(str(file), VAZIOS, ROOT) == count
 
 
-def test_the_line_of_an_error_far_down(tmp_path):
+def test_an_error_far_down_reports_its_line(tmp_path):
     file = tmp_path / "labels.csv"
     file.write_text("key,label\n" + "x.jpg,vazio\n" * 90_000 + "y.jpg,full\n")
     with pytest.raises(InputError, match=r"labels\.csv: line 90002: column 'label', value 'full'"):
@@ -118,7 +118,7 @@ OPEN = Dataset(name="cargo", class_pattern="[a-z]+")
 
 
 @pytest.mark.parametrize(
-    ("text", "dataset", "says"),
+    ("text", "dataset", "expected"),
     [
         (
             "key;label\n1;vazio\n",
@@ -145,7 +145,7 @@ OPEN = Dataset(name="cargo", class_pattern="[a-z]+")
         ("key,label\n\xff,vazio\n", VAZIOS, ("cannot be read", "UTF8")),
     ],
 )
-def test_wrong_files(tmp_path, text, dataset, says):
+def test_wrong_files(tmp_path, text, dataset, expected):
     file = tmp_path / "labels.csv"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as caught:
@@ -153,7 +153,7 @@ def test_wrong_files(tmp_path, text, dataset, says):
     message = str(caught.value)
     assert message.startswith(f"--labels {file}: ")
     assert "\n" not in message
-    assert all(words in message for words in says), message
+    assert all(words in message for words in expected), message
 
 
 def test_other_wrong_files(tmp_path):
@@ -176,9 +176,9 @@ def test_other_wrong_files(tmp_path):
         rows(tmp_path / "row.parquet")
 
 
-def test_an_image_that_stands_there_twice(tmp_path):
+def test_an_image_that_appears_twice(tmp_path):
     file = tmp_path / "labels.csv"
     file.write_text("key\n1.jpg\n2.jpg\ns3://bucket/scans/1.jpg\n")
     assert len(rows(file)) == 3
-    with pytest.raises(InputError, match=r"key 's3://bucket/scans/1.jpg' stands there twice"):
+    with pytest.raises(InputError, match=r"key 's3://bucket/scans/1.jpg' appears more than once"):
         check_labels(str(file), VAZIOS, ROOT)

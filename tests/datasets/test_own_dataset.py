@@ -1,6 +1,6 @@
-"""A dataset of one's own from a TOML file: what a job makes of it, and of a wrong one.
+"""A user's dataset from a TOML file in a job, and the error message for a wrong file.
 
-`tests/examples` has one through the whole pipeline.
+`tests/examples` runs the whole pipeline on such a dataset.
 """
 
 import json
@@ -12,7 +12,7 @@ from job_runs import run_job
 from visao_ray.datasets.registry import find_dataset
 
 TOML = """\
-# Weave of three cloths, photographed several times each.
+# Weave of three cloths, each photographed more than once.
 classes = [
     "canvas",
     "denim",
@@ -51,14 +51,14 @@ def test_a_wrong_file_is_one_line_before_ray_starts(cloths, verb, tmp_path):
     file.write_text(TOML.replace("positive = ", "postive = "))
     flags = ["--dataset", file, "--data", cloths / "images", "--out", tmp_path / "out"]
     flags += ["--family", "simple_cnn"] if verb == "train" else []
-    # Where there is no cluster: a job that asked for it would end in another way.
+    # There is no cluster at this address: a job that started Ray would fail with another message.
     run = run_job(verb, *map(str, flags), environment={"RAY_ADDRESS": "127.0.0.1:1"})
     assert run.returncode == 2
     line = f"error: --dataset {file}: unknown key 'postive': did you mean 'positive'?\n"
     assert run.stderr == line
 
 
-def test_nothing_is_rendered_for_it(cloths, tmp_path):
+def test_a_user_dataset_cannot_be_rendered(cloths, tmp_path):
     flags = ["--dataset", str(cloths / "cloths.toml"), "--out", str(tmp_path / "out")]
     run = run_job("pipeline", *flags)
     assert run.returncode == 2

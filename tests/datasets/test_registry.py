@@ -1,4 +1,4 @@
-"""Datasets as values: the built-in ones, those of a TOML file, and what is said of a wrong one."""
+"""Built-in datasets, datasets from TOML files, and the error messages for wrong files."""
 
 import json
 import pickle
@@ -45,7 +45,7 @@ def test_a_file_on_disk_and_on_s3(tmp_path, s3):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("clases = ['a', 'b']", ("'clases'", "did you mean 'classes'?")),
         ("zzz = 1", ("'zzz'", "name, classes, class_pattern, positive")),
@@ -54,8 +54,8 @@ def test_a_file_on_disk_and_on_s3(tmp_path, s3):
         ("classes = []", ("'classes'", "'class_pattern'", "missing")),
         ("positive = 'a'", ("'classes'", "'class_pattern'", "missing")),
         ("classes = ['a', 'b']\nclass_pattern = 'a'", ("'classes'", "both given")),
-        ("classes = 'a, b'", ("'classes'", "'a, b'", "list of texts")),
-        ("classes = ['a', 2]", ("'classes'", "list of texts")),
+        ("classes = 'a, b'", ("'classes'", "'a, b'", "list of strings")),
+        ("classes = ['a', 2]", ("'classes'", "list of strings")),
         ("classes = ['a', 'b/c']", ("'b/c'", "folder")),
         ("classes = ['a', 'test']", ("'test'", "not train, val or test")),
         ("classes = ['a', 'b']\npositive = 'c'", ("'positive'", "'c'", "a, b")),
@@ -71,7 +71,7 @@ def test_a_file_on_disk_and_on_s3(tmp_path, s3):
         ("classes = ['\xff', 'b']", ("not valid TOML",)),
     ],
 )
-def test_a_wrong_file(tmp_path, text, says):
+def test_a_wrong_file(tmp_path, text, expected):
     file = tmp_path / "own.toml"
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError) as caught:
@@ -79,7 +79,7 @@ def test_a_wrong_file(tmp_path, text, says):
     message = str(caught.value)
     assert message.startswith(f"--dataset {file}: ")
     assert "\n" not in message
-    assert all(words in message for words in says), message
+    assert all(words in message for words in expected), message
 
 
 def test_an_unknown_name(tmp_path):
@@ -90,13 +90,13 @@ def test_an_unknown_name(tmp_path):
 
 
 def test_a_pattern_that_matches_nothing_makes_no_group():
-    """Else all files without digits would be one group, and stand in one split."""
+    """Otherwise all files without digits would be one group, and so in one split."""
     numbered = Dataset(name="own", classes=("a", "b"), group_pattern=r"\d*")
     assert numbered.group_of("s3://b/a/12-3.png") == "12"
     assert numbered.group_of("s3://b/a/x.png") == "x"
 
 
-def test_the_class_that_must_not_be_missed_where_it_is_there():
+def test_the_positive_class_among_given_classes():
     assert CHEST_XRAY.positive_among(["NORMAL", "PNEUMONIA"]) == "PNEUMONIA"
     assert CHEST_XRAY.positive_among(["NORMAL"]) is None
     assert DATASETS["ncm"].positive_among(["8703", "8704"]) is None

@@ -1,4 +1,4 @@
-"""Groups and splits: who belongs together, and that nobody is moved by newcomers."""
+"""Groups of images, and splits that do not change when images are added."""
 
 import random
 
@@ -24,13 +24,13 @@ from visao_ray.datasets.splits import UnionFind, assign_split
         ("ncm", "8703/no-extension", "no-extension"),
     ],
 )
-def test_the_group_a_name_tells(dataset, key, group):
+def test_the_group_of_a_file_name(dataset, key, group):
     assert DATASETS[dataset].group_of(key) == group
 
 
 def splits(names, **options):
-    told = {"seed": 0, "val_share": 0.1, "test_share": 0.1} | options
-    return {name: assign_split(name, **told) for name in names}
+    arguments = {"seed": 0, "val_share": 0.1, "test_share": 0.1} | options
+    return {name: assign_split(name, **arguments) for name in names}
 
 
 GROUPS = [f"person{number}" for number in range(20_000)]
@@ -61,21 +61,21 @@ def test_a_larger_share_takes_from_train_alone():
         assert large[name] == small[name] or (small[name], large[name]) == ("train", "val")
 
 
-def test_ties():
+def test_union_find():
     pairs = [["b", "a"], ["d", "c"], ["c", "b"], ["x", "y"], ["z", "z"]]
     for order in range(6):
-        ties = UnionFind()
+        sets = UnionFind()
         for pair in random.Random(order).sample(pairs, len(pairs)):
-            ties.union(pair)
-        found = ties.roots()
+            sets.union(pair)
+        found = sets.roots()
         assert {name: found[name] for name in "abcd"} == dict.fromkeys("abcd", "a")
         assert (found["x"], found["y"], found["z"]) == ("x", "x", "z")
-        assert ties.find("alone") == "alone"
+        assert sets.find("alone") == "alone"
 
 
-def test_long_chains_of_ties():
-    ties = UnionFind()
+def test_union_find_of_long_chains():
+    sets = UnionFind()
     names = [f"{number:05d}" for number in range(3000)]
     for first, second in zip(names[1:], names, strict=False):
-        ties.union([first, second])
-    assert set(ties.roots().values()) == {"00000"}
+        sets.union([first, second])
+    assert set(sets.roots().values()) == {"00000"}

@@ -66,7 +66,7 @@ def images_of(store):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ("--backbone vgg16", "--backbone is not for --engine thumbnail"),
+        ("--backbone vgg16", "--backbone is not supported by --engine thumbnail"),
         ("--engine fingernail", "--engine fingernail: unknown engine; there are keras, thumbnail"),
     ],
 )

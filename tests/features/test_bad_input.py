@@ -1,4 +1,4 @@
-"""Bad and odd files among good ones: each ends in one place, with the right pixels or a reason."""
+"""Bad and odd files among good ones: each has one row, with the right pixels or a reason."""
 
 import json
 import os
@@ -23,7 +23,7 @@ GOOD = 60
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[OddFile], int]:
-    """Images with every odd kind in one class, strays outside; and how many files there are."""
+    """Write images, all odd files in one class, and a stray file; return the number of files."""
     folder = tmp_path_factory.mktemp("dataset")
     good = [encoded(film(150 + n, 260), "JPEG", quality=95) for n in range(4)]
     for label in ("nvazio", "vazio"):
@@ -38,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[OddFil
 
 @pytest.fixture(scope="module")
 def averager(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An "extractor" whose features are grey levels: patch means, their average and maximum."""
+    """Save an "extractor" whose features are grey levels: average and maximum of patch means."""
     path = tmp_path_factory.mktemp("weights") / "averager.keras"
     code = (
         "import sys, keras; i = keras.Input((224, 224, 3)); "
@@ -64,7 +64,7 @@ def patch_means(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patches.mean(axis=0), patches.max(axis=0)
 
 
-def test_every_file_ends_in_one_place(
+def test_every_file_has_one_row(
     dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
 ) -> None:
     folder, odd, files = dataset
@@ -132,7 +132,7 @@ def test_too_many_errors_fail_after_writing_them(
 
 
 def test_vanished_and_forbidden_files(averager: Path, tmp_path: Path) -> None:
-    """Files that are listed but gone, or not allowed, when their pixels are read."""
+    """Listed files that are gone or not readable when they are loaded."""
     present, forbidden = tmp_path / "present.jpg", tmp_path / "forbidden.jpg"
     for path in (present, forbidden):
         path.write_bytes(encoded(film(60, 80), "JPEG"))
@@ -152,7 +152,7 @@ def test_vanished_and_forbidden_files(averager: Path, tmp_path: Path) -> None:
     privileged = os.geteuid() == 0
     modes = {parent: parent.stat().st_mode for parent in parents}
     try:
-        if privileged:  # root may read everything: do it as somebody else
+        if privileged:  # root may read everything, so switch to another user
             for parent in parents:
                 parent.chmod(modes[parent] | 0o055)
             os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""Extraction into a store: every file once, what is known is not read, splits stay."""
+"""Extraction into a store: each file once, known files are not read again, splits do not change."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ def picture(number: int, image_format: str = "JPEG") -> bytes:
 
 
 def rows_of(store: Path | str, data: Path | None = None) -> dict[str, dict]:
-    """Rows of `images` by key, or by path below `data`."""
+    """Read rows of `images` by key, or by path below `data`."""
     rows = Store.open(str(store)).images.latest().read(schemas.IMAGES.names).to_pylist()
     start = len(str(data)) + 1 if data is not None else 0
     found = {row["key"][start:]: row for row in rows}
@@ -37,7 +37,7 @@ def rows_of(store: Path | str, data: Path | None = None) -> dict[str, dict]:
 
 
 def vectors_of(store: Path | str, recipe: str = "none") -> dict[tuple[bytes, int], dict]:
-    """Rows of the only extractor's vectors by content and view."""
+    """Read the rows of the only extractor's vectors by content and view."""
     found = Store.open(str(store))
     table = found.vectors(found.the_extractor(None), recipe).latest()
     columns = ["content_id", "view", "status", "error_type", "message", "avg", "max"]
@@ -47,7 +47,7 @@ def vectors_of(store: Path | str, recipe: str = "none") -> dict[tuple[bytes, int
     return made
 
 
-def groups_on_one_side(rows: dict[str, dict]) -> bool:
+def each_group_in_one_split(rows: dict[str, dict]) -> bool:
     found = defaultdict(set)
     for row in rows.values():
         if row["status"] == "ok":
@@ -57,7 +57,7 @@ def groups_on_one_side(rows: dict[str, dict]) -> bool:
 
 @pytest.fixture
 def extract(tiny_backbone, tmp_path, ray_cluster):
-    """Extract a folder into the test's store; returns counts, which add up."""
+    """Return a function that extracts a folder into the test's store and checks the counts."""
 
     def run(data: Path, dataset: str | None = "chest_xray", **options) -> dict:
         options.setdefault("store", str(tmp_path / "store"))
@@ -88,7 +88,7 @@ def test_every_image_once(store, scans):
     assert set(vectors_of(store)) == {(row["content_id"], 0) for row in rows.values()}
 
 
-def test_the_numbers_of_a_plain_loop(store, scans, tiny_backbone):
+def test_vectors_equal_those_of_a_plain_loop(store, scans, tiny_backbone):
     rows, vectors = rows_of(store), vectors_of(store)
     keys = sorted(rows)
     images = np.stack([decode(Path(key).read_bytes(), 32, "stretch") for key in keys])
@@ -101,7 +101,7 @@ def test_the_numbers_of_a_plain_loop(store, scans, tiny_backbone):
 
 
 def chest(root: Path, patients: int) -> Path:
-    """Two films a patient, as the real dataset names them, and one film in two patients' names."""
+    """Write two films per patient, named as in the real dataset; two patients share a film."""
     files = {}
     for patient in range(patients):
         for film in range(2):
@@ -112,15 +112,15 @@ def chest(root: Path, patients: int) -> Path:
 
 
 def test_a_store_grows(extract, tmp_path):
-    """New, doubled, replaced, relabelled and vanished files, as they come day after day."""
+    """Add, copy, replace, relabel and delete files between extractions."""
     data = chest(tmp_path / "data", 30)
     first = extract(data)
     assert (first["new"], first["known"], first["ok"]) == (120, 0, 120)
-    assert first["computed"] == 119  # one film stands under two names
+    assert first["computed"] == 119  # one film has two names
     before = rows_of(tmp_path / "store", data)
-    assert groups_on_one_side(before)
-    tied = [before[f"PNEUMONIA/{name}.jpeg"] for name in ("person0_virus_0", "person7_virus_1")]
-    assert len({row["split"] for row in tied}) == 1
+    assert each_group_in_one_split(before)
+    shared = [before[f"PNEUMONIA/{name}.jpeg"] for name in ("person0_virus_0", "person7_virus_1")]
+    assert len({row["split"] for row in shared}) == 1
 
     again = extract(data, dataset=None)
     assert (again["new"], again["known"], again["computed"]) == (0, 120, 0)
@@ -147,7 +147,7 @@ def test_a_store_grows(extract, tmp_path):
     assert after["NORMAL/IM-0004-0000.jpeg"]["status"] == "ok"  # it keeps its row
     late, old = after["NORMAL/IM-0900-0001.jpeg"], before["NORMAL/IM-0001-0000.jpeg"]
     assert (late["content_id"], late["split"]) == (old["content_id"], old["split"])
-    assert groups_on_one_side(after)
+    assert each_group_in_one_split(after)
     contents = {row["content_id"] for row in after.values()}
     assert contents | {before["NORMAL/IM-0002-0000.jpeg"]["content_id"]} == {
         content for content, _ in vectors_of(tmp_path / "store")
@@ -210,7 +210,7 @@ def test_odd_names_bad_files_and_links(extract, tmp_path):
         assert made["message"]
     assert rows["NORMAL/dangling.jpeg"]["content_id"] is None
 
-    # What is broken is not read again; what could not be read is.
+    # Broken images are not read again; files that could not be read are.
     again = extract(data, max_errors=1.0)
     assert (again["new"], again["errors"]) == (2, 2)
     (data / "NORMAL" / "dangling.jpeg").unlink()
@@ -219,7 +219,7 @@ def test_odd_names_bad_files_and_links(extract, tmp_path):
     assert (mended["changed"], mended["computed"], mended["errors"]) == (2, 1, 1)
 
 
-def test_folders_of_splits_are_honoured_and_leaks_reported(extract, tmp_path):
+def test_split_folders_set_the_split_and_leaks_are_reported(extract, tmp_path):
     files = {}
     for patient in range(40):
         files[f"train/PNEUMONIA/person{patient}_bacteria_1.jpeg"] = picture(patient)
@@ -232,7 +232,7 @@ def test_folders_of_splits_are_honoured_and_leaks_reported(extract, tmp_path):
     counts = extract(data, val_share=0.3)
     rows = rows_of(tmp_path / "store", data)
     assert all(row["split"] == "test" for name, row in rows.items() if name.startswith("test/"))
-    # Val is drawn from train. Who has a film in test is not trained on.
+    # Val is drawn from train. A patient with a film in test is not in train.
     both = [row for name, row in rows.items() if "person5_" in name]
     assert [row["split"] for row in both] == ["test", "test"]
     drawn = {
@@ -242,7 +242,7 @@ def test_folders_of_splits_are_honoured_and_leaks_reported(extract, tmp_path):
     }
     assert drawn == {"train", "val"}
     assert counts["contradictions"] == 0
-    assert groups_on_one_side(rows)
+    assert each_group_in_one_split(rows)
 
     trained = min(
         row["group"] for name, row in rows.items() if "person" in name and row["split"] == "train"
@@ -257,7 +257,7 @@ def test_folders_of_splits_are_honoured_and_leaks_reported(extract, tmp_path):
     }
 
 
-def test_labels_groups_and_splits_of_a_file(extract, tmp_path):
+def test_labels_groups_and_splits_from_a_file(extract, tmp_path):
     names = [f"{n:03d}.jpg" for n in range(60)]
     data = write_files(tmp_path / "data", {name: picture(n) for n, name in enumerate(names)})
     file = tmp_path / "rótulos.csv"
@@ -273,7 +273,7 @@ def test_labels_groups_and_splits_of_a_file(extract, tmp_path):
         assert rows[name]["group"] == f"{n // 2:03d}"
     assert all(rows[name]["label"] is None for name in names[50:])
     assert all(rows[name]["split"] == "test" for name in names[:4])
-    assert groups_on_one_side(rows)
+    assert each_group_in_one_split(rows)
     assert any("1 of its 51 rows name no image" in warning for warning in counts["warnings"])
 
 
@@ -291,7 +291,7 @@ def test_a_limit_is_taken_evenly_and_ignored_folders_are_left_out(extract, tmp_p
     assert counts["labels"] == {"8703": 4, "0102": 4, "2204": 4}
 
 
-def test_augmented_views_of_train_alone(extract, tmp_path):
+def test_only_train_images_are_augmented(extract, tmp_path):
     data = chest(tmp_path / "data", 20)
     extract(data, augment="G3", views=2)
     rows = rows_of(tmp_path / "store", data).values()
@@ -308,7 +308,7 @@ def test_augmented_views_of_train_alone(extract, tmp_path):
     assert all(grown[name]["avg"] == row["avg"] for name, row in views.items())
 
 
-def test_a_second_extractor_stands_beside_the_first(extract, tmp_path):
+def test_a_second_extractor_has_its_own_table(extract, tmp_path):
     data = chest(tmp_path / "data", 8)
     extract(data)
     other = extract(data, resize="letterbox")
@@ -329,7 +329,7 @@ def test_too_many_errors_fail_after_they_are_written(extract, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "files", "options", "says"),
+    ("dataset", "files", "options", "expected"),
     [
         ("chest_xray", ["normal/1.jpg", "pneumonia/1.jpg"], {}, ("'normal'", "'NORMAL'")),
         ("chest_xray", ["val/NORMAL/1.jpg", "val/PNEUMONIA/1.jpg"], {}, ("no train folder",)),
@@ -340,13 +340,13 @@ def test_too_many_errors_fail_after_they_are_written(extract, tmp_path):
         ("vazios", ["vazio/1.jpg"], {"labels": "none.csv"}, ("--labels none.csv",)),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, dataset, files, options, says):
+def test_wrong_input_is_a_one_line_error(tmp_path, dataset, files, options, expected):
     data = write_files(tmp_path / "data", dict.fromkeys(files, picture(1)))
     settings = ExtractSettings(
         data=str(data), store=f"{tmp_path}/store", dataset=dataset, **options
     )
     with pytest.raises(InputError) as caught:
         execute(settings, extract_images)
-    assert all(words in str(caught.value) for words in says), str(caught.value)
+    assert all(words in str(caught.value) for words in expected), str(caught.value)
     assert "\n" not in str(caught.value)
     assert Store.find(f"{tmp_path}/store") is None

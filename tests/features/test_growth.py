@@ -1,4 +1,4 @@
-"""A store on S3 that grows: nothing is fetched or computed twice, and nothing is decided twice."""
+"""A growing store on S3: no file is fetched, computed or assigned to a split twice."""
 
 import itertools
 import json
@@ -24,25 +24,25 @@ _numbers = itertools.count()
 
 
 def picture(number: int) -> bytes:
-    """A small PNG that no other number has."""
+    """Return a small PNG, different for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (16, 16), np.uint8)
     return encoded(pixels, "PNG")
 
 
 @dataclass
 class Scans:
-    """A bucket of scans that grows.
+    """A growing bucket of scans.
 
     Attributes:
-        place: where they are.
-        files: the number of each one's picture.
+        place: location of the scans.
+        files: number of the picture of each file.
     """
 
     place: Location
     files: dict[str, int] = field(default_factory=dict)
 
     def put(self, files: dict[str, int]) -> None:
-        """Write files, new ones or others in their place."""
+        """Write new files, or replace existing ones."""
 
         def put(name: str) -> None:
             self.place.join(name).write_bytes(picture(files[name]))
@@ -62,7 +62,7 @@ class Bucket:
     weights: str
 
     def extract(self, *flags: str) -> tuple[dict, dict[str, int]]:
-        """Run the job; returns its result and how often each scan was fetched."""
+        """Run the extract job; return its result and the number of reads of each scan."""
         self.faults.reset()
         endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.faults.port}"}
         out = f"{self.store}-runs/{next(_numbers)}"
@@ -84,7 +84,7 @@ class Bucket:
         return result, {path[start:]: count for path, count in fetched.items()}
 
     def sweep(self, *flags: str) -> tuple[dict, list[dict]]:
-        """Search heads on what the store has now; returns the result and the table of trials."""
+        """Run a sweep on the store; return its result and the rows of its table of trials."""
         out = f"{self.store}-runs/{next(_numbers)}"
         few = ["--trials", "2", "--epochs", "2", "--finalists", "0"]
         run = run_job("sweep", "--store", self.store, "--out", out, *few, *flags)
@@ -96,14 +96,14 @@ class Bucket:
         return json.loads(place.join("result.json").read_bytes()), rows
 
     def learned(self, sweep: dict) -> dict[str, str]:
-        """Labels that a sweep read, by the name of the scan."""
+        """Return the labels that a sweep read, by the name of the scan."""
         images = Store.open(self.store).images.at(sweep["inputs"]["versions"]["images"])
         examples = read_examples(Snapshot(self.store, images, None))
         names = [key.removeprefix(self.scans.place.uri + "/") for key in examples.keys.to_pylist()]
         return dict(zip(names, examples.labels.to_pylist(), strict=True))
 
     def images(self) -> dict[str, dict]:
-        """Rows of `images` by the name of the scan."""
+        """Return the rows of `images` by the name of the scan."""
         rows = Store.open(self.store).images.latest().read(schemas.IMAGES.names).to_pylist()
         return {row["key"].removeprefix(self.scans.place.uri + "/"): row for row in rows}
 
@@ -168,7 +168,7 @@ def test_growth(
         assert now["split"] == row["split"], name
         assert now["label"] == wrong.get(name, row["label"])
         assert (now["content_id"] != row["content_id"]) == (name in names[old - replaced :])
-    for n in range(copies):  # a copy stands where its original does
+    for n in range(copies):  # a copy is in the split of its original
         copy, original = after[f"nvazio/copy-{n:06d}.png"], after[names[n]]
         assert (copy["content_id"], copy["split"]) == (original["content_id"], original["split"])
     store = Store.open(bucket.store)

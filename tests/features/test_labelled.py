@@ -1,5 +1,4 @@
-"""Labelled vectors: rows of train and val in order of contents, one a content, views after each
-other."""
+"""Labelled vectors: train and val rows ordered by content, one per content and view."""
 
 import pickle
 
@@ -73,7 +72,7 @@ def test_rows_are_train_with_its_views_then_val(store, vectors):
     np.testing.assert_array_equal(data.val_rows(), np.arange(3 * len(train), len(data.labels)))
 
 
-def test_without_a_recipe_there_are_images_as_they_are_alone(store):
+def test_without_a_recipe_there_are_only_unaugmented_images(store):
     summary, data = load(store, None)
     assert summary.views == 0
     assert not data.views.any()
@@ -81,7 +80,7 @@ def test_without_a_recipe_there_are_images_as_they_are_alone(store):
 
 
 def test_views_that_are_missing_have_no_row(tmp_path, vectors):
-    """An image that came after the last augmentation is learnt from as it is."""
+    """Training uses only view 0 of an image that was added after the last augmentation."""
     views = [{pool: values + 10 for pool, values in vectors.items()}]
     place = tmp_path / "store"
     first, later = images()[:200], images()[200:]

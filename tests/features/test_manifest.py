@@ -1,4 +1,4 @@
-"""The manifest job: it counts what is new, applies labels, and never fetches an image."""
+"""The manifest job: it counts new files and applies labels without reading an image."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def manifest(data: Path, store: Path, out: Path, **more) -> tuple[dict, list[dic
 
 
 def known(data: str, place: str, extractors: dict[str, int]) -> Store:
-    """A store of the files below a folder, with vectors of the first few by each extractor."""
+    """Make a store of the files below a folder; each extractor has vectors of the first files."""
     root = locate(data)
     rows = [
         {
@@ -83,7 +83,7 @@ def test_everything_is_new_without_a_store(data, ray_cluster, tmp_path):
         manifest(data, tmp_path / "store", tmp_path / "other")
 
 
-def test_what_differs_from_the_store(data, ray_cluster, tmp_path, capsys):
+def test_differences_from_the_store(data, ray_cluster, tmp_path, capsys):
     store = known(str(data), f"{tmp_path}/store", {"one-1": 18, "two-2": 15})
     versions = {name: each.latest().version for name, each in store.tables().items()}
     write_files(data, {"vazio/z_0.jpg": b"new", "vazio/a_0.jpg": b"other bytes than before"})
@@ -95,17 +95,17 @@ def test_what_differs_from_the_store(data, ray_cluster, tmp_path, capsys):
     # Keys are sorted: the last three, vazio/c_0 to c_2, have no vectors of two-2.
     assert counts["without_vectors"] == {"one-1": 0, "two-2": 3}
     assert (counts["without"], counts["new"], counts["known"]) == (3, 5, 13)
-    fates = {row["key"].removeprefix(f"{data}/"): row["row"] for row in listed}
-    assert fates == {
+    actions = {row["key"].removeprefix(f"{data}/"): row["row"] for row in listed}
+    assert actions == {
         "vazio/a_0.jpg": "update",
         "vazio/c_0.jpg": "stay",
         "vazio/c_1.jpg": "stay",
         "vazio/c_2.jpg": "stay",
         "vazio/z_0.jpg": "append",
     }
-    said = capsys.readouterr().out
-    assert "18 listed = 5 new + 13 known" in said
-    assert "3 of the files that are as they were have no vectors of two-2" in said
+    output = capsys.readouterr().out
+    assert "18 listed = 5 new + 13 known" in output
+    assert "3 of the unchanged files have no vectors of two-2" in output
     assert {name: each.latest().version for name, each in store.tables().items()} == versions
     again, listed = manifest(data, tmp_path / "store", tmp_path / "out")
     assert again["counts"] == counts
@@ -150,7 +150,7 @@ def test_vanished_images_are_marked(data, ray_cluster, tmp_path):
 
 
 def test_no_image_is_fetched(s3, tmp_path):
-    """Also where labels are set: requests are counted between the job and the server."""
+    """A proxy counts the requests; no image is read, also when labels are set."""
     place = f"{s3.uri}/{tmp_path.name}"
     data = locate(f"{place}/data")
     for name, content in FILES.items():

@@ -1,4 +1,4 @@
-"""A sample of whole groups keeps the shares of the classes, and stays when the store grows."""
+"""Samples of whole groups: they keep the shares of the classes, and are stable as a store grows."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ from visao_ray.features.sample import sample_groups
 
 
 def images(count, seed=0, classes=(0.7, 0.25, 0.045, 0.005)):
-    """Labels and group names; some groups hold several classes, some many images."""
+    """Draw labels and group names; some groups have more than one class, some many images."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(len(classes), count, p=classes).astype(np.int32)
     sizes = rng.geometric(0.4, count)

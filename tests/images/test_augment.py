@@ -1,4 +1,4 @@
-"""Augmentation: the ranges of the recipes, the edges, and the same view everywhere."""
+"""Augmentation: ranges of the recipes, repeated edges, and reproducible views."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from visao_ray.images.augment import RECIPES, Recipe, augment, augment_view, vie
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Each pixel names its own place: channel 0 the row, channel 1 the column.
+# Each pixel holds its position: channel 0 the row, channel 1 the column.
 HEIGHT, WIDTH = 120, 200
 ROWS, COLUMNS = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.uint8)
 PLACES = np.stack([ROWS, COLUMNS, np.full_like(ROWS, 100)], axis=2)
@@ -33,7 +33,7 @@ def test_recipes_are_the_ones_of_the_study():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_views_stay_in_the_range_of_their_recipe_and_reach_its_ends(name):
+def test_views_cover_the_range_of_their_recipe(name):
     recipe = RECIPES[name]
     geometry = Recipe("geometry", recipe.width_shift, recipe.height_shift, None, True)
     largest = round(recipe.height_shift * HEIGHT), round(recipe.width_shift * WIDTH)

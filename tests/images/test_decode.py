@@ -1,4 +1,4 @@
-"""Decoding: exact where it must be, a clear error everywhere else."""
+"""Decoding: correct pixels, or a clear error."""
 
 import io
 import pickle
@@ -48,7 +48,7 @@ def odd_files(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[OddFile, b
 
 
 def check(file: OddFile, data: bytes) -> str:
-    """What is wrong with the decode of one odd file; empty if nothing is."""
+    """Return what is wrong with the decoded file; empty if nothing is."""
     try:
         pixels = decode(data, 224)
     except DecodeError as error:
@@ -74,7 +74,7 @@ def test_every_odd_file_gives_its_pixels_or_its_error(odd_files):
     assert not [problem for file, data in odd_files if (problem := check(file, data))]
 
 
-def test_sixteen_threads_agree_with_one_and_warn_of_nothing(odd_files):
+def test_decoding_in_sixteen_threads_is_correct_and_gives_no_warning(odd_files):
     with ThreadPoolExecutor(16) as pool:
         problems = pool.map(lambda pair: check(*pair), odd_files * 4)
     assert not [problem for problem in problems if problem]
@@ -166,7 +166,7 @@ def test_damaged_bytes_give_pixels_or_a_decode_error(kind):
     assert failed > 0
 
 
-# EXIF orientation: from the stored array to the displayed one, as the standard words it.
+# By EXIF orientation: the stored array to the displayed one, as the standard defines it.
 DISPLAYED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -212,7 +212,7 @@ def test_letterbox_keeps_the_aspect_ratio_and_continues_the_border():
 
 
 def difference(data: bytes, draft: bool = True) -> np.ndarray:
-    """Absolute difference of each pixel from the plain full decode."""
+    """Return the absolute difference of each pixel from a full decode."""
     return np.abs(decode(data, 224, draft=draft).astype(int) - plainly_decoded(data))
 
 
@@ -251,7 +251,7 @@ def test_wrong_settings_are_refused():
         decode(data, 224, "crop")  # type: ignore[arg-type]
 
 
-def test_import_is_light():
+def test_import_loads_no_heavy_packages():
     code = (
         "import sys, visao_ray.images.decode, visao_ray.images.augment\n"
         "print(sorted({'tensorflow', 'ray', 'keras'} & set(sys.modules)))"

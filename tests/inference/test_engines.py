@@ -1,4 +1,4 @@
-"""Engines by name, and the names of the vectors that they make."""
+"""Engine kinds by name, and the names of the tables of their vectors."""
 
 import pytest
 
@@ -22,8 +22,8 @@ SOURCE = ("--dataset", "vazios", "--data", "in", "--out", "o")
         ("tiny", "tiny.keras", "tiny-224-avgmax-f32-1f35b848"),
     ],
 )
-def test_names_of_stored_vectors_stay(name, weights, expected):
-    """Vectors of stores that exist are found by these names."""
+def test_names_of_stored_vectors_do_not_change(name, weights, expected):
+    """Vectors in existing stores are found by these names."""
     backbone = Backbone(name, weights, "ab" * 32, 224, 1024, "imagenet")
     assert extractor_name(KerasBackbone(locate("x"), backbone, "stretch", 32)) == expected
 

@@ -1,4 +1,4 @@
-"""The graph of images on listings that a job makes now and then."""
+"""The graph of images on unusual listings."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from visao_ray.core.resources import current_cluster, fit_actors
 from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.inference import graph
-from visao_ray.inference.committing import Done
+from visao_ray.inference.committing import GraphResult
 from visao_ray.inference.loading import Loading
 from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
@@ -20,20 +20,20 @@ from visao_ray.store.table import Table, append, write_fragments
 
 @pytest.fixture
 def folder(tmp_path: Path, ray_cluster: None) -> Path:
-    """Four images, which are in `store` beside them."""
+    """Write four images, and extract them into the folder `store` beside them."""
     folder = write_images(tmp_path / "data", 4)
     run_plainly(folder, tmp_path / "store", Means())
     return folder
 
 
-def run_on(folder: Path, names: list[str], fate: str) -> Done:
-    """The graph on files that are all listed with the same fate."""
+def run_on(folder: Path, names: list[str], action: str) -> GraphResult:
+    """Run the graph on files that are all listed with the same action."""
     place = folder.parent
     run = run_plainly(folder, place / "store", Means())  # nothing is new
     store = Store.open(str(place / "store"))
     listed = Table(locate(str(place / "listing.lance")))
     listed.create(listing.LISTING)
-    rows = [{"key": str(folder / "vazio" / name), "row": fate} for name in names]
+    rows = [{"key": str(folder / "vazio" / name), "row": action} for name in names]
     files = pa.Table.from_pylist(rows, schema=listing.LISTING)
     at = append(listed.latest(), write_fragments(listed.uri, listing.LISTING, files))
     results = store.vectors(EXTRACTOR)
@@ -43,14 +43,14 @@ def run_on(folder: Path, names: list[str], fate: str) -> Done:
         return graph.run_graph(run, writer, work, pool)
 
 
-def test_an_update_that_meets_no_row_is_an_error(folder: Path) -> None:
-    """Rule 8: how many rows an update by key changes is checked."""
+def test_an_update_of_a_missing_row_is_an_error(folder: Path) -> None:
+    """Rule 8: the number of rows that an update by key changes is checked."""
     with pytest.raises(RuntimeError, match="2 files changed, but 1 rows were updated"):
         run_on(folder, ["00000.png", "nowhere.png"], listing.UPDATE)
 
 
-def test_a_known_file_that_cannot_be_fetched_keeps_its_row(folder: Path) -> None:
-    """It was listed because its content has no vectors; next time it is asked for again."""
+def test_a_known_file_that_cannot_be_read_keeps_its_row(folder: Path) -> None:
+    """It was listed because its content has no vectors; the next run tries to read it again."""
     before = Store.open(str(folder.parent / "store")).images.latest().read(["key", "status"])
     done = run_on(folder, ["00001.png", "nowhere.png"], listing.STAY)
     assert (done.files, done.computed) == (2, 0)

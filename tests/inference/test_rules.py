@@ -1,4 +1,4 @@
-"""Rules 2 to 4 of DESIGN.md, which the graph of images keeps: each test fails without its rule."""
+"""Rules 2 to 4 of DESIGN.md for the graph of images; each test fails without its rule."""
 
 import contextlib
 import os
@@ -34,19 +34,19 @@ STAGES = ("MapBatches(load_unit)", "ModelActor", "MapBatches(write_rows)")
 
 @pytest.fixture
 def small_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fragments of 40 rows, each committed as soon as it is there."""
+    """Write fragments of 40 rows, and commit each one as soon as it is written."""
     monkeypatch.setattr(graph, "_FRAGMENT_ROWS", {"CPU": 40, "GPU": 40})
     monkeypatch.setattr(committing, "COMMIT_S", 0.0)
 
 
-# 2. A stage emits its rows in input order, so a task whose worker died yields the same ones again.
+# 2. A stage emits its rows in input order, so a task that is retried yields the same rows.
 
 
 @pytest.mark.slow
 def test_2_workers_killed_in_their_tasks_lose_and_double_nothing(
     tmp_path: Path, ray_cluster: None, small_fragments: None
 ) -> None:
-    """Blocks are small: a task has handed over some of its own when its worker is killed."""
+    """Blocks are small, so a task has already emitted some of them when its worker is killed."""
     folder = write_images(tmp_path / "data", 600)
     context = ray.data.DataContext.get_current()
     size, context.target_max_block_size = context.target_max_block_size, 4096
@@ -72,19 +72,19 @@ def test_2_workers_killed_in_their_tasks_lose_and_double_nothing(
     assert not run.warnings  # nothing had to be removed at the end
 
 
-# 3. Small units: what is done is committed soon, and nothing waits in a buffer.
+# 3. Small units: finished work is committed soon and does not wait in a buffer.
 
 
 def test_3_a_failure_loses_little(
     tmp_path: Path, ray_cluster: None, small_fragments: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last image ends the job: what was done before it is in the store."""
+    """The last image fails the job; all earlier work is in the store."""
     folder = write_images(tmp_path / "data", 200, bright=1)
     with pytest.raises(Exception, match="fails on purpose"):
         run_plainly(folder, tmp_path / "store", Means(above=200, action="fail"), unit=5)
     store = Store.open(str(tmp_path / "store"))
     done = store.vectors(EXTRACTOR).latest().count()
-    # The image's own unit, what the actor holds beside it, and a fragment that is not full.
+    # Lost are the image's unit, the actor's other units, and a fragment that is not full.
     assert 200 - 3 * 5 - 40 <= done < 200
     assert store.images.latest().count() == done
 
@@ -99,26 +99,26 @@ def test_3_fragments_hold_some_seconds_of_work() -> None:
     assert committing.COMMIT_FRAGMENTS <= 64
 
 
-# 4. Two files with one content in one run: one wins, and the others' rows wait for its vectors.
+# 4. Of files with the same content in a run, one is computed; the others wait for its vectors.
 
 
-def test_4_one_of_equal_files_wins_the_same_one_if_it_asks_again() -> None:
+def test_4_one_of_equal_files_is_first_also_on_a_retry() -> None:
     lookup = ContentLookup(None, 1)
-    assert [answer.state for answer in lookup.ask([b"a", b"a", b"b"], [7, 3, 9])] == [
+    assert [answer.state for answer in lookup.look_up([b"a", b"a", b"b"], [7, 3, 9])] == [
         FIRST,
         REPEATED,
         FIRST,
     ]
     for _ in range(2):
-        assert lookup.ask([b"a"], [3])[0].state == REPEATED
-        assert lookup.ask([b"a"], [7])[0].state == FIRST
-    assert lookup.ask([b"b"], [1])[0].state == REPEATED
+        assert lookup.look_up([b"a"], [3])[0].state == REPEATED
+        assert lookup.look_up([b"a"], [7])[0].state == FIRST
+    assert lookup.look_up([b"b"], [1])[0].state == REPEATED
 
 
 def test_4_no_image_is_in_the_store_before_its_vectors(
     tmp_path: Path, ray_cluster: None, small_fragments: None
 ) -> None:
-    """The winner is in the engine for two seconds; its copies are through long before."""
+    """The first file is in the engine for two seconds; its copies are written long before."""
     folder = write_images(tmp_path / "data", 1, bright=1)
     data = (folder / "vazio" / "00000.png").read_bytes()
     write_images(folder, 160, first=1)
@@ -142,7 +142,7 @@ def test_4_no_image_is_in_the_store_before_its_vectors(
 
 
 def test_4_a_lost_lookup_doubles_nothing(tmp_path: Path, ray_cluster: None) -> None:
-    """It has promised a content to a file and forgets it; what is done twice is removed."""
+    """A restarted look-up actor forgets which file computes a content; it is then done twice."""
     folder = write_images(tmp_path / "data", 8)
     run_plainly(write_images(tmp_path / "other", 1, first=100), tmp_path / "store", Means())
     results = Store.open(str(tmp_path / "store")).vectors(EXTRACTOR)
@@ -164,12 +164,12 @@ def test_4_a_lost_lookup_doubles_nothing(tmp_path: Path, ray_cluster: None) -> N
 
     assert first(0) == [True] * 8
     assert first(1) == [False] * 8
-    assert first(0) == [True] * 8  # a task that is tried again
+    assert first(0) == [True] * 8  # a task that is retried
     os.kill(ray.get(lookup.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
-    assert first(1) == [True] * 8  # it has forgotten: the same contents are done twice
+    assert first(1) == [True] * 8  # the actor has forgotten: the same contents are done twice
 
 
-def test_4_rows_that_are_there_twice_are_removed(tmp_path: Path, ray_cluster: None) -> None:
+def test_4_duplicate_rows_are_removed(tmp_path: Path, ray_cluster: None) -> None:
     folder = write_images(tmp_path / "data", 8)
     run_plainly(folder, tmp_path / "store", Means())
     results = Store.open(str(tmp_path / "store")).vectors(EXTRACTOR)
@@ -178,5 +178,5 @@ def test_4_rows_that_are_there_twice_are_removed(tmp_path: Path, ray_cluster: No
     append(at, write_fragments(at.uri, at.schema, again))
     run = run_plainly(write_images(folder, 2, first=8), tmp_path / "store", Means())
     assert run.counts["computed"] == 2
-    assert run.warnings == [f"3 rows of {results.uri} were there twice and are removed"]
+    assert run.warnings == [f"3 duplicate rows of {results.uri} were removed"]
     check_store(tmp_path / "store", folder)

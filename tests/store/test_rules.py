@@ -22,7 +22,7 @@ from stores import content_id, results_table
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import LeaseLost
 from visao_ray.core.storage import locate
-from visao_ray.datasets.listing import Search
+from visao_ray.datasets.listing import ListingSpec
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.inference.loading import Loading, Unit
 from visao_ray.inference.writing import Target
@@ -339,7 +339,7 @@ def test_9_pickled_arguments_contain_no_secret(remote_groups, s3):
         place,
         Unit(at, 64, Loading(32, "stretch"), (), "today", 0),
         Target(at.uri, at.uri, VECTORS, place),
-        Search(place, find_dataset("vazios"), (), at, None, at.uri, None, place),
+        ListingSpec(place, find_dataset("vazios"), (), at, None, at.uri, None, place),
         join.Snapshot(s3.uri, at, at, at, at),
         fragments,
         (proof.contents_without, at, at),

@@ -1,4 +1,4 @@
-"""The rendered datasets: what is planned is what is there, and its pixels carry the classes."""
+"""Rendered datasets: they match their plan, and their pixels show the classes."""
 
 import io
 import subprocess
@@ -46,7 +46,7 @@ def test_headings():
         ncm_headings(869)
 
 
-def test_import_is_light():
+def test_import_loads_no_heavy_packages():
     code = "import sys, visao_ray.synthetic; print({'ray', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -85,7 +85,7 @@ def test_every_difficulty_renders_and_shows():
 
 
 def test_attenuation_follows_beer_lambert():
-    """Without noise, counts fall as exp(-A): twice the wall, the square of the transmission."""
+    """Without noise, counts fall as exp(-A): a double wall squares the transmission."""
     wall = np.full((64, 64), 0.7, np.float32)
     counts = [
         Scan(wall * k, photons=1e6, psf=0.0, stripes=0.0).counts(np.random.default_rng(0)).mean()
@@ -171,7 +171,7 @@ def test_recipe_rejects(wrong):
 
 
 def _thumbnails(recipe):
-    """Thumbnails [N, 32*32] and true labels of a recipe's images."""
+    """Return thumbnails, float32[N, 32*32], and true labels of the images of a recipe."""
     pixels, labels = [], []
     for image in plan(recipe):
         grey = render(recipe.dataset, image.true_label, image.index, recipe.seed, image.difficulty)
@@ -190,7 +190,7 @@ def _thumbnails(recipe):
     ],
     ids=lambda value: getattr(value, "dataset", ""),
 )
-def test_classes_can_be_told_apart_but_not_trivially(recipe, low, high):
+def test_classes_are_separable_but_not_trivially(recipe, low, high):
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import balanced_accuracy_score
 
@@ -216,7 +216,7 @@ def local_ray():
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
+def test_render_dataset_follows_the_plan_and_resumes(tmp_path):
     recipe = SyntheticRecipe("vazios", 150, seed=2, wrong_labels=0.04, duplicates=0.04)
     out = locate(str(tmp_path / "dataset"))
     counts = render_dataset(recipe, out)
@@ -239,10 +239,10 @@ def test_render_base_writes_what_is_planned_and_resumes(tmp_path):
     assert truth.num_rows == 150
     assert counts["bytes"] == sum(map(len, written.values()))
 
-    # A kill leaves a part of the truth missing, or an image torn.
+    # After a kill, a part of the truth may be missing, or an image incomplete.
     (tmp_path / "dataset" / "truth" / "part-000001.parquet").unlink()
-    torn = folder / images[3].key
-    torn.write_bytes(torn.read_bytes()[:100])
+    incomplete = folder / images[3].key
+    incomplete.write_bytes(incomplete.read_bytes()[:100])
     again = render_dataset(recipe, out)
     assert again == counts | {"rendered": 128}
     assert written == {

@@ -1,1 +1,1 @@
-"""What image datasets are, who labels their images, and who stands in which split."""
+"""Image datasets: their description, listing, labels and splits."""

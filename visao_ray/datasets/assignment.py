@@ -1,4 +1,4 @@
-"""Labels, groups and splits of images that are in the store: updates by key that read no pixel."""
+"""Set labels, groups and splits of images in the store by key, without reading a pixel."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from visao_ray.store.proof import as_bytes
 from visao_ray.store.store import Description
 from visao_ray.store.table import TableVersion, insert_new, merge, quoted
 
-_LOOKED_UP = 2048  # contents or groups asked of an index at once
+_LOOKUP_BATCH = 2048  # contents or groups per query of an index
 #: Column of a labels file, and the column of `images` that it sets.
 _SET = {"label": "label", "group": "group", "split": "wanted_split"}
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What a labels file did.
+class LabelChanges:
+    """Counts of what a labels file changed.
 
     Attributes:
-        rows: of the file.
-        named: images of the store that it names.
-        changed: by column, images whose value it changed.
+        rows: number of rows in the file.
+        named: number of images in the store that the file names.
+        changed: number of images whose value changed, by column of `images`.
     """
 
     rows: int
@@ -41,13 +41,13 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Assigned:
-    """What became of images without a split.
+class SplitAssignment:
+    """Result of assigning splits to images that had none.
 
     Attributes:
-        images: that got one.
-        groups: that are new.
-        contradictions: groups or contents that stand in several splits, as text.
+        images: number of images that got a split.
+        groups: number of new groups.
+        contradictions: groups or contents that are in more than one split, as text.
     """
 
     images: int
@@ -57,16 +57,26 @@ class Assigned:
 
 def apply_labels(
     images: TableVersion, uri: str, dataset: Dataset, root: Location
-) -> tuple[TableVersion, Labelled]:
-    """Set labels, groups and wanted splits of images from a file. For a task.
+) -> tuple[TableVersion, LabelChanges]:
+    """Set labels, groups and wanted splits of images from a file.
 
-    Empty cells leave what there is. Rows of images that are not in the store do nothing.
+    Call it in a task. An empty cell leaves the value in the store unchanged. Rows of images that
+    are not in the store are ignored.
+
+    Args:
+        images: version of the table `images`.
+        uri: labels file, see `read_labels`.
+        dataset: dataset that defines the valid labels.
+        root: folder to which keys without a scheme are relative.
+
+    Returns:
+        The new version of the table, and the counts.
 
     Raises:
         InputError: the file, a label or a split is not valid.
-        LeaseLost: somebody else changed the table since.
+        LeaseLost: another process changed the table since.
     """
-    rows = check_labels(uri, dataset, root)  # of what comes last too, before anything is changed
+    rows = check_labels(uri, dataset, root)  # the whole file, before anything is changed
     changed = {}
     for column, target in _SET.items():
         schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field(target)])
@@ -80,37 +90,48 @@ def apply_labels(
         differs = f"target.{_sql(target)} IS NULL OR target.{_sql(target)} != source.{_sql(target)}"
         reader = pa.RecordBatchReader.from_batches(schema, values())
         images, changed[target] = merge(images, reader, differs)
-    return images, Labelled(rows, _named(images, uri, dataset, root), changed)
+    return images, LabelChanges(rows, _named(images, uri, dataset, root), changed)
 
 
 def _named(images: TableVersion, uri: str, dataset: Dataset, root: Location) -> int:
     count = 0
     for batch in read_labels(uri, dataset, root):
         keys = batch["key"].to_pylist()
-        for start in range(0, len(keys), _LOOKED_UP):
-            part = ",".join(quoted(key) for key in keys[start : start + _LOOKED_UP])
+        for start in range(0, len(keys), _LOOKUP_BATCH):
+            part = ",".join(quoted(key) for key in keys[start : start + _LOOKUP_BATCH])
             count += images.count(f"key IN ({part})")
     return count
 
 
 def assign_splits(
     images: TableVersion, groups: TableVersion, description: Description
-) -> tuple[TableVersion, TableVersion, Assigned]:
-    """Decide the split of every readable image that has none, once and for all. For a task.
+) -> tuple[TableVersion, TableVersion, SplitAssignment]:
+    """Assign a permanent split to every readable image that has none.
 
-    Groups are written first, so that an interrupted step decides the same when it is repeated.
+    Call it in a task. Groups are written first, so an interrupted step decides the same when it is
+    repeated.
+
+    Args:
+        images: version of the table `images`.
+        groups: version of the table `groups`.
+        description: the store's description, with its seed and shares.
+
+    Returns:
+        The new versions of both tables, and the counts.
 
     Raises:
-        LeaseLost: somebody else changed a table since.
+        LeaseLost: another process changed a table since.
     """
     columns = ["key", "content_id", "group", "wanted_split", "split"]
     undecided = images.read(columns, f"split IS NULL AND status = '{schemas.OK}'")
     if not undecided.num_rows:
-        return images, groups, Assigned(0, 0, [])
+        return images, groups, SplitAssignment(0, 0, [])
     known = groups.count() > 0
     rows = undecided
     if known:
-        rows = pa.concat_tables([undecided, _tied(images, columns, undecided["content_id"])])
+        rows = pa.concat_tables(
+            [undecided, _with_contents(images, columns, undecided["content_id"])]
+        )
     names = pc.unique(rows["group"].combine_chunks()).to_pylist()
     before = _groups(groups, names) if known else schemas.GROUPS.empty_table()
     decision = decide_splits(
@@ -129,16 +150,16 @@ def assign_splits(
     images, changed = merge(images, pa.table([chosen["key"], chosen["split"]], schema=schema))
     if changed != undecided.num_rows:
         raise RuntimeError(f"{undecided.num_rows} images had no split, {changed} got one")
-    told = [str(contradiction) for contradiction in decision.contradictions]
-    return images, groups, Assigned(changed, fresh.num_rows, told)
+    contradictions = [str(contradiction) for contradiction in decision.contradictions]
+    return images, groups, SplitAssignment(changed, fresh.num_rows, contradictions)
 
 
-def _tied(images: TableVersion, columns: list[str], contents: pa.ChunkedArray) -> pa.Table:
-    """Images with a split that have one of these contents."""
+def _with_contents(images: TableVersion, columns: list[str], contents: pa.ChunkedArray) -> pa.Table:
+    """Read the images that have a split and one of these contents."""
     parts = [images.read(columns, "false")]
     unique = np.unique(as_bytes(contents))
-    for start in range(0, len(unique), _LOOKED_UP):
-        digests = unique[start : start + _LOOKED_UP].tolist()
+    for start in range(0, len(unique), _LOOKUP_BATCH):
+        digests = unique[start : start + _LOOKUP_BATCH].tolist()
         part = ",".join(f"X'{digest.ljust(32, bytes(1)).hex()}'" for digest in digests)
         parts.append(images.read(columns, f"content_id IN ({part}) AND split IS NOT NULL"))
     return pa.concat_tables(parts)
@@ -146,13 +167,13 @@ def _tied(images: TableVersion, columns: list[str], contents: pa.ChunkedArray) -
 
 def _groups(groups: TableVersion, names: list[Any]) -> pa.Table:
     parts = []
-    for start in range(0, len(names), _LOOKED_UP):
-        part = ",".join(quoted(name) for name in names[start : start + _LOOKED_UP] if name)
+    for start in range(0, len(names), _LOOKUP_BATCH):
+        part = ",".join(quoted(name) for name in names[start : start + _LOOKUP_BATCH] if name)
         if part:
             parts.append(groups.read(schemas.GROUPS.names, f"{_sql('group')} IN ({part})"))
     return pa.concat_tables([groups.read(schemas.GROUPS.names, "false"), *parts])
 
 
 def _sql(column: str) -> str:
-    """A column's name in SQL, where `group` is a word of the language."""
+    """Return a column's name quoted for SQL, where `group` is a keyword."""
     return f"`{column}`"

@@ -1,4 +1,4 @@
-"""Chest films of children (Kermany et al., 2018), named as Kaggle's archive names them."""
+"""Chest X-rays of children (Kermany et al., 2018), with the file names of Kaggle's archive."""
 
 from visao_ray.datasets.spec import Dataset
 

@@ -1,4 +1,4 @@
-"""The classes of a dataset in index order, from the labels that are there."""
+"""The classes of a dataset in index order, from the labels of its images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from visao_ray.datasets.spec import Dataset
 def find_classes(
     dataset: Dataset, train: Iterable[str], val: Iterable[str], where: str
 ) -> tuple[str, ...]:
-    """The classes in index order, of the labels found in train and val.
+    """Find the classes in the labels of train and val.
 
     Args:
-        dataset: whose labels they are.
-        train: labels of train, each once or more.
-        val: labels of val.
-        where: begins the message of an error.
+        dataset: dataset that the labels belong to.
+        train: labels of train; may repeat.
+        val: labels of val; may repeat.
+        where: start of an error message.
+
+    Returns:
+        The classes in index order.
 
     Raises:
-        InputError: labels that are no classes, one class alone, or a class without train rows
-            (datasets with fixed classes).
+        InputError: a label is not a class, there is only one class, or a class of a dataset with
+            fixed classes has no train rows.
     """
     in_train = set(train)
     found = sorted(in_train | set(val))
@@ -40,6 +43,6 @@ def find_classes(
 
 
 def class_numbers(names: Iterable[str], classes: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    """Class index of each label, int32[N]."""
+    """Return the class index of each label, int32[N]."""
     position = {name: index for index, name in enumerate(classes)}
     return np.array([position[name] for name in names], np.int32)

@@ -1,4 +1,4 @@
-"""Labels, groups and splits from a file of the user: CSV or Parquet, streamed, all of it text."""
+"""Read labels, groups and splits from a CSV or Parquet file; all values are text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visao_ray.core.errors import InputError
 from visao_ray.core.storage import Location, is_outage, locate, reason
 from visao_ray.datasets.spec import SPLITS, Dataset
 
-#: What a labels file may hold of each image, all as text; null: not said.
+#: Columns of a labels file, all text; null means that the file has no value.
 SCHEMA = pa.schema(
     [("key", pa.string()), ("label", pa.string()), ("group", pa.string()), ("split", pa.string())]
 )
@@ -23,22 +23,22 @@ _ROWS = 8192
 
 
 def read_labels(uri: str, dataset: Dataset, root: Location) -> Iterator[pa.RecordBatch]:
-    """Stream a labels file: its rows in their order, checked one by one.
+    """Stream the rows of a labels file in order, and check each one.
 
     Args:
-        uri: of a .csv (also .csv.gz, with a header) or .parquet file with the column key and any of
-            label, group and split.
-        dataset: whose classes labels must be.
-        root: that keys without a scheme are below.
+        uri: a .csv or .csv.gz file with a header, or a .parquet file, with the column key and any
+            of label, group and split.
+        dataset: dataset that defines the valid labels.
+        root: folder to which keys without a scheme are relative.
 
     Yields:
-        Batches of `SCHEMA`, 8,192 rows at most. Keys are URIs as the store has them; cells are null
-        where the file has no such column or nothing in it.
+        Batches of `SCHEMA` with at most 8,192 rows. Keys are URIs as in the store. Cells are null
+        if the file has no such column or an empty cell.
 
     Raises:
-        InputError: the file cannot be read, has other columns, a row without key, a label that is
-            no class, or a split that is none. The message names file, line (without empty ones; a
-            Parquet file has rows), value and fix.
+        InputError: the file cannot be read, has unknown columns, or has a row with a missing key,
+            an unknown label or an unknown split. The message names the file, the line (empty lines
+            are not counted; the row for a Parquet file), the value and the fix.
     """
     name, first, batches = "line", 2, _csv_batches
     if uri.lower().endswith(".parquet"):
@@ -55,20 +55,20 @@ def read_labels(uri: str, dataset: Dataset, root: Location) -> Iterator[pa.Recor
 
 
 def check_labels(uri: str, dataset: Dataset, root: Location) -> int:
-    """Read a labels file through, and check that no image stands there twice.
+    """Read a whole labels file, and check that it names no image twice.
 
-    Keys are held as Arrow has them, so call it in a task: about 300 bytes a row.
+    Call it in a task: it holds all keys as an Arrow column, about 300 bytes per row.
 
     Args:
-        uri: as `read_labels` takes it.
-        dataset: whose classes labels must be.
-        root: that keys without a scheme are below.
+        uri: labels file, see `read_labels`.
+        dataset: dataset that defines the valid labels.
+        root: folder to which keys without a scheme are relative.
 
     Returns:
         The number of rows.
 
     Raises:
-        InputError: as `read_labels`, or an image stands there twice.
+        InputError: see `read_labels`; or the file names an image twice.
     """
     keys = pa.chunked_array(
         [batch["key"] for batch in read_labels(uri, dataset, root)], pa.string()
@@ -77,24 +77,24 @@ def check_labels(uri: str, dataset: Dataset, root: Location) -> int:
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if len(twice):
         raise InputError(
-            f"--labels {uri}: key '{twice[0]}' stands there twice, as do "
-            f"{len(twice) - 1:,} others; leave one row an image"
+            f"--labels {uri}: key '{twice[0]}' appears more than once, and so do "
+            f"{len(twice) - 1:,} other keys; keep one row per image"
         )
     return len(keys)
 
 
 def _csv_batches(location: Location) -> Iterator[pa.RecordBatch]:
     convert = pacsv.ConvertOptions(
-        # As text: 007 and 7 are two containers.
+        # Read as text: 007 and 7 are different containers.
         column_types=dict.fromkeys(_COLUMNS, pa.string()),
         strings_can_be_null=True,
         null_values=[""],
     )
     with location.filesystem.open_input_stream(location.path) as stream:
-        # In one thread, so that errors know their line.
+        # One thread, so that errors report the right line.
         reading = pacsv.ReadOptions(use_threads=False)
         with pacsv.open_csv(stream, read_options=reading, convert_options=convert) as reader:
-            _check_columns(reader.schema.names, location.uri)  # also where no row follows
+            _check_columns(reader.schema.names, location.uri)  # also for a file without rows
             yield from reader
 
 
@@ -109,7 +109,7 @@ def _parquet_batches(location: Location) -> Iterator[pa.RecordBatch]:
 
 @contextlib.contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """Turn what libraries say of a file into one line; an object store that is down is none."""
+    """Turn read errors into one-line `InputError`s, but let outages of the object store pass."""
     try:
         yield
     except (OSError, pa.ArrowInvalid) as error:
@@ -123,16 +123,17 @@ def _check_columns(names: Sequence[str], uri: str) -> None:
     for place, name in enumerate(names):
         if name not in _COLUMNS:
             raise InputError(
-                f"--labels {uri}: unknown column '{name}'; known are {known}, separated by commas"
+                f"--labels {uri}: unknown column '{name}'; the columns are {known}, separated by "
+                "commas"
             )
         if name in names[:place]:
-            raise InputError(f"--labels {uri}: column '{name}' stands there twice; remove one")
+            raise InputError(f"--labels {uri}: column '{name}' appears twice; remove one")
     if "key" not in names:
-        raise InputError(f"--labels {uri}: column 'key' is missing; known are {known}")
+        raise InputError(f"--labels {uri}: column 'key' is missing; the columns are {known}")
 
 
 def _as_text(found: pa.RecordBatch, uri: str) -> pa.RecordBatch:
-    """The columns of `SCHEMA`; empty text is null."""
+    """Return the columns of `SCHEMA` as text; empty text becomes null."""
     columns = []
     for name in _COLUMNS:
         if name not in found.schema.names:
@@ -149,14 +150,17 @@ def _as_text(found: pa.RecordBatch, uri: str) -> pa.RecordBatch:
 
 
 def _check(batch: pa.RecordBatch, dataset: Dataset, where: str, first: int) -> None:
-    """Check keys, labels and splits; `first` is the number of the batch's first row."""
+    """Check keys, labels and splits; `first` is the number of the first row in the batch."""
     if batch["key"].null_count:
         row = pc.index(pc.is_null(batch["key"]), True).as_py()
         raise InputError(f"{where} {first + row}: column 'key' is empty; write the image's key")
-    classes = ", ".join(dataset.classes) or f"those that match {dataset.class_pattern}"
+    classes = ", ".join(dataset.classes) or f"names that match {dataset.class_pattern}"
     columns: dict[str, tuple[Callable[[str], bool], str]] = {
-        "label": (dataset.has_class, f"no class of dataset {dataset.name}; choose of {classes}"),
-        "split": (SPLITS.__contains__, f"no split; choose of {', '.join(SPLITS)}"),
+        "label": (
+            dataset.has_class,
+            f"not a class of dataset {dataset.name}; choose one of {classes}",
+        ),
+        "split": (SPLITS.__contains__, f"not a split; choose one of {', '.join(SPLITS)}"),
     }
     for column, (fits, fix) in columns.items():
         values = batch[column].unique().drop_null().to_pylist()
@@ -170,7 +174,7 @@ def _check(batch: pa.RecordBatch, dataset: Dataset, where: str, first: int) -> N
 
 
 def _canonical(keys: pa.Array, root: Location) -> pa.Array:
-    """Keys as URIs: with a scheme, or absolute local paths, as they are; others below `root`."""
+    """Return keys as URIs; keys that are neither URIs nor absolute paths are put below `root`."""
     prefix = pa.scalar(root.uri.rstrip("/") + "/")
     below = pc.binary_join_element_wise(
         prefix, pc.replace_substring_regex(keys, r"^(?:\./)+", ""), ""

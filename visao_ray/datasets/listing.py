@@ -1,7 +1,7 @@
-"""What lies below --data, and what of it the store does not know yet.
+"""List the files below --data, and find those that the store does not know yet.
 
-Folders are listed in tasks, in the order of their names, and compared with ranges of keys of the
-store: no process ever holds more keys than one folder has.
+Tasks list folders in the order of their names and compare them with ranges of keys in the store, so
+no process holds more keys than one folder has.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
 from visao_ray.store.table import Table, TableVersion, append, quoted, write_fragments
 
-_CHUNK = 8192  # keys compared at once
-_TASKS = 64  # at most; each lists several folders
-_CLOSE = 0.8  # likeness from which on a folder's name is taken for a misspelt class
+_CHUNK = 8192  # keys compared at a time
+_TASKS = 64  # most listing tasks; each lists one or more folders
+_CLOSE = 0.8  # similarity above which a folder's name counts as a misspelt class
 
-#: What becomes of a file's row in `images`: it is added, it replaces columns of the one there is,
-#: or it stays. LATE is an added one whose content is another file's of the same run.
+#: What happens to a file's row in `images`: it is appended, it updates columns of the existing row,
+#: or the existing row stays unchanged. LATE is an appended row of a file that has the same content
+#: as another file of the run.
 APPEND, UPDATE, STAY, LATE = "append", "update", "stay", "late"
 
-#: A file to be read, and what its row in `images` will say of it from the start.
+#: Schema of a listing: files to read, with the first values of their rows in `images`.
 LISTING = pa.schema(
     [
         ("key", pa.string()),
@@ -52,13 +53,13 @@ LISTING = pa.schema(
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder whose files enter alike.
+    """A folder whose files get the same label and split.
 
     Attributes:
-        prefix: below --data; empty for --data itself.
-        label: the class that the folder's name says, or None.
-        wanted_split: the split that the folder above asks for, or None.
-        deep: whether files at any depth are meant, or those directly in it.
+        prefix: path below --data; empty for --data itself.
+        label: class named by the folder, or None.
+        wanted_split: split named by the parent folder, or None.
+        deep: whether to list files at any depth, or only those directly in the folder.
     """
 
     prefix: str
@@ -69,13 +70,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class Layout:
-    """How images lie below --data.
+    """The folders below --data.
 
     Attributes:
-        folders: class folders, in the order of their prefixes.
-        classes: names of the class folders, each once, sorted.
-        others: folders that are no class; their images enter without a label.
-        splits: split folders there are.
+        folders: folders to list, in the order of their prefixes.
+        classes: distinct names of the class folders, sorted.
+        others: names of folders that are not a class; their images get no label.
+        splits: split folders that exist.
     """
 
     folders: tuple[Folder, ...]
@@ -84,25 +85,24 @@ class Layout:
     splits: tuple[str, ...]
 
     def shares(self, val: float, test: float) -> tuple[float, float]:
-        """The shares to draw by group: 0 for a split that has a folder of its own."""
+        """Return the shares of val and test to draw by group: 0 if the split has a folder."""
         return (0.0 if "val" in self.splits else val, 0.0 if "test" in self.splits else test)
 
 
 @dataclass
-class Counted:
-    """What a listing found.
+class ListingCounts:
+    """Counts of a listing.
 
     Attributes:
-        listed: files.
-        known: those that need not be read.
-        added: files that the store has not seen.
-        changed: files whose bytes may differ from what the store has seen, or that it could not
-            read before.
-        without: files that are as they were, and whose content has no results yet.
-        vanished: files of the store below --data that are not there any more.
-        labels: files by label; "" for none.
-        fragments: of the listing table.
-        gone: files with the keys of vanished ones.
+        listed: files found.
+        known: files that need not be read.
+        added: files that are not in the store.
+        changed: files whose bytes may have changed, or that could not be read before.
+        without: unchanged files whose content has no results yet.
+        vanished: files of the store that are no longer below --data.
+        labels: number of files by label; "" for no label.
+        fragments: metadata of the fragments of the listing table, as JSON.
+        gone: URIs of JSON files that hold the keys of vanished files.
     """
 
     listed: int = 0
@@ -117,22 +117,32 @@ class Counted:
 
     @property
     def new(self) -> int:
-        """Files to be read."""
+        """Number of files to read."""
         return self.added + self.changed + self.without
 
-    def plus(self, other: Counted) -> Counted:
-        """Both together."""
-        return Counted(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+    def plus(self, other: ListingCounts) -> ListingCounts:
+        """Return the sum of both counts."""
+        return ListingCounts(
+            **{name: value + getattr(other, name) for name, value in vars(self).items()}
+        )
 
 
 def find_layout(data: Location, dataset: Dataset, ignore: Sequence[str]) -> Layout:
-    """Look at the top folders below --data.
+    """Find the class and split folders below --data.
 
-    A folder named like a class gives its label to what is in it; what lies elsewhere has none.
+    The files in a folder named after a class get this label; other files get no label.
+
+    Args:
+        data: folder or prefix of the images.
+        dataset: dataset that defines the classes.
+        ignore: names of folders to skip.
+
+    Returns:
+        The layout.
 
     Raises:
-        InputError: nothing there; a folder whose name is close to a class; something beside the
-            split folders.
+        InputError: there is nothing below --data, the name of a folder is close to that of a class,
+            or there are other folders beside the split folders.
     """
     require_folder(data, "--data")
     top = _folders(data, ignore)
@@ -142,12 +152,12 @@ def find_layout(data: Location, dataset: Dataset, ignore: Sequence[str]) -> Layo
     other = [name for name in top if name not in SPLITS]
     if other:
         raise InputError(
-            f"{data.uri}: folder '{other[0]}' beside {', '.join(splits)}; move it away or pass "
+            f"{data.uri}: folder '{other[0]}' is next to {', '.join(splits)}; move it or pass "
             f"--ignore '{other[0]}'"
         )
     if "train" not in splits:
         raise InputError(f"{data.uri}: has {', '.join(splits)} but no train folder")
-    # Where a split has no folder, train's images are drawn into it.
+    # Images of train are drawn for a split that has no folder.
     fixed = set(splits) if {"val", "test"} <= set(splits) else set(splits) - {"train"}
     rows = [
         (f"{split}/{name}", name, split if split in fixed else None)
@@ -189,18 +199,19 @@ def _folders(location: Location, ignore: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Search:
-    """What every listing task is given.
+class ListingSpec:
+    """Arguments of every listing task.
 
     Attributes:
         data: the folder or prefix.
-        dataset: tells groups.
-        ignore: names of folders that are left out.
-        images: the store's table of files; None where there is none yet.
-        without: reference to the contents without results, sorted, `S32`; None: ask for none.
+        dataset: dataset that defines the groups.
+        ignore: names of folders to skip.
+        images: the store's table `images`, or None if it does not exist yet.
+        without: object reference to the contents without results, sorted, `S32`[N]; None to treat
+            all known contents as done.
         listing: URI of the table that the tasks write to.
-        quota: at most so many files a folder.
-        gone: folder for keys of vanished files; None: they are counted only.
+        quota: largest number of files per folder, or None.
+        gone: folder for the keys of vanished files; None only counts them.
     """
 
     data: Location
@@ -213,14 +224,21 @@ class Search:
     gone: Location | None
 
 
-def list_new(search: Search, layout: Layout) -> tuple[TableVersion, Counted]:
-    """List --data and write what is to be read to a new table of `LISTING`, in the order of keys.
+def list_new(spec: ListingSpec, layout: Layout) -> tuple[TableVersion, ListingCounts]:
+    """List --data and write the files to read to a new table of schema `LISTING`, ordered by key.
 
-    Returns the table and the counts. Runs in the driver; the work is done in tasks.
+    Call it in the driver; it starts tasks that do the work.
+
+    Args:
+        spec: arguments of the tasks.
+        layout: folders to list.
+
+    Returns:
+        The table and the counts.
     """
     import ray
 
-    table = Table(locate(search.listing))
+    table = Table(locate(spec.listing))
     table.create(LISTING)
     tops = ("", *layout.splits)
     folders = [*layout.folders, *(Folder(top, deep=False) for top in tops)]
@@ -231,61 +249,63 @@ def list_new(search: Search, layout: Layout) -> tuple[TableVersion, Counted]:
     task = ray.remote(_list_part).options(
         **cluster.zero_cpu_options, max_retries=3, retry_exceptions=[OSError]
     )
-    counted = Counted()
-    for found in ray.get([task.remote(part, prefixes, search) for part in parts]):
-        counted = counted.plus(found)
-    return append(table.latest(), counted.fragments), counted
+    counts = ListingCounts()
+    for found in ray.get([task.remote(part, prefixes, spec) for part in parts]):
+        counts = counts.plus(found)
+    return append(table.latest(), counts.fragments), counts
 
 
-def _list_part(folders: Sequence[Folder], prefixes: Sequence[str], search: Search) -> Counted:
+def _list_part(
+    folders: Sequence[Folder], prefixes: Sequence[str], spec: ListingSpec
+) -> ListingCounts:
     import ray
 
-    without = ray.get(search.without) if search.without is not None else None
-    counted = Counted()
+    without = ray.get(spec.without) if spec.without is not None else None
+    counts = ListingCounts()
     for folder in folders:
-        counted = counted.plus(_list_folder(folder, prefixes, search, without))
-    return counted
+        counts = counts.plus(_list_folder(folder, prefixes, spec, without))
+    return counts
 
 
 def _list_folder(
-    folder: Folder, prefixes: Sequence[str], search: Search, without: Contents | None
-) -> Counted:
-    root = search.data.uri.rstrip("/")
+    folder: Folder, prefixes: Sequence[str], spec: ListingSpec, without: Contents | None
+) -> ListingCounts:
+    root = spec.data.uri.rstrip("/")
     begin = f"{root}/{folder.prefix}/" if folder.prefix else f"{root}/"
     inside = [f"{root}/{prefix}/" for prefix in prefixes if not folder.deep]
     inside = [prefix for prefix in inside if prefix != begin and prefix.startswith(begin)]
 
-    place = search.data.join(folder.prefix) if folder.prefix else search.data
+    place = spec.data.join(folder.prefix) if folder.prefix else spec.data
     files: Iterable[Listed] = (
         Listed(f"{begin}{listed.path}", listed.bytes, listed.etag)
-        for listed in list_files(place, search.ignore, recursive=folder.deep)
+        for listed in list_files(place, spec.ignore, recursive=folder.deep)
     )
-    files = sorted(files)  # disks list in no order, and some servers folder by folder
-    if search.quota is not None:
-        files = itertools.islice(files, search.quota)
-    counted = Counted()
+    files = sorted(files)  # disks list in arbitrary order, and some servers folder by folder
+    if spec.quota is not None:
+        files = itertools.islice(files, spec.quota)
+    counts = ListingCounts()
     after = begin
     for chunk, last in _chunks(files):
-        # The last range goes to the end of the folder: what stands there has vanished.
-        end = f"{last}\0" if last is not None else _behind(begin)
-        known = _known(search.images, after, end, inside)
+        # The last range extends to the end of the folder, to find files that have vanished.
+        end = f"{last}\0" if last is not None else _end_of_prefix(begin)
+        known = _known(spec.images, after, end, inside)
         rows = []
         for listed in chunk:
-            fate = _fate(listed, known.pop(listed.path, None), without)
-            _count(counted, fate, folder.label)
-            if fate is not None:
-                rows.append(_row(listed, fate, folder, search.dataset))
-        if search.quota is None:
-            _vanished(counted, known, search)
+            action = _row_action(listed, known.pop(listed.path, None), without)
+            _count(counts, action, folder.label)
+            if action is not None:
+                rows.append(_row(listed, action, folder, spec.dataset))
+        if spec.quota is None:
+            _vanished(counts, known, spec)
         if rows:
             table = pa.Table.from_pylist(rows, schema=LISTING)
-            counted.fragments += write_fragments(search.listing, LISTING, table)
+            counts.fragments += write_fragments(spec.listing, LISTING, table)
         after = end
-    return counted
+    return counts
 
 
 def _chunks(files: Iterable[Listed]) -> Iterator[tuple[list[Listed], str | None]]:
-    """Files in chunks, each with its last key; None for the last chunk, which may be empty."""
+    """Yield chunks of files with their last key; None for the last chunk, which may be empty."""
     iterator = iter(files)
     while chunk := list(itertools.islice(iterator, _CHUNK)):
         if len(chunk) < _CHUNK:
@@ -294,15 +314,15 @@ def _chunks(files: Iterable[Listed]) -> Iterator[tuple[list[Listed], str | None]
     yield chunk, None
 
 
-def _behind(prefix: str) -> str:
-    """The first key that no longer begins with a prefix that ends in a slash."""
+def _end_of_prefix(prefix: str) -> str:
+    """Return the smallest key after all keys with a prefix; the prefix ends in a slash."""
     return prefix[:-1] + chr(ord("/") + 1)
 
 
 def _known(
     images: TableVersion | None, begin: str, end: str, without: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The store's files by key, from `begin` on and before `end`, but none below some prefixes."""
+    """Return the store's rows by key with `begin` <= key < `end`, except below some prefixes."""
     if images is None:
         return {}
     columns = ["key", "etag", "bytes", "content_id", "status"]
@@ -313,12 +333,14 @@ def _known(
             where = f"key >= {quoted(begin)} AND key < {quoted(stop)}"
             found |= {row["key"]: row for row in images.read(columns, where).to_pylist()}
         if prefix is not None:
-            begin = max(begin, _behind(prefix))
+            begin = max(begin, _end_of_prefix(prefix))
     return found
 
 
-def _fate(listed: Listed, known: dict[str, Any] | None, without: Contents | None) -> str | None:
-    """What becomes of a file's row in `images`; None where the file need not be read."""
+def _row_action(
+    listed: Listed, known: dict[str, Any] | None, without: Contents | None
+) -> str | None:
+    """Return what happens to a file's row in `images`; None if the file need not be read."""
     if known is None:
         return APPEND
     same = (known["etag"], known["bytes"]) == (listed.etag, listed.bytes)
@@ -331,23 +353,23 @@ def _fate(listed: Listed, known: dict[str, Any] | None, without: Contents | None
     return STAY if place < len(without) and without[place] == content[0] else None
 
 
-def _count(counted: Counted, fate: str | None, label: str | None) -> None:
-    counted.listed += 1
-    counted.labels[label or ""] += 1
-    name = {None: "known", APPEND: "added", UPDATE: "changed", STAY: "without"}[fate]
-    setattr(counted, name, getattr(counted, name) + 1)
+def _count(counts: ListingCounts, action: str | None, label: str | None) -> None:
+    counts.listed += 1
+    counts.labels[label or ""] += 1
+    name = {None: "known", APPEND: "added", UPDATE: "changed", STAY: "without"}[action]
+    setattr(counts, name, getattr(counts, name) + 1)
 
 
-def _vanished(counted: Counted, known: dict[str, dict[str, Any]], search: Search) -> None:
+def _vanished(counts: ListingCounts, known: dict[str, dict[str, Any]], spec: ListingSpec) -> None:
     keys = [key for key, row in known.items() if row["status"] != schemas.MISSING]
-    counted.vanished += len(keys)
-    if keys and search.gone is not None:
-        place = search.gone.join(f"{uuid.uuid4().hex}.json")
+    counts.vanished += len(keys)
+    if keys and spec.gone is not None:
+        place = spec.gone.join(f"{uuid.uuid4().hex}.json")
         place.write_bytes(json.dumps(keys).encode())
-        counted.gone.append(place.uri)
+        counts.gone.append(place.uri)
 
 
-def _row(listed: Listed, fate: str, folder: Folder, dataset: Dataset) -> dict[str, Any]:
+def _row(listed: Listed, action: str, folder: Folder, dataset: Dataset) -> dict[str, Any]:
     return {
         "key": listed.path,
         "etag": listed.etag,
@@ -355,23 +377,23 @@ def _row(listed: Listed, fate: str, folder: Folder, dataset: Dataset) -> dict[st
         "label": folder.label,
         "group": dataset.group_of(listed.path),
         "wanted_split": folder.wanted_split,
-        "row": fate,
+        "row": action,
     }
 
 
 def list_contents(
     images: TableVersion, contents: Contents, listing: str, where: str | None = None
 ) -> tuple[TableVersion, int]:
-    """Write a table of `LISTING` with one file of each of the contents. For a task.
+    """Write a table of schema `LISTING` with one file for each content. Call it in a task.
 
     Args:
-        images: the store's table of files.
-        contents: sorted, as `S32`.
+        images: the store's table `images`.
+        contents: `S32`[N], sorted.
         listing: URI of the new table.
         where: SQL expression on `images` that restricts the files.
 
     Returns:
-        The table, and how many files it has.
+        The table and its number of rows.
     """
     table = Table(locate(listing))
     table.create(LISTING)
@@ -396,8 +418,8 @@ def list_contents(
     return append(table.latest(), fragments), int(seen.sum())
 
 
-def to_counts(counted: Counted) -> dict[str, Any]:
-    """The counts as result.json has them."""
-    found = asdict(counted)
+def to_counts(counts: ListingCounts) -> dict[str, Any]:
+    """Return the counts as they are written to result.json."""
+    found = asdict(counts)
     del found["fragments"], found["gone"]
-    return {**found, "new": counted.new, "labels": dict(sorted(counted.labels.items()))}
+    return {**found, "new": counts.new, "labels": dict(sorted(counts.labels.items()))}

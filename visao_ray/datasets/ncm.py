@@ -1,4 +1,4 @@
-"""Scans of cargo by its 4-digit heading of the Harmonized System; two digits are a chapter."""
+"""Scans of cargo, labelled by 4-digit Harmonized System heading; 2 digits are a chapter."""
 
 from visao_ray.datasets.spec import Dataset
 

@@ -1,4 +1,4 @@
-"""The datasets that have a name, and those of TOML files."""
+"""Registered datasets, and datasets described in TOML files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visao_ray.datasets.ncm import NCM
 from visao_ray.datasets.spec import Dataset
 from visao_ray.datasets.vazios import VAZIOS
 
-#: Built in are the datasets of the 2019 study. Folder names and class order are the study's.
+#: The built-in datasets are those of the 2019 study, with its folder names and class order.
 DATASETS: Registry[Dataset] = Registry("dataset", (CHEST_XRAY, VAZIOS, NCM))
 
 #: Adds a dataset; a plugin calls it when it is imported.
@@ -22,22 +22,25 @@ _ENDING = ".toml"
 
 
 def find_dataset(name_or_uri: str) -> Dataset:
-    """The dataset that `--dataset` names.
+    """Find the dataset that `--dataset` names.
 
     Args:
         name_or_uri: a registered name, or the path or s3:// URI of a TOML file with the fields of
-            `Dataset`; its `name` is the file's stem where the file has none.
+            `Dataset`. If the file has no `name`, its stem is used.
+
+    Returns:
+        The dataset.
 
     Raises:
-        InputError: no such name, or a file that is missing or wrong; one line with the fix.
+        InputError: the name is unknown, or the file is missing or wrong; one line with the fix.
     """
     if name_or_uri.lower().endswith(_ENDING):
         return _read(name_or_uri)
     if name_or_uri in DATASETS:
         return DATASETS[name_or_uri]
     raise InputError(
-        f"--dataset {name_or_uri}: unknown; known are {', '.join(DATASETS)}; describe any other "
-        "in a file and pass FILE.toml"
+        f"--dataset {name_or_uri}: unknown; known datasets are {', '.join(DATASETS)}; describe any "
+        "other dataset in a TOML file and pass --dataset FILE.toml"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which split an image belongs to: train, val or test. Decided once, group by group."""
+"""Assignment of images to train, val or test: permanent, and whole groups at a time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-#: In the order that wins where as many images ask for one as for another.
+#: Order of precedence when equally many images want different splits.
 _ORDER = ("test", "val", "train")
 _UNDECIDED = len(_ORDER)
-_HASHED = 65_536  # names as Python texts at once
+_HASH_BATCH = 65_536  # group names converted to Python strings at a time
 
 Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Contradiction:
-    """A group or a content that stands in several splits.
+    """A group or a content whose images are in more than one split.
 
     Attributes:
         kind: `group` or `content`.
-        name: of the group, or the content's SHA-256 in hexadecimal.
-        examples: split to the first key, in alphabetical order, that stands there; "" where the
-            group was assigned to the split with earlier images.
+        name: name of the group, or SHA-256 of the content in hexadecimal.
+        examples: first key in alphabetical order, by split; "" if the group was assigned to the
+            split with earlier images.
     """
 
     kind: str
@@ -35,17 +35,17 @@ class Contradiction:
 
     def __str__(self) -> str:
         places = (f"{split} ({key or 'earlier images'})" for split, key in self.examples.items())
-        return f"{self.kind} {self.name} stands in {' and in '.join(places)}"
+        return f"{self.kind} {self.name} is in {' and in '.join(places)}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What `decide_splits` found.
+    """Result of `decide_splits`.
 
     Attributes:
-        splits: key and split of every row that had none, in the order of the rows.
-        groups: group and split of every group that was not known, in alphabetical order.
-        contradictions: groups first, each kind in alphabetical order.
+        splits: columns key and split of every row that had no split, in the order of the rows.
+        groups: columns group and split of every new group, in alphabetical order.
+        contradictions: groups first, then contents, each in alphabetical order.
     """
 
     splits: pa.Table
@@ -54,11 +54,17 @@ class Decision:
 
 
 def assign_split(group: str, seed: int, val_share: float, test_share: float) -> str:
-    """The split of a group, from a hash of its name.
+    """Assign a group to a split by a hash of its name.
 
-    Nothing but the name and the seed decides, so an image added to the dataset moves no other.
-    Every class gets its share in expectation; exact quotas would make one image's side depend on
-    the others. Pass a share of 0 for a split that must not be assigned.
+    The split depends only on the name, the seed and the shares, so an image added to the dataset
+    moves no other image. Every class gets its share in expectation; with exact quotas, the split of
+    one image would depend on the others.
+
+    Args:
+        group: name of the group.
+        seed: seed of the hash.
+        val_share: share of groups in val; 0 for none.
+        test_share: share of groups in test; 0 for none.
 
     Returns:
         `train`, `val` or `test`.
@@ -71,55 +77,58 @@ def assign_split(group: str, seed: int, val_share: float, test_share: float) -> 
 
 
 class UnionFind:
-    """Groups that must stay together because they share an identical file."""
+    """Disjoint sets of groups; groups that share an identical file must stay together."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def union(self, groups: list[str]) -> None:
-        """Make one group of several; it takes the first name in alphabetical order."""
+        """Merge groups into one set, named after its first group in alphabetical order."""
         roots = sorted({self.find(group) for group in groups})
         for root in roots:
             self._parent[root] = roots[0]
 
     def find(self, group: str) -> str:
-        """The name under which a group is assigned: its own unless it is tied to others."""
+        """Return the name of the set that a group is in: its own name if it was never merged."""
         while self._parent.get(group, group) != group:
             group = self._parent[group]
         return group
 
     def roots(self) -> dict[str, str]:
-        """Every tied group with the name under which it is assigned."""
+        """Return the name of the set of every merged group, by group."""
         return {group: self.find(group) for group in self._parent}
 
 
 def decide_splits(
     rows: pa.Table, known: pa.Table, *, seed: int, val_share: float, test_share: float
 ) -> Decision:
-    """Decide the split of images that have none. Pure; whatever is decided already stays.
+    """Decide the split of images that have none, without changing earlier decisions.
 
-    An image stands where its folder or labels file wants it, else where its group stands. A group
-    that is not known yet is taken together with the other new groups that share a content with it,
-    directly or through others. Such a component stands
+    This is a pure function. An image gets the split that its folder or labels file asks for, else
+    the split of its group. New groups that share a content, directly or through other new groups,
+    form a component. All groups of a component get the same split:
 
-    1. where images of known groups with one of its contents stand: those of the group that was
-       first seen, if they disagree;
-    2. else where most of its images want to stand (test before val before train, if as many do);
-    3. else where the hash of its first group in alphabetical order says.
+    1. the split of images of known groups that share one of its contents; if these disagree, those
+       of the group that was seen first count;
+    2. else the split that most of its images ask for (test before val before train on a tie);
+    3. else the split given by the hash of its first group in alphabetical order.
 
-    The order of rows does not matter, and a repetition after the new groups were written, but not
-    the splits of the images, decides the same.
+    The order of rows does not matter. If the new groups were written but the splits of the images
+    were not, a repetition decides the same.
 
     Args:
-        rows: all images without a split, and those with one that share a content or a group with
-            them. Columns key (string), content_id (fixed_size_binary(32), null: not known), group
-            (string, null: its key), wanted_split (string, null: none), split (string, null: not
-            decided yet).
-        known: columns group (string), split (string), first_seen (timestamp), of at least the
-            groups that occur in `rows`.
-        seed: of the hash.
+        rows: all images without a split, and the images with a split that share a content or a
+            group with them. Columns key (string), content_id (fixed_size_binary(32); null: not
+            known), group (string; null: the key), wanted_split (string; null: none), split
+            (string; null: not decided yet).
+        known: known groups, at least those that occur in `rows`. Columns group (string), split
+            (string), first_seen (timestamp).
+        seed: seed of the hash.
         val_share: share of groups that are hashed to val.
         test_share: share of groups that are hashed to test.
+
+    Returns:
+        The new splits of images and groups, and the contradictions.
     """
     keys = _text(rows["key"])
     names, group = _encode(pc.coalesce(_text(rows["group"]), keys))
@@ -133,7 +142,7 @@ def decide_splits(
     group_split = _split_codes(known["split"])[place] if len(known) else np.zeros(len(names), int)
     group_split[new] = _UNDECIDED
 
-    # Where rows stand whatever becomes of the new groups.
+    # Splits of rows that do not depend on the new groups.
     final = _first_decided(split, wanted, np.where(new[group], _UNDECIDED, group_split[group]))
     component = _components(group, content, new, len(names), len(contents))
     of_group, of_content = component[: len(names)], component[len(names) :]
@@ -144,7 +153,7 @@ def decide_splits(
     seen = _first_seen(known)[place[group[fixed]]]
     apart = final[fixed] != group_split[group[fixed]]
     order = np.lexsort((final[fixed], apart, rank[group[fixed]], seen))[::-1]
-    chosen[of_content[content[fixed[order]]]] = final[fixed[order]]  # the last one written counts
+    chosen[of_content[content[fixed[order]]]] = final[fixed[order]]  # the last assignment wins
 
     asking = np.flatnonzero(new[group] & (final != _UNDECIDED))
     votes = np.zeros((count, len(_ORDER)), np.int64)
@@ -177,12 +186,12 @@ def decide_splits(
 def _components(
     group: Codes, content: Codes, new: npt.NDArray[np.bool_], groups: int, contents: int
 ) -> npt.NDArray[np.int32]:
-    """Numbers of the components of new groups and contents. Known groups tie nothing together."""
+    """Return component numbers of groups, then contents; known groups connect nothing."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    ties = new[group] & (content >= 0)
-    ends = group[ties], groups + content[ties]
+    edges = new[group] & (content >= 0)
+    ends = group[edges], groups + content[edges]
     nodes = groups + contents
     graph = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(nodes, nodes))
     found: npt.NDArray[np.int32] = connected_components(graph, directed=False)[1]
@@ -192,10 +201,10 @@ def _components(
 def _hashed(
     names: pa.Array, chosen: Codes, seed: int, val_share: float, test_share: float
 ) -> Codes:
-    """Codes of the splits that the hash gives to some of the groups."""
+    """Return the codes of the splits that the hash gives to the `chosen` groups."""
     found = np.empty(len(chosen), np.int64)
-    for start in range(0, len(chosen), _HASHED):
-        part = chosen[start : start + _HASHED]
+    for start in range(0, len(chosen), _HASH_BATCH):
+        part = chosen[start : start + _HASH_BATCH]
         found[start : start + len(part)] = [
             _ORDER.index(assign_split(name, seed, val_share, test_share))
             for name in names.take(pa.array(part)).to_pylist()
@@ -211,9 +220,9 @@ def _group_contradictions(
     added: npt.NDArray[np.bool_],
     group_split: Codes,
 ) -> list[Contradiction]:
-    """Groups whose rows stand in several splits; `added` are new rows of known groups."""
+    """Find groups whose rows are in more than one split; `added` are new rows of known groups."""
     apart = np.unique(group[added & (final != group_split[group])])
-    # A row more for each of them: where the group itself stands.
+    # Add a row for each of them with the split of the group itself.
     keys = pa.concat_arrays([keys, pa.nulls(len(apart), keys.type)])
     group, final = np.append(group, apart), np.append(final, group_split[apart])
     return _contradictions("group", keys, names, group, final)
@@ -222,12 +231,14 @@ def _group_contradictions(
 def _contradictions(
     kind: str, keys: pa.Array, names: pa.Array, code: Codes, final: Codes
 ) -> list[Contradiction]:
-    """Names whose rows stand in several splits, with the first key in each; null keys come last."""
+    """Find names whose rows are in more than one split, and the first key in each split.
+
+    Null keys come last.
+    """
     rows = np.flatnonzero(code >= 0)
     pairs = np.unique(code[rows] * len(_ORDER) + final[rows])
-    several, times = np.unique(pairs // len(_ORDER), return_counts=True)
-    several = several[times > 1]
-    rows = rows[np.isin(code[rows], several)]
+    codes, times = np.unique(pairs // len(_ORDER), return_counts=True)
+    rows = rows[np.isin(code[rows], codes[times > 1])]
     table = pa.table({"code": code[rows], "split": final[rows], "key": keys.take(pa.array(rows))})
     table = table.group_by(["code", "split"]).aggregate([("key", "min")])
     found: dict[int, dict[str, str]] = {}
@@ -244,7 +255,7 @@ def _contradictions(
 
 
 def _first_decided(*choices: Codes) -> Codes:
-    """Of each row the first of the codes that is a split."""
+    """Return, for each row, the first code that is a split."""
     found = choices[0]
     for choice in choices[1:]:
         found = np.where(found == _UNDECIDED, choice, found)
@@ -252,19 +263,19 @@ def _first_decided(*choices: Codes) -> Codes:
 
 
 def _first_seen(known: pa.Table) -> npt.NDArray[np.int64]:
-    """When known groups were first seen; those of which it is not known come last."""
+    """Return the times at which known groups were first seen; unknown times come last."""
     times = pc.fill_null(_column(known["first_seen"]).cast(pa.int64()), np.iinfo(np.int64).max)
     return np.asarray(times, np.int64)
 
 
 def _encode(column: pa.Array) -> tuple[pa.Array, Codes]:
-    """Distinct values, and the code of each row's value; -1 for null."""
+    """Return the distinct values, and the index of each row's value; -1 for null."""
     encoded = column.dictionary_encode()
     return encoded.dictionary, _codes(encoded.indices, -1)
 
 
 def _ranks(names: pa.Array) -> Codes:
-    """Place of each name in alphabetical order."""
+    """Return the position of each name in alphabetical order."""
     rank = np.empty(len(names), np.int64)
     rank[np.asarray(pc.sort_indices(names))] = np.arange(len(names))
     return rank

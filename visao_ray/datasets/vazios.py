@@ -1,4 +1,4 @@
-"""Scans of containers declared empty: is there cargo in them?"""
+"""Scans of containers that are declared empty; the classes say whether they hold cargo."""
 
 from visao_ray.datasets.spec import Dataset
 

@@ -34,7 +34,7 @@ from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.predictions import SPLITS, evaluate_predictions
 from visao_ray.evaluation.retrieval import retrieval_metrics
 from visao_ray.evaluation.settings import EvaluateSettings
-from visao_ray.features.extract import Source, keep_in_order, read_new
+from visao_ray.features.extract import Source, maintain_store, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.models.artifact import ModelMetadata
 from visao_ray.models.normalization import Vectors
@@ -152,7 +152,7 @@ def evaluate_in(
     if before is None or remotely(_length, missing):
         with store.writing(run.owner, run.say, run.predecessor) as writer:
             done = predict_contents(run, writer, model, missing, pool)
-            keep_in_order(run, writer)
+            maintain_store(run, writer)
         table.untag(RUN_TAG + run.id)  # an earlier start tagged a version that lacks some rows
         failed = done.errors
         if done.computed and run.timings.get("predict"):
@@ -186,7 +186,7 @@ def _read_images(run: Run[Any], source: Source, model: KerasModel, pool: ActorPo
         writer.ensure(writer.store.images, schemas.IMAGES)
         results = writer.store.predictions(table_name(model)) if engine else None
         read_new(run, writer, source, engine, results, pool, UNIT_IMAGES)
-        keep_in_order(run, writer)
+        maintain_store(run, writer)
     run.work.join("read.json").write_bytes(to_json(run.counts))
 
 

@@ -15,7 +15,7 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.extract import Source, new_listing, open_source
-from visao_ray.inference.committing import Done
+from visao_ray.inference.committing import GraphResult
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.inference.graph import Work, run_graph
 from visao_ray.inference.loading import Loading
@@ -163,7 +163,7 @@ def missing_contents(
 
 def predict_contents(
     run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool
-) -> Done:
+) -> GraphResult:
     """Predict contents of a store that have no predictions by this model yet.
 
     Args:
@@ -219,7 +219,7 @@ def check_errors(
 
 def _predict_images(
     run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool, place: str
-) -> Done:
+) -> GraphResult:
     images = writer.version(writer.store.images)
     listed, files = remotely(_list_images, images, contents, place)
     if files:
@@ -247,7 +247,7 @@ def _list_images(
 
 def _predict_vectors(
     run: Run[Any], writer: Writer, model: KerasModel, contents: Any, pool: ActorPool, place: str
-) -> Done:
+) -> GraphResult:
     store = writer.store
     vectors = find_vectors(model, store, f"--model {model.at.uri}")
     at = writer.version(vectors)

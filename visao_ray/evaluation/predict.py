@@ -28,7 +28,7 @@ from visao_ray.evaluation.worklist import (
     read_known_images,
     write_worklist,
 )
-from visao_ray.features.extract import Source, keep_in_order, read_new
+from visao_ray.features.extract import Source, maintain_store, read_new
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.store import schemas
 from visao_ray.store.store import Store, Writer
@@ -96,7 +96,7 @@ def predict_new(settings: PredictSettings, run: Run[Any]) -> PredictionResult:
         existing = writer.version(results) if results.exists() else None
         missing = remotely(missing_contents, writer.version(images), existing, keep=True)
         done = predict_contents(run, writer, model, missing, pool)
-        keep_in_order(run, writer)
+        maintain_store(run, writer)
         request = Request(
             writer.version(images),
             writer.version(results),

@@ -1,1 +1,1 @@
-"""From pixels to feature vectors, once."""
+"""Extraction of feature vectors from images, and selection of labelled vectors."""

@@ -1,4 +1,4 @@
-"""The extract job: what is new below --data goes once through a network, and stays in the store."""
+"""The extract job: send new images below --data through a network, and store their vectors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from visao_ray.core.storage import Location, locate
 from visao_ray.datasets import listing
 from visao_ray.datasets.assignment import apply_labels, assign_splits
 from visao_ray.datasets.labels import check_labels
-from visao_ray.datasets.listing import Counted, Layout, Search, find_layout
+from visao_ray.datasets.listing import Layout, ListingCounts, ListingSpec, find_layout
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.settings import SourceOptions
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.settings import ExtractSettings
-from visao_ray.inference.committing import Done
+from visao_ray.inference.committing import GraphResult
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.registry import ENGINES, find_engine
 from visao_ray.inference.graph import Work, run_graph
@@ -35,17 +35,21 @@ from visao_ray.store.store import Description, Store, Writer, create_or_open
 from visao_ray.store.table import Table, TableVersion
 
 _CONTRADICTIONS_SHOWN = 5
-#: What of a backbone's description people read in the name of its vectors.
+#: The numeric precision in the names of vectors.
 _PRECISION = "f32"
 
 
 def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
-    """The extract job: reads what the store does not know, and extracts what has no vectors.
+    """Run the extract job: read images that are new to the store, and extract missing vectors.
+
+    Args:
+        settings: settings of the job.
+        run: the run.
 
     Raises:
-        InputError: no such data, folders that do not fit the dataset, a backbone or weights that
-            cannot be had, a store that somebody else writes to, or too many unreadable images
-            (after writing them).
+        InputError: the data does not exist, the folders do not fit the dataset, the backbone or its
+            weights are not available, another process writes to the store, or too many images
+            cannot be used (after they are written).
     """
     source = open_source(settings)
     find_engine(settings)
@@ -63,7 +67,7 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
         found = read_new(run, writer, source, engine, vectors, pool, settings.rows_per_block)
         if settings.augmented_views:
             augment_train(run, writer, engine, name, settings, pool)
-        keep_in_order(run, writer)
+        maintain_store(run, writer)
     run.details |= {
         "engine": settings.engine,
         "extractor": name,
@@ -76,15 +80,15 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from, and the store that they enter.
+    """The images of a job, and the store that they are added to.
 
     Attributes:
-        settings: --data and what belongs to it.
-        dataset: as --dataset names it, or as the store describes it.
-        data: --data.
-        layout: its folders.
-        store: --store.
-        is_new: there is no such store yet.
+        settings: --data and its related settings.
+        dataset: the dataset of --dataset, or of the store.
+        data: location of --data.
+        layout: folders below --data.
+        store: URI of the store.
+        is_new: whether the store does not exist yet.
     """
 
     settings: SourceOptions
@@ -95,18 +99,19 @@ class Source:
     is_new: bool
 
     def writing(self, run: Run[Any]) -> Any:
-        """The store, open for writing; it is created where there is none."""
+        """Open the store for writing; create it if it does not exist."""
         shares = self.layout.shares(self.settings.val_share, self.settings.test_share)
         description = Description(self.dataset.to_json(), run.settings.seed, *shares)
         return create_or_open(self.store, description, run.owner, run.say, run.predecessor)
 
     def require_classes(self) -> None:
-        """For jobs that then fit a model: refuse folders that cannot give every class.
+        """Check, for a job that then fits a model, that there is a folder of every class.
 
-        Where there is a store already, or a labels file, the labels may be there.
+        There is no check if the store exists or a labels file is given, as these may have the
+        labels.
 
         Raises:
-            InputError: a class without a folder, or fewer than two classes.
+            InputError: a class has no folder, or there are fewer than two classes.
         """
         if self.settings.labels is not None or not self.is_new:
             return
@@ -116,14 +121,19 @@ class Source:
             which = ", ".join(missing) or "a second class"
             raise InputError(
                 f"--data {self.data.uri}: no folder of {which} (dataset {self.dataset.name}), so "
-                "no model can be fitted; add it, or give the labels with --labels FILE"
+                "no model can be fitted; add it, or pass the labels with --labels FILE"
             )
 
     def check_errors(self, run: Run[Any], errors: int, most: float) -> None:
-        """Fail where too many images could not be used; they are written down by now.
+        """Fail if too many new images could not be used. Call it after they are written.
+
+        Args:
+            run: the run, with its counts.
+            errors: number of unusable new images.
+            most: largest share of unusable new images.
 
         Raises:
-            InputError: nothing but errors, or a larger share of them than `most`.
+            InputError: the share of unusable images is larger than `most`.
         """
         new = run.counts["new"]
         if errors and errors > most * new:
@@ -132,16 +142,22 @@ class Source:
             )
             raise InputError(
                 f"--data {self.data.uri}: {errors:,} of {new:,} new images cannot be used "
-                f"({reasons}), more than --max-errors {most:g}; the column 'error' of the table "
-                "images says why of each"
+                f"({reasons}), more than --max-errors {most:g}; the column 'error' of the "
+                "table images gives the reasons"
             )
 
 
 def open_source(settings: SourceOptions) -> Source:
-    """Look at the store, the dataset and the top folders of --data, before Ray starts.
+    """Check the store, the dataset and the top folders of --data, before Ray starts.
+
+    Args:
+        settings: --data and its related settings.
+
+    Returns:
+        The source.
 
     Raises:
-        InputError: they are missing or do not fit.
+        InputError: one of them is missing, or they do not fit each other.
     """
     assert settings.data is not None
     uri = settings.store_uri()
@@ -163,12 +179,17 @@ def open_source(settings: SourceOptions) -> Source:
 
 
 def resolve_engine(settings: ExtractSettings, run: Run[Any]) -> tuple[EngineFactory, str | None]:
-    """The engine that the settings ask for, and a warning to show, if any.
+    """Resolve the settings to an engine, in a task, because the driver imports no TensorFlow.
 
-    It is found in a task: the driver imports no TensorFlow.
+    Args:
+        settings: settings of the job.
+        run: the run.
+
+    Returns:
+        The factory of the engine, and a warning to show, or None.
 
     Raises:
-        InputError: the engine cannot be had.
+        InputError: the engine is not available.
     """
     import ray
 
@@ -182,7 +203,7 @@ def _resolve(settings: ExtractSettings, work: Location) -> tuple[EngineFactory, 
 
 
 def extractor_name(engine: EngineFactory) -> str:
-    """A readable name with a digest over all that decides the numbers."""
+    """Return a readable name with a digest of everything that determines the vectors."""
     text = json.dumps(dict(engine.metadata), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     weights = str(engine.metadata.get("weights", "")).removesuffix(".keras")
@@ -204,13 +225,21 @@ def read_new(
     results: Table | None,
     pool: ActorPool,
     unit_rows: int,
-) -> Done:
-    """List --data, read what is new, and decide labels and splits; the counts add up.
+) -> GraphResult:
+    """List --data, read what is new, set labels and splits, and check that the counts add up.
 
     Args:
-        engine: what computes results of each new content; None: images are decoded only, to know
-            that they can be.
-        results: table of the results.
+        run: the run.
+        writer: writer of the store.
+        source: the images.
+        engine: factory of the engine that computes results of new contents; None only checks that
+            the images can be decoded.
+        results: table of the results, or None.
+        pool: numbers and resources of actors and tasks.
+        unit_rows: number of files that one task loads.
+
+    Returns:
+        The counts of the committed work.
     """
     settings = source.settings
     images = writer.store.images
@@ -220,53 +249,56 @@ def read_new(
     if results is not None:
         computed = writer.version(results) if results.exists() else None
         without = remotely(proof.contents_without, at, computed, 1, keep=True)
-    table, counted = list_source(run, source, at, without)
+    table, counts = list_source(run, source, at, without)
     loading = Loading(engine.image_size, engine.resize) if engine else Loading(32, "stretch")
     work = Work(
         step="extract" if engine else "read",
         listing=table,
-        files=counted.new,
+        files=counts.new,
         loading=loading,
         engine=engine,
         results=results,
         unit_rows=unit_rows,
         batch=settings.batch or datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    if counted.new:
+    if counts.new:
         through = f" through {engine.name} on {pool}" if engine else ""
-        run.say(f"{counted.new:,} images{through}")
+        run.say(f"{counts.new:,} images{through}")
     with run.timed(work.step):
         done = run_graph(run, writer, work, pool)
-    if counted.gone:
-        mark_missing(writer, counted.gone)
+    if counts.gone:
+        mark_missing(writer, counts.gone)
     with run.timed("decide"):
-        decide(run, writer, source)
-    _prove(run, writer, results, before + counted.added, without)
-    _count(run, counted, done, work.step)
+        set_labels_and_splits(run, writer, source)
+    _check_complete(run, writer, results, before + counts.added, without)
+    _report_counts(run, counts, done, work.step)
     return done
 
 
 def list_source(
     run: Run[Any], source: Source, images: TableVersion | None, without: Any
-) -> tuple[TableVersion, Counted]:
-    """List --data, compare it with the store, and say what is new.
+) -> tuple[TableVersion, ListingCounts]:
+    """List --data, compare it with the store, and report what is new.
 
     Args:
-        images: the store's table of files; None where there is none yet.
-        without: reference to the contents without results; None: ask for none.
+        run: the run.
+        source: the images.
+        images: the store's table `images`, or None if it does not exist yet.
+        without: object reference to the contents without results; None to treat all known contents
+            as done.
 
     Returns:
-        A table of `listing.LISTING` in the run's scratch, and the counts.
+        A table of schema `listing.LISTING` in the run's work folder, and the counts.
 
     Raises:
-        InputError: no files there, or --labels has a fault.
+        InputError: there are no files, or the --labels file is wrong.
     """
     settings = source.settings
-    if settings.labels is not None:  # it is applied at the end, which may be hours from now
+    if settings.labels is not None:  # check it now: it is applied at the end, maybe hours later
         remotely(check_labels, settings.labels, source.dataset, source.data)
     gone = run.work.join("gone") if settings.mark_missing else None
     quota = -(-settings.limit // (len(source.layout.folders) or 1)) if settings.limit else None
-    search = Search(
+    spec = ListingSpec(
         source.data,
         source.dataset,
         tuple(settings.ignore),
@@ -277,13 +309,13 @@ def list_source(
         gone,
     )
     with run.timed("list"):
-        table, counted = listing.list_new(search, source.layout)
-    _say_listing(run, source, counted)
-    return table, counted
+        table, counts = listing.list_new(spec, source.layout)
+    _report_listing(run, source, counts)
+    return table, counts
 
 
-def decide(run: Run[Any], writer: Writer, source: Source) -> None:
-    """Apply --labels, then give images without a split theirs."""
+def set_labels_and_splits(run: Run[Any], writer: Writer, source: Source) -> None:
+    """Apply --labels, then assign splits to images that have none."""
     store, settings = writer.store, source.settings
     if settings.labels is not None:
         at, labelled = remotely(
@@ -302,11 +334,11 @@ def decide(run: Run[Any], writer: Writer, source: Source) -> None:
                 f"--labels {settings.labels}: {labelled.rows - labelled.named:,} of its "
                 f"{labelled.rows:,} rows name no image of the store"
             )
-    assign(run, writer)
+    set_splits(run, writer)
 
 
-def assign(run: Run[Any], writer: Writer) -> None:
-    """Give images without a split theirs, and report contradictions."""
+def set_splits(run: Run[Any], writer: Writer) -> None:
+    """Assign splits to images that have none, and report contradictions."""
     store = writer.store
     groups = writer.ensure(store.groups, schemas.GROUPS)
     images, groups, assigned = remotely(
@@ -318,8 +350,8 @@ def assign(run: Run[Any], writer: Writer) -> None:
     if assigned.contradictions:
         shown = "; ".join(assigned.contradictions[:_CONTRADICTIONS_SHOWN])
         run.warn(
-            f"{len(assigned.contradictions):,} groups or identical images stand in more than one "
-            f"split, so test figures will look better than they are: {shown}"
+            f"{len(assigned.contradictions):,} groups or identical images are in more than one "
+            f"split, so test metrics will be too optimistic: {shown}"
         )
 
 
@@ -331,7 +363,7 @@ def augment_train(
     settings: ExtractSettings,
     pool: ActorPool,
 ) -> None:
-    """Extract augmented views of train images that have none yet. No other image is augmented."""
+    """Extract missing augmented views of train images; other images are not augmented."""
     store = writer.store
     recipe = f"{settings.augment}@{settings.seed}"
     results = store.vectors(extractor, recipe)
@@ -353,11 +385,11 @@ def augment_train(
     )
     with run.timed("augment"):
         run_graph(run, writer, work, pool)
-    _mend(run, writer, results)
+    _remove_repeated(run, writer, results)
 
 
 def new_listing(run: Run[Any]) -> str:
-    """URI of a listing that no start of this run has written to, and that no worker has open."""
+    """Return the URI of a new listing, different from those of earlier starts of the run."""
     return run.work.join(f"listing-{uuid.uuid4().hex}.lance").uri
 
 
@@ -368,8 +400,8 @@ def _list_train(
     return listing.list_contents(images, contents, place, "split = 'train'")
 
 
-def keep_in_order(run: Run[Any], writer: Writer) -> None:
-    """Compaction, indexes and clean-up at the end of a job that writes; counts of the store."""
+def maintain_store(run: Run[Any], writer: Writer) -> None:
+    """Compact, index and clean up the store at the end of a job, and record its counts."""
     with run.timed("maintain"):
         cleaned = writer.maintain()
     run.counts["store"] = remotely(count_images, writer.version(writer.store.images)).to_json()
@@ -384,60 +416,61 @@ def keep_in_order(run: Run[Any], writer: Writer) -> None:
         run.details["freed_bytes"] = freed
 
 
-def _say_listing(run: Run[Any], source: Source, counted: Counted) -> None:
-    labels = dict(counted.labels)
+def _report_listing(run: Run[Any], source: Source, counts: ListingCounts) -> None:
+    labels = dict(counts.labels)
     unlabelled = labels.pop("", 0)
-    lacking = f", {counted.without:,} without results" if counted.without else ""
+    lacking = f", {counts.without:,} without results" if counts.without else ""
     run.say(
-        f"{counted.listed:,} files below {source.data.uri}: {counted.known:,} known, "
-        f"{counted.added:,} new, {counted.changed:,} changed{lacking}"
+        f"{counts.listed:,} files below {source.data.uri}: {counts.known:,} known, "
+        f"{counts.added:,} new, {counts.changed:,} changed{lacking}"
     )
-    if counted.vanished:
-        what = "marked as missing" if source.settings.mark_missing else "kept (--mark-missing)"
-        run.say(f"{counted.vanished:,} files of the store are not there any more: {what}")
+    if counts.vanished:
+        marked = source.settings.mark_missing
+        what = "marked as missing" if marked else "unchanged (--mark-missing marks them)"
+        run.say(f"{counts.vanished:,} files of the store no longer exist: {what}")
     if unlabelled and source.settings.labels is None:
         others = source.layout.others
         where = f" in {', '.join(others[:5])}{', …' if others[5:] else ''}" if others else ""
-        run.say(f"{unlabelled:,} files{where} lie in no class folder: they enter without a label")
-    if not counted.listed:
-        raise InputError(f"--data {source.data.uri}: no files there")
+        run.say(f"{unlabelled:,} files{where} are in no class folder, so they get no label")
+    if not counts.listed:
+        raise InputError(f"--data {source.data.uri}: there are no files; check the folder")
 
 
 def mark_missing(writer: Writer, files: list[str]) -> None:
-    """Write down that images are not there any more; `files` hold lists of their keys."""
+    """Mark images as missing; `files` are URIs of JSON files with lists of their keys."""
     keys = [key for file in files for key in json.loads(locate(file).read_bytes())]
     schema = pa.schema([schemas.IMAGES.field("key"), schemas.IMAGES.field("status")])
     rows = pa.table([keys, [schemas.MISSING] * len(keys)], schema=schema)
     writer.merge(writer.store.images, rows)
 
 
-def _prove(
+def _check_complete(
     run: Run[Any], writer: Writer, results: Table | None, expected: int, before: Any
 ) -> None:
-    """What was listed is in the store, once, and every new content has results.
+    """Check that all listed files are in the store once, and that all new contents have results.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: a file or a result is missing, or there are too many files.
     """
     images = writer.version(writer.store.images)
     rows = images.count()
     if rows != expected:
-        raise RuntimeError(f"{expected:,} files should be in the store, there are {rows:,}")
+        raise RuntimeError(f"{expected:,} files should be in the store, but there are {rows:,}")
     if results is None or not results.exists():
         return
-    _mend(run, writer, results)
+    _remove_repeated(run, writer, results)
     lacking = remotely(_still_lacking, images, writer.version(results), before)
     if lacking:
         raise RuntimeError(f"{lacking:,} images that were read have no results")
 
 
-def _mend(run: Run[Any], writer: Writer, results: Table) -> None:
+def _remove_repeated(run: Run[Any], writer: Writer, results: Table) -> None:
     if not results.exists():
         return
     at, removed = remotely(proof.remove_repeated, writer.version(results))
     writer.moved(results, at)
     if removed:
-        run.warn(f"{removed:,} rows of {results.uri} were there twice and are removed")
+        run.warn(f"{removed:,} duplicate rows of {results.uri} were removed")
 
 
 def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any]) -> int:
@@ -448,12 +481,12 @@ def _still_lacking(images: TableVersion, results: TableVersion, before: list[Any
     return len(np.setdiff1d(now, ray.get(before[0]), assume_unique=True))
 
 
-def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
+def _report_counts(run: Run[Any], counts: ListingCounts, done: GraphResult, step: str) -> None:
     errors = done.errors.total()
     run.counts |= {
-        **listing.to_counts(counted),
+        **listing.to_counts(counts),
         "read": done.files,
-        "ok": counted.new - errors,
+        "ok": counts.new - errors,
         "errors": errors,
         "errors_by_reason": dict(done.errors.most_common()),
         "computed": done.computed,
@@ -461,6 +494,6 @@ def _count(run: Run[Any], counted: Counted, done: Done, step: str) -> None:
     if done.files:
         run.throughput["images_per_second"] = done.files / run.timings[step]
     run.say(
-        f"{counted.listed:,} listed = {counted.new:,} new + {counted.known:,} known; "
-        f"{counted.new:,} new = {counted.new - errors:,} ok + {errors:,} errors"
+        f"{counts.listed:,} listed = {counts.new:,} new + {counts.known:,} known; "
+        f"{counts.new:,} new = {counts.new - errors:,} ok + {errors:,} errors"
     )

@@ -1,4 +1,4 @@
-"""Labelled vectors of a store, to learn from: train and val rows. Test rows are never read."""
+"""Labelled vectors of a store for training: train and val rows. Test rows are never read."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ _SCAN_ROWS = 65_536
 
 @dataclass(frozen=True)
 class LabelledVectors:
-    """Train rows (all views), then val rows (images as they are), each in order of contents.
+    """Train rows (all views), then val rows (unaugmented images only), each ordered by content.
 
-    All of train's images come first as they are (view 0), then their views 1, then 2 and so on.
+    The train rows start with view 0 of all images (the unaugmented image), then come all views 1,
+    then all views 2, and so on.
 
     Attributes:
-        file: the vectors `avg` and `max`, float32[R, D] each, which every node maps.
+        file: the vectors `avg` and `max`, float32[R, D] each, which every node maps into memory.
         labels: int32[R] class indices.
-        groups: int32[R], numbers in the order of the groups' names.
-        views: int16[R]; 0: the image as it is.
-        group_names: string[G].
-        train: rows of train; the others are val's.
+        groups: int32[R] indices into `group_names`.
+        views: int16[R]; 0 is the unaugmented image.
+        group_names: string[G], sorted.
+        train: number of train rows; the other rows are val.
     """
 
     file: VectorFile
@@ -50,26 +51,26 @@ class LabelledVectors:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each split."""
+        """Number of rows of each split."""
         return {"train": self.train, "val": len(self.labels) - self.train}
 
     def train_rows(self, views: int | None = None) -> npt.NDArray[np.int64]:
-        """Row numbers of train, without augmented views beyond `views`."""
+        """Return the train row numbers, int64[N], without augmented views above `views`."""
         found = np.arange(self.train)
         return found if views is None else found[self.views[: self.train] <= views]
 
     def val_rows(self) -> npt.NDArray[np.int64]:
-        """Row numbers of val."""
+        """Return the val row numbers, int64[N]."""
         return np.arange(self.train, len(self.labels))
 
     def open(self) -> MappedVectors:
-        """The vectors in this process; see `VectorFile.open`."""
+        """Open the vectors in this process; see `VectorFile.open`."""
         return self.file.open()
 
     def sample(self, images: int, seed: int) -> LabelledVectors:
-        """About so many images with all their views, of whole groups; see `sample_groups`.
+        """Sample whole groups with about `images` images and all their views.
 
-        Itself where there are no more images than that.
+        Return self if there are no more images than that. See `sample_groups`.
         """
         plain = np.flatnonzero(self.views == 0)
         share = images / len(plain)
@@ -83,30 +84,30 @@ class LabelledVectors:
             )
             of_split = slice(0, self.train) if rows[0] < self.train else slice(self.train, None)
             chosen[of_split] = groups[self.groups[of_split]]
-        kept = np.flatnonzero(chosen)
+        rows = np.flatnonzero(chosen)
         return LabelledVectors(
-            self.file.take(kept),
-            self.labels[kept],
-            self.groups[kept],
-            self.views[kept],
+            self.file.take(rows),
+            self.labels[rows],
+            self.groups[rows],
+            self.views[rows],
             self.group_names,
-            int(np.count_nonzero(kept < self.train)),
+            int(np.count_nonzero(rows < self.train)),
         )
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the driver needs to know of labelled vectors.
+    """Summary of labelled vectors for the driver.
 
     Attributes:
-        classes: in index order.
-        width: D.
-        extractor: its description: what made the vectors.
-        images: distinct images in train and val.
-        rows: rows in train (all views) and val (view 0).
-        views: augmented views that train images have, beside themselves.
-        untrained: classes that stand in val but not in train.
-        left_out: images that are not among them, by reason.
+        classes: classes in index order.
+        width: D, the width of one pooled output.
+        extractor: metadata of the engine that made the vectors.
+        images: number of distinct images in train and val.
+        rows: number of rows in train (all views) and val (view 0).
+        views: number of augmented views per train image.
+        untrained: classes that are in val but not in train.
+        left_out: number of images that were left out, by reason.
     """
 
     classes: tuple[str, ...]
@@ -120,33 +121,36 @@ class Summary:
 
 
 def load_vectors(snapshot: Snapshot, dataset: Dataset) -> tuple[Summary, LabelledVectors]:
-    """Find the train and val rows of a store; their vectors are read where they are opened.
+    """Find the train and val rows of a store; the vectors are read when they are opened.
 
-    Runs in a Ray task, so that the driver stays small: 300 bytes an image at the peak.
+    Call it in a Ray task to keep the driver small: it needs up to 300 bytes per image.
 
     Args:
-        snapshot: what to read; with `augmented`, train has its views too.
-        dataset: of the store.
+        snapshot: table versions to read; if `augmented` is set, train includes its views.
+        dataset: dataset of the store.
+
+    Returns:
+        The summary, and the rows.
 
     Raises:
-        InputError: no train or val rows, labels that are not of the dataset, one class alone, a
-            class without train rows (datasets with fixed classes).
+        InputError: there are no train or val rows, a label is not a class of the dataset, there is
+            only one class, or a class of a dataset with fixed classes has no train rows.
     """
     assert snapshot.results is not None
     examples = read_examples(snapshot, _SPLITS)
     splits = _texts(examples.splits)
-    of: dict[str, npt.NDArray[np.int64]] = {
+    by_split: dict[str, npt.NDArray[np.int64]] = {
         split: np.flatnonzero(pc.equal(splits, split).to_numpy(False)) for split in _SPLITS
     }
-    for split, found in of.items():
+    for split, found in by_split.items():
         if not len(found):
             raise InputError(
                 f"{snapshot.store}: no {split} rows; training needs labelled images with vectors "
                 "in the splits train and val"
             )
-    classes, labels, untrained = _labels(examples, of, dataset, snapshot.store)
+    classes, labels, untrained = _labels(examples, by_split, dataset, snapshot.store)
     group_names, groups = _groups(examples)
-    train, val = of["train"], of["val"]
+    train, val = by_split["train"], by_split["val"]
     places, views = [train], [np.zeros(len(train), np.int16)]
     augmented: TableRows | None = None
     if snapshot.augmented is not None:
@@ -192,20 +196,23 @@ def load_vectors(snapshot: Snapshot, dataset: Dataset) -> tuple[Summary, Labelle
 
 
 def _labels(
-    examples: Examples, of: Mapping[str, npt.NDArray[np.int64]], dataset: Dataset, where: str
+    examples: Examples, by_split: Mapping[str, npt.NDArray[np.int64]], dataset: Dataset, where: str
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int32], tuple[str, ...]]:
-    """The classes, the class index of each example, and the classes of val without train rows."""
+    """Return the classes, the class index of each example, and val classes without train rows."""
     names = np.array(examples.labels.dictionary.to_pylist(), object)
     codes = examples.labels.indices.to_numpy()
-    found = {split: set(names[np.unique(codes[places])]) for split, places in of.items()}
+    found = {split: set(names[np.unique(codes[places])]) for split, places in by_split.items()}
     classes = find_classes(dataset, found["train"], found["val"], where)
     position = {name: index for index, name in enumerate(classes)}
-    of_code = np.array([position.get(name, -1) for name in names], np.int32)
-    return classes, of_code[codes], tuple(sorted(set(classes) - found["train"]))
+    index = np.array([position.get(name, -1) for name in names], np.int32)
+    return classes, index[codes], tuple(sorted(set(classes) - found["train"]))
 
 
 def _groups(examples: Examples) -> tuple[pa.Array, npt.NDArray[np.int32]]:
-    """The names of the groups in order, and each example's; an image without one is its own."""
+    """Return the sorted group names, and the group index of each example.
+
+    An image without a group is a group of its own.
+    """
     encoded = pc.coalesce(_texts(examples.groups), examples.keys).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     rank = np.empty(len(order), np.int32)
@@ -216,7 +223,10 @@ def _groups(examples: Examples) -> tuple[pa.Array, npt.NDArray[np.int32]]:
 def _augmented(
     table: TableVersion, contents: Contents, first_row: int
 ) -> tuple[TableRows, npt.NDArray[np.int64], npt.NDArray[np.int16]]:
-    """The views that contents have there, in rows from `first_row` on: places and view of each."""
+    """Find the augmented views of contents, and give them rows from `first_row` on.
+
+    Returns the rows, and for each row the position of its content and its view.
+    """
     found = [np.zeros(0, np.int64)]
     for batch in table.scan(["content_id", "view"], f"status = '{schemas.OK}'", _SCAN_ROWS):
         ids = as_bytes(batch["content_id"])

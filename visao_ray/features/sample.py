@@ -1,4 +1,4 @@
-"""A sample of whole groups that keeps the shares of the classes."""
+"""Stratified sampling of whole groups."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ def sample_groups(
     share: float,
     seed: int,
 ) -> npt.NDArray[np.bool_]:
-    """Choose groups so that each class keeps about `share` of its images, and one at least.
+    """Choose groups so that each class keeps about `share` of its images, and at least one.
 
-    A group's turn is a hash of its name and the seed: the choice depends neither on the order of
-    the images nor on the machine, and a store that has grown gives nearly the same groups again.
-    Classes choose in turn, the rarest first; what a group brings of other classes counts for those.
+    Groups are ordered by a hash of their name and the seed. So the choice depends neither on the
+    order of the images nor on the machine, and is nearly the same after the store has grown. Groups
+    are chosen class by class, the rarest class first; images of other classes in a chosen group
+    count for those classes.
 
     Args:
         labels: int32[N] class indices.
-        groups: int32[N], index into `names`.
-        names: string[G].
-        share: of the images, in (0, 1).
-        seed: of the hash.
+        groups: int32[N] indices into `names`.
+        names: string[G] names of groups.
+        share: share of the images, in (0, 1).
+        seed: seed of the hash.
 
     Returns:
-        bool[G], whether a group is chosen; those without images here are not.
+        bool[G], whether a group is chosen; groups without images are not chosen.
     """
     classes = int(labels.max(initial=0)) + 1
     pairs, counts = np.unique(groups.astype(np.int64) * classes + labels, return_counts=True)
     pair_groups, pair_labels = np.divmod(pairs, classes)
-    order = np.lexsort((pair_groups, _turns(names, seed)[pair_groups], pair_labels))
+    order = np.lexsort((pair_groups, _hash_names(names, seed)[pair_groups], pair_labels))
     pair_groups, pair_labels, counts = pair_groups[order], pair_labels[order], counts[order]
     starts = np.searchsorted(pair_labels, np.arange(classes + 1))
     sizes = np.bincount(labels, minlength=classes)
@@ -53,8 +54,8 @@ def sample_groups(
     return chosen
 
 
-def _turns(names: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
-    """A hash of each name, uint64[G]."""
+def _hash_names(names: pa.Array, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a hash of each name, uint64[G]."""
     key = str(seed).encode()
     digests = (
         hashlib.blake2b(name.encode(), digest_size=8, key=key).digest()

@@ -1,4 +1,4 @@
-"""Settings of the jobs that list and extract images."""
+"""Settings of the manifest and extract jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visao_ray.inference.settings import ExtractOptions
 
 
 class ManifestSettings(SourceOptions, PluginOptions, StoreJobSettings):
-    """List --data against a store: what is new, changed or gone. Reads no pixel; sets --labels."""
+    """List images in --data that are new, changed or gone; set --labels. Reads no pixels."""
 
     job: ClassVar[str] = "manifest"
     example: ClassVar[str] = "--data s3://bucket/vazios --store s3://bucket/store"
@@ -28,7 +28,7 @@ class ManifestSettings(SourceOptions, PluginOptions, StoreJobSettings):
 
 
 class ExtractSettings(ExtractOptions, SourceOptions, PluginOptions, StoreJobSettings):
-    """Run what is new below --data once through a network and keep its vectors in the store."""
+    """Run new images in --data through a network once, and keep their vectors in the store."""
 
     job: ClassVar[str] = "extract"
     example: ClassVar[str] = "--dataset vazios --data s3://bucket/vazios --store s3://bucket/store"

@@ -1,1 +1,1 @@
-"""Image bytes to pixels (`decode`) and pixels to pixels (`augment`)."""
+"""Decode image bytes to pixels (`decode`), and augment pixels (`augment`)."""

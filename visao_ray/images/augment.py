@@ -1,4 +1,4 @@
-"""The augmentation recipes of the 2019 study, as pure functions of pixels and a generator.
+"""Augmentation recipes of the 2019 study, as pure functions of pixels and a random generator.
 
 The study used Keras's `ImageDataGenerator` with five groups of settings, G1 to G5 (section 0 of
 its ledger), each with `fill_mode='nearest'`.
@@ -19,9 +19,9 @@ class Recipe:
 
     Attributes:
         name: key in `RECIPES`.
-        width_shift: largest shift sideways, as a share of the width.
-        height_shift: largest shift up or down, as a share of the height.
-        brightness: lowest and highest factor, or None to leave brightness alone.
+        width_shift: largest horizontal shift, as a share of the width.
+        height_shift: largest vertical shift, as a share of the height.
+        brightness: lowest and highest factor, or None to leave the brightness unchanged.
         horizontal_flip: mirror left and right with probability 0.5.
     """
 
@@ -50,11 +50,19 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 def augment(
     image: npt.NDArray[np.uint8], recipe: Recipe, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
-    """One random view of `image`, uint8 `[H, W, 3]`, which is not modified.
+    """Draw one random view of an image.
 
-    Shifts are whole pixels, drawn uniformly, with the edge pixels repeated. A fraction of a
-    pixel would only add the slight blur of interpolation: the range is tens of pixels wide.
-    Brightness multiplies, rounds and clips to 0..255.
+    Shifts are whole pixels, drawn uniformly, and edge pixels are repeated. Fractions of a pixel
+    would only add the slight blur of interpolation, because the range is tens of pixels wide. The
+    brightness is multiplied by a factor, rounded and clipped to 0..255.
+
+    Args:
+        image: uint8[H, W, C]; not modified.
+        recipe: ranges of the view.
+        rng: random generator.
+
+    Returns:
+        The view, uint8[H, W, C].
     """
     height, width = image.shape[:2]
     rows = _shifted(height, recipe.height_shift, rng)
@@ -72,19 +80,19 @@ def augment(
 def augment_view(
     image: npt.NDArray[np.uint8], recipe: Recipe, seed: int, key: str, view: int
 ) -> npt.NDArray[np.uint8]:
-    """View number `view` of the image named `key`; view 0 is the image as it is."""
+    """Return view number `view` of an image, uint8[H, W, C]; view 0 is the unchanged image."""
     return image if view == 0 else augment(image, recipe, view_rng(seed, key, view))
 
 
 def view_rng(seed: int, key: str, view: int) -> np.random.Generator:
-    """Generator of one view of one image: the same in every process, order and batch."""
-    # SHA-256, since `hash` of a string differs between processes; keys may hold undecodable names.
+    """Return the random generator of a view, which depends on seed, key and view alone."""
+    # SHA-256, because `hash` of a string differs between processes. Keys may be undecodable names.
     name = f"{seed}\0{view}\0{key}".encode("utf-8", errors="surrogateescape")
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()))
 
 
 def _shifted(length: int, share: float, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Index of the source pixel of each pixel along one axis after a random shift."""
+    """Return the index of the source pixel of each pixel along one axis after a random shift."""
     largest = round(share * length)
     shift = int(rng.integers(-largest, largest, endpoint=True))
     return np.arange(-shift, length - shift).clip(0, length - 1)

@@ -1,15 +1,15 @@
-"""Image file bytes to uint8 pixels of one size.
+"""Decode image files to uint8 pixels of one size.
 
-What a file is comes from its content, never from its name. Every failure is a
-`DecodeError` with a stable `error_type`, so that one bad file is one error row.
+A file's format is recognised by its content, never by its name. Every failure is a `DecodeError`
+with a stable `error_type`, so that one bad file is one error row.
 
 Speed and exactness. A chest film has about 30 times the pixels of a 224x224 input, so most of
 the work of a full decode is thrown away. Two standard shortcuts are used:
 
 - JPEG is reduced by 2, 4 or 8 inside its inverse DCT (`Image.draft`) as long as both sides keep
   at least `DRAFT_MARGIN` times the wanted size; Lanczos does the rest.
-- What is still larger than `REDUCING_GAP` times the wanted size is first averaged in whole
-  blocks (`reducing_gap` of `Image.resize`).
+- An image that is still larger than `REDUCING_GAP` times the wanted size is first averaged in
+  whole blocks (`reducing_gap` of `Image.resize`).
 
 On 59 chest films (median 1416x1051, 8-bit gray JPEG) at 224x224, against a full decode and
 Lanczos: mean absolute difference 0.15 grey levels, 99.9 % of pixels within 1, the largest (edges
@@ -36,8 +36,8 @@ MAX_PIXELS = 178_956_970
 DRAFT_MARGIN = 2
 REDUCING_GAP = 3.0
 
-# Nothing else is ever tried: some of Pillow's other formats start programs (EPS: Ghostscript).
-# JPEG includes MPO, the several pictures in one file of some cameras.
+# No other format is tried: some of Pillow's other formats start programs (EPS: Ghostscript).
+# JPEG includes MPO, the format of some cameras with more than one picture in a file.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000")
 
 _SIGNATURES = {
@@ -60,7 +60,7 @@ _OTHER_FILES = {
     b"PK\x03\x04": "it is a ZIP archive",
 }
 
-_TRANSPOSE = {  # EXIF orientation: what turns the stored picture into the displayed one
+_TRANSPOSE = {  # by EXIF orientation: the method that turns the stored picture into the shown one
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -72,9 +72,9 @@ _TRANSPOSE = {  # EXIF orientation: what turns the stored picture into the displ
 
 
 class DecodeError(Exception):
-    """The bytes are no picture that can be used.
+    """The bytes are not a usable picture.
 
-    Attributes:
+    Args:
         error_type: one of `empty`, `not_an_image`, `truncated`, `corrupt`,
             `decompression_bomb`, `unsupported_mode`, `out_of_memory`.
         message: one line that says why.
@@ -91,7 +91,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file says about itself: size in pixels as displayed, Pillow mode and format."""
+    """Header of an image file: displayed size in pixels, Pillow mode and format."""
 
     width: int
     height: int
@@ -100,10 +100,16 @@ class ImageHeader:
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Size (EXIF orientation applied), mode and format of an image file; decodes no pixel.
+    """Read size, mode and format of an image file without decoding pixels.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        The header; the EXIF orientation is applied to its size.
 
     Raises:
-        DecodeError: as `decode`, for what the header alone shows.
+        DecodeError: the header shows that the file is not a usable picture.
     """
     with _opened(data) as image:
         width, height = image.size
@@ -121,22 +127,25 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file into uint8 RGB pixels of `[size, size, 3]`.
 
-    Gray is repeated in the three channels, unless `repeat_grey` is False: a gray file then gives
-    `[size, size, 1]`, a third of the bytes to send. 16-bit gray maps 0..65535 to 0..255;
-    transparency is laid over white, the background of scans; of several frames the first is
-    taken; EXIF orientation is applied. Safe to call from many threads.
+    Grey is repeated in the three channels. If `repeat_grey` is False, a grey file gives
+    `[size, size, 1]` instead, a third of the bytes to send. 16-bit grey maps 0..65535 to 0..255.
+    Transparent pixels are drawn over white, the background of scans. Only the first frame of an
+    animation is decoded. EXIF orientation is applied. This function is thread-safe.
 
     Args:
         data: the whole file.
         size: side of the result, in pixels.
-        resize: `stretch` ignores the aspect ratio, as the 2019 study did. `letterbox` keeps it
-            and fills the rest with the median colour of the picture's own border, since a film
-            ends in black and a container scan in white: a constant would draw an edge on one.
-        draft: let JPEG be reduced while it is decoded; False for the exact, slower pixels.
-        repeat_grey: False for one channel where the file is grey.
+        resize: `stretch` ignores the aspect ratio, as the 2019 study did. `letterbox` keeps it and
+            fills the rest with the median colour of the picture's border. A constant colour would
+            draw an edge, because films end in black and container scans in white.
+        draft: reduce JPEG while it is decoded; False for exact pixels, which are slower.
+        repeat_grey: repeat the channel of a grey file three times.
+
+    Returns:
+        Pixels, uint8[size, size, 3], or uint8[size, size, 1] for a grey file that is not repeated.
 
     Raises:
-        DecodeError: the bytes are no usable picture.
+        DecodeError: the bytes are not a usable picture.
         ValueError: `size` or `resize` is not valid.
     """
     if size < 1:
@@ -155,29 +164,39 @@ def decode(
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:
-    """A small copy to look at: the longer side has `side` pixels, the aspect ratio is kept.
+    """Decode a small copy of an image for display; the aspect ratio is kept.
+
+    Args:
+        data: the whole file.
+        side: length of the longer side, in pixels.
+
+    Returns:
+        The image in mode L or RGB.
 
     Raises:
-        DecodeError: the bytes are no usable picture.
+        DecodeError: the bytes are not a usable picture.
     """
     with _opened(data) as image:
         return _reduced(image, data, _fit(image.size, side), draft=True)
 
 
 def _reduced(image: Image.Image, data: bytes, target: tuple[int, int], draft: bool) -> Image.Image:
-    """The picture at `target` size (as stored), in mode L or RGB, turned as EXIF wants it."""
+    """Return the picture in mode L or RGB, resized to `target` and then turned upright.
+
+    `target` is the size before the EXIF orientation is applied.
+    """
     box = None
     if draft:
         margin = (DRAFT_MARGIN * target[0], DRAFT_MARGIN * target[1])
         if (drafted := image.draft(None, margin)) is not None:
             box = drafted[1]  # where the picture ends inside the last, partly filled block
     image.load()
-    if image.format == "PNG" and b"IEND" not in data:  # Pillow does not miss the end chunk
+    if image.format == "PNG" and b"IEND" not in data:  # Pillow accepts a missing end chunk
         raise DecodeError("truncated", "the file is cut short: the PNG end chunk is missing")
     small = _eight_bit(image)
     if small.size != target:
         small = small.resize(target, Image.Resampling.LANCZOS, box, REDUCING_GAP)
-    # Cheapest once the picture is small; both target shapes are the same either way round.
+    # Last, when the picture is small: for both target shapes the order makes no difference.
     if (method := _TRANSPOSE.get(_orientation(image))) is not None:
         small = small.transpose(method)
     return small
@@ -185,7 +204,7 @@ def _reduced(image: Image.Image, data: bytes, target: tuple[int, int], draft: bo
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The lazily opened image; whatever Pillow raises on it becomes a `DecodeError`."""
+    """Open an image lazily; all errors that Pillow raises become a `DecodeError`."""
     if not data:
         raise DecodeError("empty", "the file is empty (0 bytes)")
     _silence_pillow()
@@ -209,10 +228,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 
 def _silence_pillow() -> None:
-    """Ignore Pillow's warnings about odd files: what matters is raised as `DecodeError`.
+    """Ignore Pillow's warnings about unusual files; real problems are raised as `DecodeError`.
 
-    `warnings.catch_warnings` swaps the filters of the whole process and so may not be used in
-    threads; one filter that is added once and stays may.
+    `warnings.catch_warnings` replaces the filters of the whole process and is not thread-safe. A
+    filter that is added once and stays is thread-safe.
     """
     pillow = re.compile(r"PIL\.")
     filters: list[Any] = list(warnings.filters)
@@ -253,11 +272,11 @@ def _damaged(error: Exception) -> DecodeError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation still to be applied; 1 for none."""
+    """Return the EXIF orientation that is still to be applied; 1 for none."""
     if image.format == "TIFF":
-        return 1  # Pillow applies it itself while loading, and in the size it reports
+        return 1  # Pillow applies it while loading, and to the size that it reports
     try:
-        # Of the base class: the one of PNG decodes all pixels to look behind them.
+        # The method of the base class: that of PNG decodes all pixels to find trailing metadata.
         orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata does not make the pixels unusable
         return 1
@@ -265,7 +284,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _fit(stored: tuple[int, int], size: int) -> tuple[int, int]:
-    """Largest width and height inside size x size with the aspect ratio of `stored`."""
+    """Return the largest width and height inside size x size with the aspect ratio of `stored`."""
     longest = max(stored)
     return (
         max(1, round(stored[0] * size / longest)),
@@ -274,7 +293,7 @@ def _fit(stored: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """The loaded image in mode L or RGB. Gray stays L: a third of the work in the resize."""
+    """Convert the loaded image to mode L or RGB; grey stays L, a third of the work to resize."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
@@ -301,7 +320,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image).astype(np.uint32)
     white, white_is_zero = 65535, False
     tags = getattr(image, "tag_v2", None)
-    if tags is not None:  # two things of TIFF that Pillow leaves to its caller
+    if tags is not None:  # Pillow leaves these two TIFF features to its caller
         if tags.get(ExifTags.Base.BitsPerSample) == (12,):
             white = 4095
         white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0

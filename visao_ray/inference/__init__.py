@@ -1,1 +1,1 @@
-"""Images through an engine: the one graph behind extraction, prediction and the check of images."""
+"""The graph that sends images through an engine, for extraction, prediction and image checks."""

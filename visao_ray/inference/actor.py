@@ -1,4 +1,4 @@
-"""The actor that holds an engine and turns rows of pixels into rows of results."""
+"""The actor that runs an engine on blocks of pixels."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def computed_schema(outputs: Mapping[str, int]) -> pa.Schema:
-    """Rows behind the engine: those of `LOADED` with outputs in place of pixels."""
+    """Return the schema of the engine's rows: `LOADED` with the outputs in place of the pixels."""
     plain = [field for field in LOADED if field.name not in ("pixels", SPENT)]
     vectors = [pa.field(name, pa.list_(pa.float32(), width)) for name, width in outputs.items()]
     return pa.schema([*plain, *vectors, profiling.FIELD])
 
 
 class ModelActor:
-    """Holds one engine; called with a block of loaded rows, returns rows of `computed_schema`.
+    """Run one engine on blocks of rows, as a callable class for `Dataset.map_batches`.
 
     Args:
-        factory: of the engine.
-        labels: by which the lines of the log name the run.
+        factory: builds the engine.
+        labels: labels of the run in the lines of the log.
     """
 
     def __init__(self, factory: EngineFactory, labels: Mapping[str, str]) -> None:
@@ -43,26 +43,27 @@ class ModelActor:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the rows of `computed_schema` for a block of rows of `LOADED`."""
         start = time.perf_counter()
         wait = start - (self._idle_since or start)
         readable = np.asarray(block["pixels"].is_valid())
         pixels = self._pixels(block["pixels"].filter(pa.array(readable)))
         found = self._engine(pixels) if len(pixels) else {}
         seconds = time.perf_counter() - start
-        # For whoever reads the actor's log: one line a block, the same words every time.
+        # One line per block in the actor's log, always with the same keys.
         counted = {"images": int(readable.sum()), "seconds": round(seconds, 3)}
         logger.info(json.dumps({**counted, "waited": round(wait, 3), **self._labels}))
         columns = {name: block[name] for name in block.column_names if name != "pixels"}
         for name in self._engine.outputs:
             kind = self._schema.field(name).type
-            columns[name] = _spread(found.get(name), readable, kind.list_size)
+            columns[name] = _scatter(found.get(name), readable, kind.list_size)
         columns[SPENT] = profiling.add_actor_costs(block[SPENT], wait, seconds)
         rows = pa.table(columns).select(self._schema.names).cast(self._schema)
         self._idle_since = time.perf_counter()
         return rows
 
     def _pixels(self, images: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-        """uint8[N, S, S, 3] of images as bytes, grey ones repeated in three channels."""
+        """Return images as uint8[N, S, S, 3]; grey images are repeated in the three channels."""
         side = self._size
         batch = np.empty((len(images), side, side, 3), np.uint8)
         for position, image in enumerate(images):
@@ -70,10 +71,10 @@ class ModelActor:
         return batch
 
 
-def _spread(
+def _scatter(
     values: npt.NDArray[np.float32] | None, where: npt.NDArray[np.bool_], width: int
 ) -> pa.Array:
-    """Vectors float32[n, width] at the n rows where `where` is true, null elsewhere."""
+    """Put vectors float32[n, width] in the n rows where `where` is true; other rows are null."""
     full = np.zeros((len(where), width), np.float32)
     if values is not None:
         full[where] = values

@@ -1,4 +1,4 @@
-"""The driver's side of a graph: it commits what tasks wrote, every few seconds."""
+"""The driver's part of a graph: it commits the files that tasks wrote, every few seconds."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from visao_ray.core import profiling
 from visao_ray.core.profiling import Stages
 from visao_ray.core.run import Run, duration
 from visao_ray.core.storage import locate
-from visao_ray.inference.writing import UPDATES, Written
+from visao_ray.inference.writing import UPDATES, WriteResult
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table
 
-#: A kill loses what was done since the last commit: so many seconds, or so many fragments.
+#: Seconds or fragments after which to commit; a kill loses the work since the last commit.
 COMMIT_S = 10.0
 COMMIT_FRAGMENTS = 64
 
 _PROGRESS_S = 10.0
-_MERGE_ROWS = 4096  # changed files after which their rows are merged, not only at the end
+_MERGE_ROWS = 4096  # number of changed files after which their rows are merged before the end
 
 
 @dataclass
-class Done:
-    """What the graph did, as it was committed.
+class GraphResult:
+    """Counts of the work that a graph committed.
 
     Attributes:
-        files: of the listing, read or found to be unreadable.
-        errors: those of them that could not be used, by reason.
-        computed: images that went through the engine, each view once.
-        costs: of it all.
+        files: files of the listing, readable or not.
+        errors: number of unusable files by reason.
+        computed: number of views that went through the engine.
+        costs: time and bytes of all stages.
     """
 
     files: int = 0
@@ -43,28 +43,28 @@ class Done:
 
 
 class Committer:
-    """Collects what tasks wrote and commits it every few seconds, results before images.
+    """Collect the results of tasks and commit them every few seconds, results before images.
 
     Args:
-        run: says how far it is.
-        writer: of the store.
-        results: table of results; None where there are none.
-        files: images there are to do.
+        run: run that reports the progress.
+        writer: writer of the store.
+        results: table of results, or None.
+        files: total number of files.
     """
 
     def __init__(self, run: Run[Any], writer: Writer, results: Table | None, files: int) -> None:
         self._run, self._writer, self._results, self._files = run, writer, results, files
-        self._pending: list[Written] = []
+        self._pending: list[WriteResult] = []
         self._late: list[str] = []
         self._updates: list[str] = []
         self._updated = 0
-        self._done = Done()
+        self._done = GraphResult()
         self._costs: list[Stages] = []
-        self._committed_at = self._said_at = time.monotonic()
-        self._first: tuple[float, int] | None = None  # since then speed is measured
+        self._committed_at = self._reported_at = time.monotonic()
+        self._first: tuple[float, int] | None = None  # time and files where the speed is measured
 
-    def add(self, written: Written) -> None:
-        """Take what one task wrote; commits when it is time."""
+    def add(self, written: WriteResult) -> None:
+        """Add the result of one task; commit if it is time."""
         self._pending.append(written)
         self._late += written.late
         self._updates += written.updates
@@ -80,8 +80,8 @@ class Committer:
                 self._merge()
         self._progress()
 
-    def finish(self) -> Done:
-        """Commit the rest; files whose content is another file's last."""
+    def finish(self) -> GraphResult:
+        """Commit the rest; last come files with the same content as another file of the run."""
         self._commit()
         self._writer.append(self._writer.store.images, self._late)
         self._merge()
@@ -98,7 +98,7 @@ class Committer:
         self._committed_at = time.monotonic()
 
     def _merge(self) -> None:
-        """Update the rows of files that were there already. Their new contents are committed."""
+        """Update the rows of files that were in the store; their new contents are committed."""
         if not self._updates:
             return
         files = [locate(uri) for uri in self._updates]
@@ -114,9 +114,9 @@ class Committer:
         now = time.monotonic()
         if self._first is None:
             self._first = (now, self._done.files)  # start-up is not counted
-        if now - self._said_at < _PROGRESS_S or now == self._first[0]:
+        if now - self._reported_at < _PROGRESS_S or now == self._first[0]:
             return
-        self._said_at = now
+        self._reported_at = now
         total, done = self._files, self._done.files
         speed = (done - self._first[1]) / (now - self._first[0])
         if done < total and speed > 0:

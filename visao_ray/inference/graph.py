@@ -1,11 +1,11 @@
-"""The one graph of images through an engine, behind every job that reads images.
+"""The graph that sends images through an engine, used by every job that reads images.
 
-    listing → load (read, hash, ask, decode, augment) → ModelActor(engine) → write → commit
+    listing → load (read, hash, look up, decode, augment) → ModelActor(engine) → write → commit
 
-Each stage is one task a block and its rows follow from its input alone, so whatever Ray does again
-yields the same rows. Tasks write files that no version names; the driver commits them every few
-seconds, results before images. A kill loses what was not committed, and nothing else: the files
-that were written for it are removed by the next clean-up.
+Each stage has one task per block, and its rows depend on its input alone, so a task that Ray runs
+again yields the same rows. Tasks write files that are not part of any version yet. The driver
+commits them every few seconds, results before images. A kill loses only uncommitted work; the next
+clean-up removes its files.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from visao_ray.core.resources import ActorPool, current_cluster
 from visao_ray.core.run import Run
 from visao_ray.core.waiting import Waiting
 from visao_ray.inference.actor import ModelActor
-from visao_ray.inference.committing import Committer, Done
+from visao_ray.inference.committing import Committer, GraphResult
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import ContentLookup
-from visao_ray.inference.writing import Target, Written, write_rows
+from visao_ray.inference.writing import Target, WriteResult, write_rows
 from visao_ray.store import schemas
 from visao_ray.store.store import Writer
 from visao_ray.store.table import Table, TableVersion
 
 _CONTENTS_A_LOOKUP = 2_000_000
-#: Rows that one task writes: some ten seconds of an engine's work.
+#: Rows that one task writes: about ten seconds of an engine's work.
 _FRAGMENT_ROWS = {"CPU": 256, "GPU": 4096}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with the files of a listing.
+    """The files to process, and how to process them.
 
     Attributes:
-        step: as logs and metrics call it.
-        listing: a table of `loading.LISTING`.
-        files: rows of it.
+        step: name of the step in logs and metrics.
+        listing: a table of schema `listing.LISTING`.
+        files: number of rows in the listing.
         loading: how images become pixels.
-        engine: what computes; None: images are decoded, to know that they can be.
-        results: table of what the engine computes; None without one.
-        unit_rows: files that one task loads.
-        batch: name under which new files enter.
+        engine: factory of the engine; None only checks that images can be decoded.
+        results: table of the engine's results; None without an engine.
+        unit_rows: number of files that one task loads.
+        batch: batch name of new files in `images`.
     """
 
     step: str
@@ -63,17 +63,26 @@ class Work:
     batch: str
 
 
-def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Done:
-    """Send the files of a listing through the graph and commit what comes out.
+def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> GraphResult:
+    """Send the files of a listing through the graph and commit the results.
+
+    Args:
+        run: the run.
+        writer: writer of the store.
+        work: files to process.
+        pool: numbers and resources of actors and tasks.
+
+    Returns:
+        The counts of the committed work.
 
     Raises:
-        LeaseLost: another process took the store over.
-        RuntimeError: a file of the listing ended in no row.
+        LeaseLost: another process took over the store.
+        RuntimeError: a file of the listing has no row in the results.
     """
     import ray
 
     if not work.files:
-        return Done()
+        return GraphResult()
     images = writer.store.images
     writer.ensure(images, schemas.IMAGES)
     at = schema = None
@@ -109,7 +118,7 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
         rows = rows.map_batches(
             ModelActor,
             fn_constructor_args=(work.engine, labels),
-            # A whole block; with GPUs, Ray Data wants it as a number.
+            # A whole block; with GPUs, Ray Data requires the size as a number.
             batch_size=work.unit_rows * len(work.loading.views) if pool.gpus else None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=pool.size),
@@ -126,18 +135,20 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Don
     with Waiting(run.say):
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch["written"].to_pylist():
-                committer.add(Written.from_json(text))
+                committer.add(WriteResult.from_json(text))
     done = committer.finish()
     if done.files != work.files:
         raise RuntimeError(
-            f"the counts do not add up: {work.files} files listed, {done.files} ended in a row"
+            f"the counts do not add up: {work.files} files listed, {done.files} processed"
         )
-    _say_costs(run, work, done.costs, pool, started)
+    _report_costs(run, work, done.costs, pool, started)
     return done
 
 
-def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, started: float) -> None:
-    """Where the seconds went: on the terminal, and in `details.stages` of result.json."""
+def _report_costs(
+    run: Run[Any], work: Work, costs: Stages, pool: ActorPool, started: float
+) -> None:
+    """Report the time of each stage on the terminal and in `details.stages` of result.json."""
     if not costs.images:
         return
     size = pool.size if work.engine is not None else 0
@@ -149,7 +160,7 @@ def _say_costs(run: Run[Any], work: Work, costs: Stages, pool: ActorPool, starte
 
 
 def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:
-    """The actors that know contents; none where nothing is computed."""
+    """Start the actors that look up contents; none if nothing is computed."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -158,8 +169,8 @@ def _lookups(at: TableVersion | None, work: Work) -> tuple[Any, ...]:
     options: dict[str, Any] = current_cluster().zero_cpu_options
     count = 1 + work.files // _CONTENTS_A_LOOKUP
     if count == 1:
-        # Beside the driver: no other node's end makes it forget. Several need more memory than a
-        # head may have.
+        # On the driver's node, so that losing another node does not lose the actor's state. More
+        # than one actor may need more memory than the head node has.
         node = ray.get_runtime_context().get_node_id()
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
         options = {"num_cpus": 0, "scheduling_strategy": strategy}

@@ -1,7 +1,7 @@
-"""From a unit of the listing to pixels: read, hash, ask, decode, augment; one task a unit.
+"""The loading task: it reads, hashes, looks up, decodes and augments the files of one unit.
 
-Reading, hashing and decoding use the same bytes, which never travel: what leaves the task is pixels
-as uint8, with one channel where the file is grey, and one row a view.
+The bytes of a file are read once and stay in the task. Its output has one row per view, with uint8
+pixels, and one channel if the file is grey.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from visao_ray.inference.lookup import FIRST, KNOWN, REPEATED, Answer
 from visao_ray.store import schemas
 from visao_ray.store.table import TableVersion
 
-_READERS = 8  # files read, and images decoded, at once in one task
+_READERS = 8  # threads of a task that read files and decode images
 
 _IMAGE = [field.remove_metadata().with_nullable(True) for field in schemas.IMAGES]
 _RESULT = [field for field in schemas.results({}, {}) if field.name != "content_id"]
 
-#: Rows between loading and the engine: one a view. `image` says what becomes of the file's row in
-#: `images`, on its first view alone; `result` whether the row is one of the table of results.
+#: Rows between loading and the engine, one per view. `image` says what happens to the file's row in
+#: `images` and is set on the first view only. `result` says whether the row goes to the results.
 LOADED = pa.schema(
     [
         *(field.with_name(f"image_{field.name}") for field in _IMAGE if field.name != "content_id"),
@@ -51,11 +51,11 @@ class Loading:
     """How an image becomes pixels.
 
     Attributes:
-        image_size: side in pixels.
-        resize: how it is made square.
-        recipe: of augmentation.
-        views: numbers of the views that each image gets; 0 is the image as it is.
-        seed: of the augmentation.
+        image_size: side of the square image, in pixels.
+        resize: how an image is made square.
+        recipe: augmentation recipe.
+        views: numbers of the views of each image; 0 is the unchanged image.
+        seed: seed of the augmentation.
     """
 
     image_size: int
@@ -67,16 +67,16 @@ class Loading:
 
 @dataclass(frozen=True)
 class Unit:
-    """What every loading task of a job is given.
+    """Arguments of every loading task of a job.
 
     Attributes:
-        listing: a table of `LISTING`; unit n is its rows from n · `rows` on.
-        rows: files a unit.
+        listing: a table of schema `LISTING`; unit n starts at row n · `rows`.
+        rows: number of files per unit.
         loading: how images become pixels.
-        lookups: actors that know contents, each those whose first byte leaves its number as the
-            rest of a division by how many there are; none where there are no results to make.
-        batch: name under which new files enter.
-        now: when the job began, in microseconds since 1970, UTC.
+        lookups: `ContentLookup` actors. Actor i is responsible for the contents whose first byte
+            modulo the number of actors is i. Empty if nothing is computed.
+        batch: batch name of new files in `images`.
+        now: start of the job, in microseconds since 1970, UTC.
     """
 
     listing: TableVersion
@@ -89,7 +89,7 @@ class Unit:
 
 @dataclass
 class _File:
-    """A file on its way: its row of the listing, its bytes, and what they cost."""
+    """A file while it is loaded: its row of the listing, its bytes, and the seconds to read it."""
 
     listed: Mapping[str, Any]
     number: int
@@ -100,12 +100,19 @@ class _File:
 
 
 def load_unit(block: pa.Table, unit: Unit) -> pa.Table:
-    """The rows of `LOADED` of one unit, whose number is the only value of the column `unit`.
+    """Load the files of one unit.
 
-    Files that could not be fetched and images that cannot be decoded are rows with a reason.
+    Files that cannot be read and images that cannot be decoded become rows with a reason.
+
+    Args:
+        block: table with the column `unit`, whose only value is the number of the unit.
+        unit: arguments of all units.
+
+    Returns:
+        The rows, of schema `LOADED`.
 
     Raises:
-        OSError: the object store failed; that says nothing of the file, so the task is tried again.
+        OSError: the object store failed. This is not an error of the file, so Ray retries the task.
     """
     start = time.perf_counter()
     (number,) = block["unit"].to_pylist()
@@ -113,7 +120,7 @@ def load_unit(block: pa.Table, unit: Unit) -> pa.Table:
     files = [_File(row, number * unit.rows + place) for place, row in enumerate(listed.to_pylist())]
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(_read, files))
-        answers = _ask(files, unit.lookups)
+        answers = _look_up(files, unit.lookups)
         parts = list(pool.map(lambda file: _rows(file, answers[file.number], unit), files))
     rows = [row for part, _ in parts for row in part]
     made = pa.Table.from_pylist(rows, schema=LOADED)
@@ -142,8 +149,8 @@ def _read(file: _File) -> None:
     file.seconds = time.perf_counter() - start
 
 
-def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
-    """What is known of each file's content, by the file's number."""
+def _look_up(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
+    """Look up the content of each file; return the answers by the number of the file."""
     if not lookups:
         return {file.number: Answer(KNOWN) for file in files}
     import ray
@@ -152,12 +159,12 @@ def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
     for file in files:
         if file.content_id is not None:
             shares.setdefault(file.content_id[0] % len(lookups), []).append(file)
-    asked = [
-        lookups[share].ask.remote([f.content_id for f in part], [f.number for f in part])
+    requests = [
+        lookups[share].look_up.remote([f.content_id for f in part], [f.number for f in part])
         for share, part in shares.items()
     ]
     answers = {file.number: Answer(KNOWN) for file in files}
-    for part, found in zip(shares.values(), ray.get(asked), strict=True):
+    for part, found in zip(shares.values(), ray.get(requests), strict=True):
         answers |= {file.number: answer for file, answer in zip(part, found, strict=True)}
     return answers
 
@@ -165,7 +172,7 @@ def _ask(files: Sequence[_File], lookups: Sequence[Any]) -> dict[int, Answer]:
 def _rows(
     file: _File, answer: Answer, unit: Unit
 ) -> tuple[list[dict[str, Any]], tuple[float, float, float, float]]:
-    """The rows of a file, and its costs as `profiling.loader_costs` takes them."""
+    """Return the rows of a file, and its costs for `profiling.loader_costs`."""
     start = time.perf_counter()
     image = {f"image_{name}": value for name, value in file.listed.items() if name != "row"}
     image |= {"image_first_seen": unit.now, "image_batch": unit.batch}
@@ -192,8 +199,8 @@ def _rows(
             elif answer.state != KNOWN or not unit.lookups:
                 rows = _views(row, file.data, unit.loading)
         except DecodeError as error:
-            told = f"{error.error_type}: {reason(error)}"
-            row |= {"image_status": schemas.ERROR, "image_error": told, "status": schemas.ERROR}
+            message = f"{error.error_type}: {reason(error)}"
+            row |= {"image_status": schemas.ERROR, "image_error": message, "status": schemas.ERROR}
             row |= {"error_type": error.error_type, "message": reason(error)}
     pixels = sum(len(one.get("pixels") or b"") for one in rows)
     cost = (len(file.data), pixels, file.seconds, time.perf_counter() - start)
@@ -201,16 +208,14 @@ def _rows(
 
 
 def _views(row: dict[str, Any], data: bytes, loading: Loading) -> list[dict[str, Any]]:
-    """A row for each view; only the first says what becomes of the file's row in `images`.
+    """Return one row per view; only the first may change the file's row in `images`.
 
     Raises:
-        DecodeError: the bytes are no usable picture.
+        DecodeError: the bytes are not a usable picture.
     """
     image = decode(data, loading.image_size, loading.resize, repeat_grey=False)
-    if not row[
-        "result"
-    ]:  # decoded to know that it can be; the pixels are another file's or nobody's
-        return [row]
+    if not row["result"]:
+        return [row]  # only a check: another file computes these pixels, or no engine needs them
     recipe = RECIPES[loading.recipe]
     rows = []
     for view in loading.views:

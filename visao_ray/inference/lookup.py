@@ -1,4 +1,4 @@
-"""The actor that knows which contents have results, and which of several equal files is first."""
+"""The actor that knows which contents have results, and assigns each new content to one file."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 from visao_ray.store import schemas
 from visao_ray.store.table import LOOKUP_INDEX_CACHE, TableVersion
 
-#: What a file's content is to this run: it has results, it is the first of its kind and gets them,
-#: or another file of this run with the same bytes gets them.
+#: State of a file's content in this run: it has results; this file is the first with the content
+#: and computes them; or another file of the run with the same bytes computes them.
 KNOWN, FIRST, REPEATED = "known", "first", "repeated"
 
 
 class Answer(NamedTuple):
-    """What is known of a content.
+    """Answer for the content of one file.
 
     Attributes:
         state: KNOWN, FIRST or REPEATED.
-        status: of the results there are, `ok` or `error`; empty unless KNOWN.
-        error: type and message of an error; empty otherwise.
+        status: status of the existing results, `ok` or `error`; empty unless KNOWN.
+        error: type and message of an error, or empty.
     """
 
     state: str
@@ -28,15 +28,15 @@ class Answer(NamedTuple):
 
 
 class ContentLookup:
-    """Answers for contents, against the version of the table that was newest when the job began.
+    """Look up contents in the version of the results that was the latest when the job started.
 
-    It lives as long as the job, so that Lance's index stays in memory. What it has promised to
-    whom is in its memory alone; should it be lost and started anew, the check at the end of the
-    job finds what was done twice.
+    The actor lives as long as the job, so that Lance's index stays in memory. It keeps in memory
+    which file computes which content. If the actor is lost and restarted, contents may be computed
+    twice; the check at the end of the job finds and removes the duplicates.
 
     Args:
-        at: the table of results; None: nothing is known.
-        views: that a known content must have.
+        at: the table of results; None if there are no results yet.
+        views: number of views that a known content must have.
     """
 
     def __init__(self, at: TableVersion | None, views: int) -> None:
@@ -44,10 +44,10 @@ class ContentLookup:
         self._views = views
         self._first: dict[bytes, int] = {}
 
-    def ask(self, contents: Sequence[bytes], rows: Sequence[int]) -> list[Answer]:
-        """An answer for each content; `rows` are the numbers of its files in the listing.
+    def look_up(self, contents: Sequence[bytes], rows: Sequence[int]) -> list[Answer]:
+        """Return an answer for each content; `rows` are the numbers of the files in the listing.
 
-        The same row gets the same answer however often it asks, so a task may be tried again.
+        The same row always gets the same answer, so a task may be retried.
         """
         known = self._known(contents)
         return [

@@ -1,4 +1,4 @@
-"""Settings that say how pixels become vectors."""
+"""Settings of the computation of vectors from pixels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from visao_ray.models.settings import BackboneOptions
 
 
 class ExtractOptions(BackboneOptions, ActorOptions):
-    """How pixels become vectors."""
+    """Engine, augmentation and batches of an extraction."""
 
-    engine: str = Field("keras", description="what computes them: keras, or what a --plugin adds")
+    engine: str = Field(
+        "keras", description="engine that computes vectors: keras, or one added by a --plugin"
+    )
     augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
         "none", description="the study's augmentation recipe for extra views of train images"
     )
     views: int | None = Field(
-        None, ge=0, le=100, description="augmented views an image, beside the image as it is (1)"
+        None,
+        ge=0,
+        le=100,
+        description="augmented views per train image, besides the image itself (default: 1)",
     )
     batch_size: int = Field(
-        32, ge=1, le=1024, description="images a step", json_schema_extra=OPERATIONAL
+        32, ge=1, le=1024, description="images per batch", json_schema_extra=OPERATIONAL
     )
     rows_per_block: int = Field(
         64,
         ge=1,
-        description="images a block: what is read, extracted and committed together",
+        description="images per block: read and extracted together",
         json_schema_extra=OPERATIONAL,
     )
 
@@ -38,7 +43,7 @@ class ExtractOptions(BackboneOptions, ActorOptions):
 
     @property
     def augmented_views(self) -> int:
-        """How many augmented views a train image gets beside itself."""
+        """Number of augmented views of a train image, besides the image itself."""
         if self.augment == "none":
             return 0
         return 1 if self.views is None else self.views

@@ -1,9 +1,9 @@
-"""The graph of a model that takes vectors: no image is read, the store has what it needs.
+"""The graph that sends stored vectors through a model; it reads no image.
 
     listing of rows → VectorActor: read, predict, write → commit
 
-One task is one unit of the listing, and its rows follow from that alone. Files that a task wrote
-are committed by the driver every few seconds, as those of images are.
+Each task processes one unit of the listing, and its rows depend on the unit alone. The driver
+commits the files of the tasks every few seconds, as in the graph of images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from visao_ray.core.resources import ActorPool
 from visao_ray.core.run import Run
 from visao_ray.core.storage import locate
 from visao_ray.core.waiting import Waiting
-from visao_ray.inference.committing import Committer, Done
+from visao_ray.inference.committing import Committer, GraphResult
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.inference.writing import Written
+from visao_ray.inference.writing import WriteResult
 from visao_ray.models import artifact
 from visao_ray.models.normalization import Vectors
 from visao_ray.store import schemas
@@ -40,23 +40,23 @@ logger = logging.getLogger(__name__)
 
 #: Rows that one task reads and writes: 57 MB of probabilities of 868 classes.
 UNIT_ROWS = 16_384
-#: Vectors are light beside images: a step takes so many times as many of them.
-_VECTORS_AN_IMAGE = 32
+#: Vectors are small compared with images, so a batch has this many times more rows.
+_VECTORS_PER_IMAGE = 32
 _LISTING = pa.schema([("row", pa.int64())])
 _INPUTS = ("avg", "max")
 
 
 @dataclass(frozen=True)
 class VectorWork:
-    """What is to be done with rows of a table of vectors.
+    """The rows of vectors to process, and how to process them.
 
     Attributes:
-        step: as logs and metrics call it.
-        vectors: the table.
-        listing: a table with the positions of the rows, int64, as `list_rows` makes it.
-        rows: how many those are.
+        step: name of the step in logs and metrics.
+        vectors: the table of vectors.
+        listing: a table with the int64 positions of the rows, from `list_rows`.
+        rows: number of rows in the listing.
         model: a model that takes vectors.
-        results: table of what it gives.
+        results: table of the model's results.
     """
 
     step: str
@@ -68,15 +68,15 @@ class VectorWork:
 
 
 def list_rows(vectors: TableVersion, contents: Contents, place: str) -> tuple[TableVersion, int]:
-    """Write a table of the rows that hold the vectors of some contents. For a task.
+    """Write a table with the positions of the vectors of some contents. Call it in a task.
 
     Args:
-        vectors: table of vectors of images as they are.
+        vectors: table of vectors of unchanged images.
         contents: `S32`[N], sorted.
         place: URI of the new table.
 
     Returns:
-        The table, and how many rows it has.
+        The table and its number of rows.
     """
     rows = find_rows(vectors, contents, schemas.OK)
     table = Table(locate(place))
@@ -85,19 +85,28 @@ def list_rows(vectors: TableVersion, contents: Contents, place: str) -> tuple[Ta
     return append(table.latest(), fragments), len(rows)
 
 
-def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool) -> Done:
-    """Send rows of vectors through a model and commit what comes out.
+def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool) -> GraphResult:
+    """Send rows of vectors through a model and commit the results.
+
+    Args:
+        run: the run.
+        writer: writer of the store.
+        work: rows to process.
+        pool: numbers and resources of actors.
+
+    Returns:
+        The counts of the committed work.
 
     Raises:
-        LeaseLost: another process took the store over.
-        RuntimeError: a row of the listing ended in no row of the results.
+        LeaseLost: another process took over the store.
+        RuntimeError: a row of the listing has no row in the results.
     """
     import ray
 
     schema = schemas.results(work.model.outputs, work.model.metadata)
     writer.ensure(work.results, schema)
     if not work.rows:
-        return Done()
+        return GraphResult()
     labels = run.labels(work.step, writer.store.description.dataset["name"])
     units = range(-(-work.rows // UNIT_ROWS))
     rows = ray.data.from_blocks([pa.table({"unit": [number]}) for number in units])
@@ -105,7 +114,7 @@ def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool
     rows = rows.map_batches(
         VectorActor,
         fn_constructor_args=(work, labels),
-        batch_size=1,  # a whole block; with GPUs, Ray Data wants it as a number
+        batch_size=1,  # a whole block; with GPUs, Ray Data requires the size as a number
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(pool.size, len(units))),
         **pool.actor,
@@ -114,24 +123,24 @@ def run_vectors(run: Run[Any], writer: Writer, work: VectorWork, pool: ActorPool
     with Waiting(run.say):
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for text in batch["written"].to_pylist():
-                committer.add(Written.from_json(text))
+                committer.add(WriteResult.from_json(text))
     done = committer.finish()
     if done.files != work.rows:
         raise RuntimeError(
-            f"the counts do not add up: {work.rows} vectors listed, {done.files} ended in a row"
+            f"the counts do not add up: {work.rows} vectors listed, {done.files} processed"
         )
     return done
 
 
 class VectorActor:
-    """Holds a model of vectors; called with a unit of the listing, it writes the unit's results.
+    """Run a model on stored vectors, as a callable class for `Dataset.map_batches`.
 
-    Every step has the same number of rows, the last one is filled up: the numbers of an image do
-    not depend on how many others come along.
+    All batches have the same number of rows, and the last one is padded, so the results of an image
+    do not depend on the number of other images.
 
     Args:
-        work: what is to be done.
-        labels: by which the lines of the log name the run.
+        work: rows to process.
+        labels: labels of the run in the lines of the log.
     """
 
     def __init__(self, work: VectorWork, labels: Mapping[str, str]) -> None:
@@ -140,14 +149,14 @@ class VectorActor:
         self._listing, self._vectors = work.listing.open(), work.vectors
         self._model, metadata = artifact.load(work.model.at)
         self._schema = schemas.results(work.model.outputs, work.model.metadata)
-        self._shape = (_VECTORS_AN_IMAGE * work.model.batch_size, metadata.width)
+        self._shape = (_VECTORS_PER_IMAGE * work.model.batch_size, metadata.width)
         self._idle_since: float | None = None
-        # Once before threads share it: Keras builds its function at the first call.
+        # Call it once before threads share it: Keras builds its function at the first call.
         self._step({name: np.zeros((0, metadata.width), np.float32) for name in _INPUTS})
         logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """One row, `Written`, of the unit whose number is the only value of the column `unit`."""
+        """Process the unit whose number is in the column `unit`; return one row, `WriteResult`."""
         start = time.perf_counter()
         wait = start - (self._idle_since or start)
         (number,) = block["unit"].to_pylist()
@@ -160,7 +169,7 @@ class VectorActor:
         computed = time.perf_counter()
         written = write_fragments(self._work.results.uri, self._schema, found)
         end = time.perf_counter()
-        # For whoever reads the actor's log: one line a unit, the same words every time.
+        # One line per unit in the actor's log, always with the same keys.
         counted = {"images": len(rows), "seconds": round(computed - start, 3)}
         logger.info(json.dumps({**counted, "waited": round(wait, 3), **self._labels}))
         costs = Stages(
@@ -175,7 +184,7 @@ class VectorActor:
         )
         counters.count(costs, self._labels)
         self._idle_since = time.perf_counter()
-        return Written(
+        return WriteResult(
             results=written,
             images=[],
             late=[],
@@ -188,7 +197,7 @@ class VectorActor:
         ).to_row()
 
     def _results(self, batch: pa.RecordBatch) -> dict[str, Any]:
-        """Rows of the table of results, of rows of vectors."""
+        """Compute the columns of the results for a batch of vectors."""
         vectors = {name: tables.matrix(pa.chunked_array([batch[name]])) for name in _INPUTS}
         starts = range(0, len(batch), self._shape[0])
 
@@ -196,7 +205,7 @@ class VectorActor:
             chosen = slice(start, start + self._shape[0])
             return self._step({name: values[chosen] for name, values in vectors.items()})
 
-        # Two steps at a time: one computes where the other waits for its slowest thread.
+        # Two batches at a time: one computes while the other waits for its slowest thread.
         with ThreadPoolExecutor(2) as pool:
             parts = list(pool.map(step, starts))
         found = {
@@ -214,7 +223,7 @@ class VectorActor:
         }
 
     def _step(self, vectors: Mapping[str, Vectors]) -> dict[str, Vectors]:
-        """What the model gives for at most a step of rows, which are filled up."""
+        """Compute the model's outputs, float32[n, width], for at most one batch of rows."""
         count = 0
         filled = {}
         for name, values in vectors.items():

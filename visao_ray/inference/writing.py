@@ -1,4 +1,4 @@
-"""The last task of the graph: rows become files of tables, which the driver then commits."""
+"""The last task of the graph: it writes rows as files of tables, which the driver commits."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from visao_ray.datasets.listing import APPEND, LATE, UPDATE
 from visao_ray.store import schemas
 from visao_ray.store.table import write_fragments
 
-#: Columns of `images` that a file's new bytes change; label, group and split stay.
+#: Columns of `images` that are updated if a file has new bytes; label, group and split stay.
 UPDATED = ("key", "etag", "bytes", "content_id", "width", "height", "mode", "status", "error")
 UPDATES = pa.schema([schemas.IMAGES.field(name) for name in UPDATED])
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where rows go.
+    """Where rows are written.
 
     Attributes:
-        images: URI of the table of files.
-        results: URI of the table of results; None where there are none to make.
-        schema: of the table of results.
-        updates: folder for rows of files that are there already, which the driver merges.
+        images: URI of the table `images`.
+        results: URI of the table of results, or None.
+        schema: schema of the table of results, or None.
+        updates: folder for updated rows of known files, which the driver merges.
     """
 
     images: str
@@ -43,18 +43,19 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What one writing task left: files that no version names yet, and counts.
+class WriteResult:
+    """Result of one writing task: uncommitted files, and counts.
 
     Attributes:
-        results, images, late: metadata of fragments, as JSON; `late` ones are committed after the
-            last results.
-        updates: files of `UPDATES`.
-        updated: rows in them.
-        files: files of the listing that these rows stand for.
-        errors: those that could not be used, by reason.
-        computed: images that went through the engine.
-        stages: what the rows cost.
+        results: metadata of fragments of the results, as JSON.
+        images: metadata of fragments of `images`, as JSON.
+        late: metadata of fragments of `images` that are committed after the last results, as JSON.
+        updates: URIs of Parquet files of schema `UPDATES`.
+        updated: number of rows in these files.
+        files: number of files of the listing that the rows belong to.
+        errors: number of unusable files by reason.
+        computed: number of views that went through the engine.
+        stages: time and bytes of all stages, the fields of `profiling.Stages`.
     """
 
     results: list[str]
@@ -68,19 +69,27 @@ class Written:
     stages: dict[str, Any]
 
     def to_row(self) -> pa.Table:
-        """As Ray Data hands it to the driver."""
+        """Return the result as a table of one row, for Ray Data."""
         return pa.table({"written": [json.dumps(asdict(self))]})
 
     @classmethod
-    def from_json(cls, text: str) -> Written:
-        """What `to_row` made."""
+    def from_json(cls, text: str) -> WriteResult:
+        """Restore the result from the value that `to_row` wrote."""
         return cls(**json.loads(text))
 
 
 def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa.Table:
-    """Write rows that come from the engine, or straight from loading where there is none.
+    """Write rows from the engine, or from loading if there is no engine.
 
-    Returns one row, `Written`. A task that is tried again leaves files that nobody commits.
+    A task that is retried leaves files that are never committed.
+
+    Args:
+        block: rows of `computed_schema` or `LOADED`.
+        target: where to write.
+        labels: labels of the run for its metrics.
+
+    Returns:
+        A table of one row, a `WriteResult`.
     """
     start = time.perf_counter()
     results: list[str] = []
@@ -89,16 +98,16 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         if rows.num_rows:
             results = write_fragments(target.results, target.schema, rows)
     images = _images(block)
-    fate = block["image"]
+    action = block["image"]
     parts = {
         name: write_fragments(target.images, schemas.IMAGES, rows) if rows.num_rows else []
         for name in (APPEND, LATE)
-        for rows in (images.filter(pc.equal(fate, name)),)
+        for rows in (images.filter(pc.equal(action, name)),)
     }
-    changed = images.filter(pc.equal(fate, UPDATE)).select(list(UPDATED)).cast(UPDATES)
+    changed = images.filter(pc.equal(action, UPDATE)).select(list(UPDATED)).cast(UPDATES)
     updates = []
     if changed.num_rows:
-        # Not under the names of what an attempt before this one wrote.
+        # A new name, because an earlier attempt of the task may have written its file already.
         place = target.updates.join(f"{uuid.uuid4().hex}.parquet")
         sink = pa.BufferOutputStream()
         pq.write_table(changed, sink)
@@ -112,7 +121,7 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
         time.time(),
     )
     counters.count(costs, labels)
-    return Written(
+    return WriteResult(
         results=results,
         images=parts[APPEND],
         late=parts[LATE],
@@ -128,7 +137,7 @@ def write_rows(block: pa.Table, target: Target, labels: Mapping[str, str]) -> pa
 
 
 def _images(block: pa.Table) -> pa.Table:
-    """The rows' files, in the columns of `images`; their split is not decided yet."""
+    """Return the columns of `images` for the files of the rows; their split is still null."""
     columns = {
         field.name: block[f"image_{field.name}" if field.name != "content_id" else field.name]
         for field in schemas.IMAGES
@@ -137,7 +146,7 @@ def _images(block: pa.Table) -> pa.Table:
 
 
 def _failed(block: pa.Table) -> pa.ChunkedArray:
-    """Whether a row's file could not be used."""
+    """Return whether each row's file was unusable."""
     return pc.not_equal(block["image_status"], schemas.OK)
 
 

@@ -1,7 +1,8 @@
-"""The synthetic datasets: X-ray scans rendered from a recipe, with their true labels known.
+"""Synthetic datasets: X-ray scans that are rendered from a recipe, with known true labels.
 
-Attenuation is summed along the rays, Beer-Lambert and a 16-bit detector make it counts, a tone
-curve makes those 8-bit grey. Every picture is a function of (seed, class, index).
+The attenuation is summed along the rays. The Beer-Lambert law and a 16-bit detector turn it into
+counts, and a tone curve turns these into 8-bit grey levels. Every picture is a function of (seed,
+class, index).
 """
 
 from visao_ray.synthetic.dataset import TRUTH, render_dataset

@@ -1,4 +1,4 @@
-"""Cargo of a container: what it is made of, how it is stowed, and its attenuation map."""
+"""Cargo of a container: its kind, how it is stowed, and its attenuation map."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from visao_ray.synthetic.detector import Attenuation
 
 Tile = npt.NDArray[np.float32]
 
-# What each run of HS chapters is shipped as (the last chapter of the run, then the kinds).
+# Kinds of cargo for ranges of HS chapters: the last chapter of the range, then the kinds.
 _KINDS = (
     (5, ("boxes", "crates", "bales")),
     (14, ("boxes", "sacks", "pallets", "bulk")),
@@ -33,7 +33,8 @@ _KINDS = (
 )
 _ALL_KINDS = tuple(sorted({kind for _, kinds in _KINDS for kind in kinds}))
 
-# Attenuation of a container full of it across its 2.3 m: mu (1/m, megavolt beam) times thickness.
+# Attenuation across a full container (2.3 m) by kind: lowest and highest mu (1/m, megavolt beam)
+# times thickness.
 _FULL = {
     "boxes": (0.25, 1.9),
     "crates": (0.4, 2.2),
@@ -52,7 +53,7 @@ _FULL = {
     "mixed": (0.4, 1.8),
     "vehicles": (0.5, 1.2),
 }
-# Side of one object as shares of the container's height (width range, height range).
+# Size of one object as shares of the container's height (width range, height range).
 _SIZE = {
     "boxes": ((0.08, 0.24), (0.07, 0.2)),
     "crates": ((0.25, 0.6), (0.22, 0.45)),
@@ -71,10 +72,10 @@ _SIZE = {
 
 @dataclass(frozen=True)
 class Cargo:
-    """How one kind of goods is packed; the same for every scan of a class, up to `varied`."""
+    """How one kind of goods is packed; the same for all scans of a class, except for `varied`."""
 
     kind: str
-    """Object: boxes, drums, rolls, vehicles, ..."""
+    """Kind of object: boxes, drums, rolls, vehicles, ..."""
     full: float
     """Attenuation across a full container width: mu (1/m) times 2.3 m."""
     width: float
@@ -88,26 +89,26 @@ class Cargo:
     gap: float
     """Air between objects, share of their width."""
     ragged: float
-    """Unevenness of the stow's top, share of the container's height."""
+    """Unevenness of the top of the stow, share of the container's height."""
     spread: float
     """Relative deviation of attenuation between objects."""
     grain: float
     """Relative deviation of attenuation inside an object."""
     layers: int
-    """Rows of objects behind each other along the ray."""
+    """Number of objects behind each other along the ray."""
     inside: int
-    """Seed of what an object holds (the same in all of its class)."""
+    """Seed of the contents of an object (the same in all scans of a class)."""
 
 
 def class_cargo(seed: int, heading: str) -> Cargo:
-    """The goods of an HS heading: a function of (seed, heading), plausible for its chapter."""
+    """Return the goods of an HS heading, plausible for its chapter, from (seed, heading) alone."""
     rng = np.random.default_rng([seed, 11, int(heading)])
     kinds = next(kinds for last, kinds in _KINDS if int(heading[:2]) <= last)
     return _cargo(rng, kinds[rng.integers(len(kinds))])
 
 
 def any_cargo(rng: np.random.Generator) -> Cargo:
-    """Goods of any kind."""
+    """Draw goods of any kind."""
     return _cargo(rng, _ALL_KINDS[rng.integers(len(_ALL_KINDS))])
 
 
@@ -131,7 +132,7 @@ def _cargo(rng: np.random.Generator, kind: str) -> Cargo:
 
 
 def varied(cargo: Cargo, rng: np.random.Generator) -> Cargo:
-    """The same goods in another shipment: sizes, density and stow differ somewhat."""
+    """Vary sizes, density and stow of goods slightly, as between shipments."""
     return replace(
         cargo,
         full=cargo.full * float(np.exp(rng.normal(0, 0.15))),
@@ -143,13 +144,13 @@ def varied(cargo: Cargo, rng: np.random.Generator) -> Cargo:
 
 
 def foam(rng: np.random.Generator) -> Cargo:
-    """Uniform goods of so little density that the container looks empty."""
+    """Draw uniform goods of such low density that the container seems empty."""
     return Cargo("bulk", rng.uniform(0.05, 0.16), 0.2, 0.2, rng.uniform(0.5, 0.97),
                  rng.uniform(0.8, 1.0), 0.0, 0.01, 0.0, 0.02, 1, 0)  # fmt: skip
 
 
 def few_boxes(rng: np.random.Generator) -> Cargo:
-    """A handful of small boxes in a container that is otherwise empty."""
+    """Draw a few small boxes in an otherwise empty container."""
     size = rng.uniform(0.05, 0.1)
     return Cargo("boxes", rng.uniform(0.2, 1.2), size, size * rng.uniform(0.8, 1.4),
                  rng.uniform(0.05, 0.16), rng.uniform(0.03, 0.2), rng.uniform(0.05, 0.2),
@@ -157,10 +158,10 @@ def few_boxes(rng: np.random.Generator) -> Cargo:
 
 
 def stow(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Add the cargo's attenuation to `space`, float32 [h, w]: the inside of the container."""
+    """Add the attenuation of the cargo to `space`, float32[h, w], the inside of the container."""
     height, full_width = space.shape
     width = max(4, int(full_width * cargo.length))
-    # Goods are stowed against the front wall or, now and then, left somewhere along the floor.
+    # Goods are stowed against the front wall or, sometimes, anywhere along the floor.
     start = 0 if rng.random() < 0.6 else int(rng.integers(full_width - width + 1))
     if rng.random() < 0.3:
         start = full_width - width
@@ -183,9 +184,9 @@ def stow(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
 
 
 def _settled(goods: Attenuation, cargo: Cargo, rng: np.random.Generator) -> Attenuation:
-    """Nothing is stowed exactly: the goods lean, sag and are not all of one density."""
+    """Make the stow irregular: goods lean and sag, and their density varies."""
     height, width = goods.shape
-    # Detector columns are read one after the other while the load sways.
+    # Detector columns are read one after another while the load sways.
     sway = np.cumsum(rng.normal(0, 0.18, width // 4 + 2)).repeat(4)[:width]
     lean = rng.normal(0, 0.04) if rng.random() < 0.5 else 0.0
     up = np.arange(height)[::-1, None] * lean
@@ -205,7 +206,7 @@ def _settled(goods: Attenuation, cargo: Cargo, rng: np.random.Generator) -> Atte
 
 
 def _stack(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Objects side by side and on top of each other."""
+    """Stack objects side by side and on top of each other."""
     height, width = space.shape
     w, h = max(3, round(cargo.width * height)), max(3, round(cargo.height * height))
     tile = _TILES[cargo.kind](h, w, cargo) * np.float32(cargo.full / cargo.layers)
@@ -221,7 +222,7 @@ def _stack(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
     up = np.arange(rows * h)[::-1]
     row, y = np.divmod(up, h)
     picture = np.repeat(values[:, column], h, axis=0)[::-1]
-    if cargo.kind in ("pipes", "coils") and rows > 1:  # each row lies in the hollows of the last
+    if cargo.kind in ("pipes", "coils") and rows > 1:  # each row lies in the gaps of the row below
         shifted = np.stack([x, (x + w // 2) % w])
         picture = picture * tile[(h - 1 - y)[:, None], shifted[row % 2]]
     else:
@@ -232,14 +233,14 @@ def _stack(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
 
 
 def _axes(h: int, w: int) -> tuple[Tile, Tile]:
-    """Coordinates -1..1 over an object: [h, 1] and [1, w]."""
+    """Return coordinates -1..1 over an object, float32[h, 1] and float32[1, w]."""
     v = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     u = np.linspace(-1, 1, w, dtype=np.float32)[None, :]
     return v, u
 
 
 def _contents(h: int, w: int, cargo: Cargo, pieces: int) -> Tile:
-    """Rectangles inside an object: what tells one heading's boxes from another's."""
+    """Draw rectangles inside an object; they distinguish the boxes of different headings."""
     rng = np.random.default_rng(cargo.inside)
     tile = np.ones((h, w), np.float32)
     for _ in range(pieces):
@@ -321,7 +322,7 @@ def _roll(h: int, w: int, cargo: Cargo) -> Tile:
 
 
 def _ring(h: int, w: int, cargo: Cargo) -> Tile:
-    """A coil or pipe seen along its axis."""
+    """Draw a coil or pipe seen along its axis."""
     v, u = _axes(h, w)
     radius = np.sqrt(u**2 + v**2)
     core = 0.25 + 1.5 * cargo.grain if cargo.kind == "coils" else 0.35 + 1.8 * cargo.grain
@@ -360,7 +361,7 @@ _TILES: dict[str, Callable[[int, int, Cargo], Tile]] = {
 
 
 def _bulk(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Loose or soft goods under an uneven top, thinning out towards it."""
+    """Add loose or soft goods with an uneven top, less dense towards the top."""
     height, width = space.shape
     steps = max(3, int(width / (cargo.width * height)) + 1)
     knots = 1 - cargo.fill + rng.normal(0, 0.02 + cargo.ragged, steps)
@@ -377,7 +378,7 @@ def _bulk(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
 
 
 def _liquid(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """A flexitank: one bag of liquid, domed, along the floor."""
+    """Add a flexitank: one domed bag of liquid along the floor."""
     height, width = space.shape
     u = np.linspace(-1, 1, width, dtype=np.float32)
     top = height * (1 - 0.75 * cargo.fill * np.maximum(1 - u**8, 0) ** 0.5)
@@ -387,7 +388,7 @@ def _liquid(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
 
 
 def _vehicles(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Cars in a row: body, glass, engine, wheels."""
+    """Add cars in a row: body, glass, engine, wheels."""
     height, width = space.shape
     signature = np.random.default_rng(cargo.inside)
     long, tall = 1.5 + signature.random(), signature.uniform(0.4, 0.62)
@@ -426,7 +427,7 @@ def _vehicles(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> Non
 
 
 def _machinery(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Frames, housings and shafts in no order; the class fixes the make, the scan the place."""
+    """Add frames, housings and shafts; the class sets the parts, and the scan their position."""
     height, width = space.shape
     signature = np.random.default_rng(cargo.inside)
     parts = int(signature.integers(12, 30))
@@ -459,7 +460,7 @@ def _machinery(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> No
 
 
 def _mixed(space: Attenuation, cargo: Cargo, rng: np.random.Generator) -> None:
-    """Removal goods: a different stack in every bay."""
+    """Add household goods: a different stack in every bay."""
     height, width = space.shape
     signature = np.random.default_rng(cargo.inside)
     bays = [_cargo(signature, _STACKABLE[signature.integers(len(_STACKABLE))]) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""A chest film: a rib-cage phantom, healthy or with pneumonia."""
+"""Synthetic chest films: a rib-cage phantom, healthy or with pneumonia."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ Curve = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Body:
-    """What the films of one patient share. Lengths are shares of the film's width or height."""
+    """Anatomy of one patient. Lengths are shares of the width or height of the film."""
 
     chest: float  # half width of the rib cage at its base
-    apex: float  # height of the lungs' tops
-    base: float  # height of the diaphragm's domes
+    apex: float  # height of the tops of the lungs
+    base: float  # height of the domes of the diaphragm
     heart: float  # half width of the heart to the left
     ribs: float  # distance between ribs
     slope: float  # fall of the ribs towards the side
@@ -45,12 +45,12 @@ def _body(seed: int, patient: int) -> _Body:
 
 
 def chest_scan(true_label: str, index: int, seed: int, difficulty: str) -> Scan:
-    """The film `index`: of patient `lot_of(seed, index)`, `NORMAL` or `PNEUMONIA`."""
+    """Return film number `index`, `NORMAL` or `PNEUMONIA`, of patient `lot_of(seed, index)`."""
     body = _body(seed, lot_of(seed, index)[0])
     rng = np.random.default_rng([seed, 32, index])
     width = int(rng.integers(390, 480))
     height = int(width / rng.uniform(1.15, 1.6))
-    # Anatomy has nothing finer than a few pixels: half the resolution shows all of it.
+    # The anatomy has no detail finer than a few pixels, so half the resolution is enough.
     field, air = _thorax(body, rng, height // 2, width // 2, difficulty == "rotated")
     if true_label == "PNEUMONIA":
         field += _opacities(rng, air, difficulty == "subtle")
@@ -76,7 +76,7 @@ def chest_scan(true_label: str, index: int, seed: int, difficulty: str) -> Scan:
 
 @dataclass(frozen=True)
 class _Pose:
-    """What one film of a patient has of its own: stance, breath, beam."""
+    """Properties of one film of a patient: stance, breath, beam."""
 
     centre: float  # of the body, share of the width
     up: float  # of the body, share of the height
@@ -84,8 +84,8 @@ class _Pose:
     tilt: float  # sideways lean
     turn: float  # rotation about the spine
     breath: float  # a shallow breath leaves the domes high
-    soft: float  # sharpness of the lungs' outlines
-    air: float  # attenuation that the air in the lungs takes away
+    soft: float  # sharpness of the outlines of the lungs
+    air: float  # reduction of the attenuation by the air in the lungs
     arms: float  # distance of the arms from the trunk; 0: out of view
     reach: float  # slant of the arms
     ribs: tuple[float, float]  # where the first rib lies, behind and in front
@@ -112,7 +112,7 @@ def _pose(rng: np.random.Generator, body: _Body, rotated: bool) -> _Pose:
 def _thorax(
     body: _Body, rng: np.random.Generator, height: int, width: int, rotated: bool
 ) -> tuple[Attenuation, Attenuation]:
-    """Attenuation of the healthy chest, and what the lungs' air takes from it, both [H, W]."""
+    """Return the attenuation of a healthy chest and its reduction by air in the lungs, [H, W]."""
     pose = _pose(rng, body, rotated)
     y = np.linspace(0, 1, height, dtype=np.float32)
     v = ((y - np.float32(0.5)) / pose.zoom + 0.5 + pose.up).astype(np.float32)
@@ -126,17 +126,17 @@ def _thorax(
 
 
 def _layers(body: _Body, pose: _Pose, u: Attenuation, v: Curve) -> tuple[Attenuation, Attenuation]:
-    """Soft tissue, air and bones: the attenuation, and what the air takes from it, [H, W].
+    """Return the attenuation of soft tissue, air and bones, and its reduction by air, [H, W].
 
     Args:
         body: the patient.
         pose: the film.
-        u: distance from the spine, [H, W]; negative is the body's right.
-        v: height in the body of every row, 0 at the top.
+        u: distance of every pixel from the spine, [H, W]; negative on the right of the body.
+        v: height of every row in the body, [H]; 0 at the top.
     """
     side = np.abs(u)
     base = body.base - pose.breath
-    # Outline of the lungs in every row, one curve a side; the image's left is the body's right.
+    # Outline of the lungs, one curve per side; the left of the image is the right of the body.
     down = np.clip((v - body.apex) / (base + 0.12 - body.apex), 0, 1)
     lateral = body.chest * (np.clip(1 - (1 - down) ** 3.0, 0, 1) ** 0.5 * 0.86 + 0.14 * down)
     lateral = lateral.astype(np.float32)
@@ -159,7 +159,7 @@ def _layers(body: _Body, pose: _Pose, u: Attenuation, v: Curve) -> tuple[Attenua
     air *= _ramp(wall * np.float32(8)) * np.float32(0.4) + np.float32(0.6)
     air *= np.float32(pose.air)
 
-    # Soft tissue: trunk, shoulders and arms; then what the air in the lungs takes away.
+    # Soft tissue: trunk, shoulders and arms; then subtract the air in the lungs.
     trunk = body.chest + 0.035 * body.fat + 0.1 * np.clip(0.28 - v, 0, 1) * 4
     trunk = np.where(v < 0.12, trunk - (0.12 - v) * 2, trunk).astype(np.float32)[:, None]
     field = np.sqrt(_ramp((trunk - side) * np.float32(4.5))) * np.float32(1.6 * body.fat)
@@ -189,12 +189,12 @@ def _layers(body: _Body, pose: _Pose, u: Attenuation, v: Curve) -> tuple[Attenua
 
 
 def _ramp(x: Attenuation) -> Attenuation:
-    """`x` held between 0 and 1, in place."""
+    """Clip `x` to 0..1 in place."""
     return np.clip(x, 0, 1, out=x)
 
 
 def _spine(side: Attenuation, v: Curve, body: _Body) -> Attenuation:
-    """Vertebrae with their discs and pedicles."""
+    """Return the attenuation of the vertebrae with their discs and pedicles."""
     phase = v * np.float32(1 / (0.72 * body.ribs))
     phase = phase - np.floor(phase)
     disc = np.clip(np.abs(phase - 0.5) * 2 - 0.7, 0, 1) * 1.6
@@ -209,7 +209,7 @@ def _spine(side: Attenuation, v: Curve, body: _Body) -> Attenuation:
 
 
 def _ribs(side: Attenuation, v: Curve, lateral: Curve, body: _Body, pose: _Pose) -> Attenuation:
-    """All ribs at once: a periodic tube along curves, behind and, fainter, in front."""
+    """Draw all ribs as periodic tubes along curves: behind and, fainter, in front."""
     w = v[:, None]
     wall = lateral[:, None] + np.float32(0.014)
     cage = _ramp((wall - side) * np.float32(70))
@@ -226,7 +226,7 @@ def _ribs(side: Attenuation, v: Curve, lateral: Curve, body: _Body, pose: _Pose)
     ribs += shade * _ramp((r - np.float32(0.3)) * 2) * np.float32(0.5)
     ribs *= cage
     ribs *= _ramp((side - np.float32(0.03)) * np.float32(40))
-    # Along the side wall the ray runs down the ribs' length.
+    # At the side wall, the ray runs along the ribs.
     edge = _ramp(1 - np.abs(side - wall + np.float32(0.01)) * np.float32(75))
     ribs += edge * (shade * np.float32(0.7) + np.float32(0.3)) * (wall > np.float32(0.06))
     ends = np.clip((w - (body.apex - 0.06)) * 30, 0, 1)
@@ -236,7 +236,7 @@ def _ribs(side: Attenuation, v: Curve, lateral: Curve, body: _Body, pose: _Pose)
 
 
 def _tubes(phase: Attenuation) -> Attenuation:
-    """Hollow tubes across a phase of period 1: bright cortex, paler marrow."""
+    """Draw hollow tubes from a phase of period 1: bright cortex, paler marrow."""
     across = phase - np.floor(phase)
     across -= np.float32(0.5)
     across *= across
@@ -247,7 +247,7 @@ def _tubes(phase: Attenuation) -> Attenuation:
 
 
 def _clavicles(side: Attenuation, v: Curve, body: _Body, pose: _Pose) -> Attenuation:
-    """Collar bones and the heads of the upper arms."""
+    """Draw the collar bones and the heads of the upper arms."""
     height, slant = pose.clavicles
     w = v[:, None]
     line = np.float32(height) - np.float32(slant) * side
@@ -264,7 +264,7 @@ def _clavicles(side: Attenuation, v: Curve, body: _Body, pose: _Pose) -> Attenua
 
 
 def _vessels(body: _Body, rng: np.random.Generator, height: int, width: int) -> Attenuation:
-    """Vessels that branch from the hila and thin out, and the lungs' fine texture."""
+    """Draw vessels that branch from the hila, and the fine texture of the lungs."""
     h, w = height, width
     canvas = Image.new("L", (w, h))
     pen = ImageDraw.Draw(canvas)
@@ -287,7 +287,7 @@ def _vessels(body: _Body, rng: np.random.Generator, height: int, width: int) -> 
     strength = rng.uniform(0.6, 1.1)
     half = canvas.resize((w // 2, h // 2), Image.Resampling.BOX)
     small = np.asarray(half, np.float32) * np.float32(strength / 255)
-    small += rng.normal(0, 0.045, small.shape)  # the lungs' fine texture
+    small += rng.normal(0, 0.045, small.shape)  # fine texture of the lungs
     return _enlarged(small, height, width)
 
 
@@ -297,7 +297,7 @@ def _enlarged(small: npt.NDArray[np.floating], height: int, width: int) -> Atten
 
 
 def _opacities(rng: np.random.Generator, air: Attenuation, subtle: bool) -> Attenuation:
-    """Consolidation (a dense lobe), bronchopneumonia (patches) or interstitial haze."""
+    """Draw consolidation (a dense lobe), bronchopneumonia (patches) or interstitial haze."""
     height, width = air.shape
     h, w = height // 2, width // 2
     depth = air[: h * 2 : 2, : w * 2 : 2]
@@ -325,13 +325,13 @@ def _opacities(rng: np.random.Generator, air: Attenuation, subtle: bool) -> Atte
     fine = _enlarged(rng.normal(0, 1, (h // 2, w // 2)), h, w)
     uneven = (0.2, 0.25) if pattern == "interstitial" else (0.3, 0.1)
     haze *= np.maximum(1 + np.float32(uneven[0]) * coarse + np.float32(uneven[1]) * fine, 0)
-    # A consolidated lung holds no more water than the lung had air.
+    # A consolidated lung cannot hold more water than it had air.
     filled = (1 - np.exp(-haze * np.float32(severity))).astype(np.float32)
     return _enlarged(filled, height, width) * air
 
 
 def _devices(rng: np.random.Generator, height: int, width: int) -> Attenuation:
-    """Leads and tubes over the chest."""
+    """Draw leads and tubes over the chest."""
     canvas = Image.new("L", (width, height))
     pen = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(1, 4))):
@@ -345,7 +345,7 @@ def _devices(rng: np.random.Generator, height: int, width: int) -> Attenuation:
 
 
 def _collimate(field: Attenuation, rng: np.random.Generator) -> None:
-    """Shutters: outside the beam the film stays black."""
+    """Add shutters; the film stays black outside the beam."""
     height, width = field.shape
     for axis, size in ((0, height), (1, width)):
         for end in (0, 1):
@@ -356,7 +356,7 @@ def _collimate(field: Attenuation, rng: np.random.Generator) -> None:
 
 
 def _marker(field: Attenuation, rng: np.random.Generator, value: float) -> None:
-    """The lead letter R beside the patient's right shoulder."""
+    """Add the lead letter R beside the right shoulder of the patient."""
     height, width = field.shape
     tall = int(height * rng.uniform(0.04, 0.08))
     letter = np.zeros((7, 5), bool)

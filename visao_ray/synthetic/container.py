@@ -1,4 +1,4 @@
-"""A container on its chassis, as the scanner at the gate sees it."""
+"""Synthetic X-ray scans of a container on its chassis."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from visao_ray.synthetic.recipe import lot_of
 
 
 def container_scan(true_label: str, index: int, seed: int, difficulty: str) -> Scan:
-    """The scan of an empty container (`vazio`), a loaded one (`nvazio`) or goods of a heading."""
+    """Return a scan of an empty (`vazio`) or loaded (`nvazio`) container, or goods of a heading."""
     ncm = true_label.isdigit()
     rng = np.random.default_rng([seed, 21, index, int(true_label) if ncm else len(true_label)])
     cargo: Cargo | None = None
@@ -44,7 +44,7 @@ def container_scan(true_label: str, index: int, seed: int, difficulty: str) -> S
 
 
 def _draw(rng: np.random.Generator, cargo: Cargo | None, difficulty: str) -> Attenuation:
-    """Attenuation [H, W] of the whole picture: container, cargo, chassis, surroundings."""
+    """Draw container, cargo, chassis and surroundings; return the attenuation, [H, W]."""
     forty = rng.random() < 0.6
     width = int(rng.integers(430, 580) if forty else rng.integers(240, 330))
     height = int(width / (rng.uniform(2.05, 2.9) if forty else rng.uniform(1.0, 1.35)))
@@ -54,7 +54,7 @@ def _draw(rng: np.random.Generator, cargo: Cargo | None, difficulty: str) -> Att
 
     left, right = rng.integers(2, max(3, width // 25), 2)
     x0, x1 = int(left), width - int(right)
-    if rng.random() < 0.12:  # the scan stops before the container does
+    if rng.random() < 0.12:  # the scan stops before the end of the container
         x1 = width + 20
     neighbour = difficulty == "two_containers" or (not difficulty and rng.random() < 0.06)
     if neighbour:
@@ -91,7 +91,7 @@ def _draw(rng: np.random.Generator, cargo: Cargo | None, difficulty: str) -> Att
 
 
 def _add(field: Attenuation, y0: int, y1: int, x0: int, x1: int, value: float) -> None:
-    """Add a rectangle, cut to the picture."""
+    """Add a rectangle, clipped to the picture."""
     field[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] += np.float32(value)
 
 
@@ -105,7 +105,7 @@ def _shell(
     style: tuple[bool, float, float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Walls, frame, posts and castings of a container from column x0 to column x1."""
+    """Add walls, frame, posts and castings of a container from column x0 to column x1."""
     lined, upper, lower, period = style
     width = field.shape[1]
     a, b = max(x0, 0), min(x1, width)
@@ -113,7 +113,7 @@ def _shell(
         return
     bottom = floor + (field.shape[0] - floor) // 2
     x = np.arange(a, b, dtype=np.float32)
-    # Corrugated sheet: the ray crosses more steel on the flanks of every fold.
+    # Corrugated sheet: the ray crosses more steel on the sides of every fold.
     fold = np.abs(np.sin(x * np.float32(np.pi / period))) ** 3 + rng.normal(0, 0.15, b - a)
     zones = np.repeat(rng.normal(0, 0.006, 8), (b - a) // 8 + 1)[: b - a]
     wall = np.maximum(fold * 0.03 + zones, -0.02).astype(np.float32)
@@ -133,7 +133,7 @@ def _shell(
         rail = band + int((floor - band) * rng.uniform(0.55, 0.8))
         _add(field, rail, rail + 1, x0, x1, 0.12)
         _add(field, rail, floor, x0, x1, 0.04)
-    # Rails run a little out of level, so a line fades from one detector row into the next.
+    # Rails are slightly out of level, so a line fades from one detector row into the next.
     fade = np.interp(x, np.linspace(a, b, 9), rng.random(9)).astype(np.float32)
     field[top, a:b] += 0.3 + 0.9 * fade
     field[top - 1, a:b] += 0.9 - 0.8 * fade
@@ -162,7 +162,7 @@ def _shell(
 def _chassis(
     field: Attenuation, x0: int, x1: int, floor: int, end: int, rng: np.random.Generator
 ) -> None:
-    """Wooden floor on steel cross members, and the trailer's frame under it."""
+    """Add the wooden floor on steel cross members, and the frame of the trailer under it."""
     a, b = max(x0 - 2, 0), min(x1 + 2, field.shape[1])
     bottom = field.shape[0]
     depth = end - floor
@@ -172,7 +172,7 @@ def _chassis(
     _add(field, under, bottom, a, b, rng.choice([0.0, 0.1, 0.3]))
     _add(field, floor, floor + max(3, depth // 6), a, b, rng.uniform(0.0, 0.2))
     step = max(5.0, (x1 - x0) / rng.uniform(34, 52))
-    for k, x in enumerate(np.arange(x0, b, step)):  # cross members, not all alike
+    for k, x in enumerate(np.arange(x0, b, step)):  # cross members, which vary
         column, low = int(x + rng.normal(0, 0.8)), under + int(rng.integers(-3, depth // 3 + 4))
         thick = 1 + int(rng.random() < 0.25)
         _add(field, floor + 2, low, column, column + thick, rng.uniform(0.4, 1.3))
@@ -203,7 +203,7 @@ def _chassis(
                 _add(field, floor + depth // 3, bottom, leg, leg + 4, rng.uniform(0.8, 2.0))
     for x in (x0, x1 - 6):
         _add(field, floor, bottom, x, x + 5, rng.uniform(0.8, 2.0))
-    for _ in range(int(rng.integers(3, 9))):  # the tractor's tail, lamps
+    for _ in range(int(rng.integers(3, 9))):  # rear of the tractor, lamps
         x, y = int(rng.integers(a, b)), int(rng.integers(under - 2, end + 1))
         _add(field, y, y + int(rng.integers(1, 4)), x, x + int(rng.integers(3, 20)), 0.8)
     if rng.random() < 0.25:  # an axle under it
@@ -222,7 +222,7 @@ def _disc(field: Attenuation, y: int, x: int, radius: float, value: float) -> No
 
 
 def _truck(field: Attenuation, back: int, floor: int, end: int, rng: np.random.Generator) -> None:
-    """The tractor's cab before the container."""
+    """Add the cab of the tractor in front of the container."""
     height = end - floor
     tall = int((floor) * rng.uniform(0.35, 0.6))
     front = max(0, int(back * rng.uniform(0.02, 0.2)))
@@ -243,7 +243,7 @@ def _truck(field: Attenuation, back: int, floor: int, end: int, rng: np.random.G
 
 
 def _residue(inside: Attenuation, amount: float, rng: np.random.Generator) -> None:
-    """Sweepings, dunnage and stains along the floor; no cargo."""
+    """Add dirt, dunnage and stains along the floor of an empty container."""
     height, width = inside.shape
     walk = np.cumsum(rng.normal(0, 1, width))
     walk = np.abs(walk - walk.mean()) / (np.abs(walk).max() + 1)
@@ -259,7 +259,7 @@ def _residue(inside: Attenuation, amount: float, rng: np.random.Generator) -> No
 def _sheared(
     field: Attenuation, rise: int, slack: int, height: int, rng: np.random.Generator
 ) -> Attenuation:
-    """The passing truck is not level: every column sits a little higher or lower."""
+    """Shift every column slightly up or down, because the passing truck is not level."""
     width = field.shape[1]
     sway = np.interp(np.arange(width), np.linspace(0, width, 7), rng.normal(0, 0.5, 7))
     shift = np.linspace(-rise / 2, rise / 2, width) + sway

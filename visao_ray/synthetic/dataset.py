@@ -1,4 +1,4 @@
-"""A whole dataset rendered to storage, in parallel and resumable."""
+"""Render a whole dataset to storage, in parallel and resumable."""
 
 import hashlib
 import json
@@ -29,23 +29,23 @@ TRUTH = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
-"""One row a file: declared and true label, hard case, original, patient or lot, sha256, size."""
+"""One row per file: declared and true label, hard case, original, patient or lot, SHA-256, size."""
 
-_CHUNK = 64  # images a task writes before it commits their truth
+_CHUNK = 64  # images that a task writes before it writes their truth
 _RECIPE = b"visao_ray.recipe"
 
 
 def render_dataset(recipe: SyntheticRecipe, out: "Location") -> dict[str, int]:
-    """Render every image of a recipe, with Ray Data, to `out/images` and the truth to `out/truth`.
+    """Render all images of a recipe with Ray Data to `out/images`, and the truth to `out/truth`.
 
-    The truth of 64 images is written after the images themselves, so a part of it stands for
-    finished work: the same call after a kill renders only what is missing and ends with the same
-    files. Ray must have been started.
+    Each part of the truth is written after its 64 images, so its existence shows that they are
+    complete. The same call after a kill renders only the missing images and gives the same files.
+    Ray must have been started.
 
     Args:
         recipe: what to render.
-        out: destination; images lie at `images/LABEL/NAME`, or `images/arrived/NAME` where they
-            have no label, truth (schema `TRUTH`) at `truth/`.
+        out: destination. Images are written to `images/LABEL/NAME`, or to `images/arrived/NAME` if
+            they have no label, and the truth (schema `TRUTH`) to `truth/`.
 
     Returns:
         Counts over the whole dataset: `images`, `bytes`, `wrong_labels` (the declared label is not
@@ -78,7 +78,7 @@ def render_dataset(recipe: SyntheticRecipe, out: "Location") -> dict[str, int]:
 
 def _render_chunk(recipe: SyntheticRecipe, out: "Location", chunk: int) -> dict[str, int]:
     part = out.join("truth", f"part-{chunk:06d}.parquet")
-    table = _finished(out, part)
+    table = _complete_truth(out, part)
     rendered = 0
     if table is None:
         positions = range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, recipe.images))
@@ -105,7 +105,7 @@ def _write_image(recipe: SyntheticRecipe, out: "Location", position: int) -> dic
     grey = render(recipe.dataset, image.true_label, image.index, recipe.seed, image.difficulty)
     data = encode(grey, image.quality)
     target = out.join("images", image.key)
-    # Written in place: until the chunk's truth is there, a torn file is simply written again.
+    # Written in place: an incomplete file is written again as long as the chunk has no truth.
     with target.filesystem.open_output_stream(target.path) as stream:
         stream.write(data)
     return {
@@ -120,8 +120,8 @@ def _write_image(recipe: SyntheticRecipe, out: "Location", position: int) -> dic
     }
 
 
-def _finished(out: "Location", part: "Location") -> pa.Table | None:
-    """The truth of a chunk whose images are all there, whole; otherwise None."""
+def _complete_truth(out: "Location", part: "Location") -> pa.Table | None:
+    """Return the truth of a chunk if all its images are complete, else None."""
     if not part.exists():
         return None
     table = pq.read_table(part.path, filesystem=part.filesystem)

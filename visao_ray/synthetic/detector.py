@@ -1,4 +1,4 @@
-"""From line-integrated attenuation to a grey image: Beer-Lambert, detector, tone curve."""
+"""Convert line-integrated attenuation to a grey image: Beer-Lambert, detector, tone curve."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,39 +8,39 @@ import numpy.typing as npt
 from scipy import ndimage
 
 OPEN_FIELD = 60_000
-"""16-bit counts of a ray that meets nothing."""
+"""16-bit counts of an unattenuated ray."""
 
 Attenuation = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One acquisition: what lies along every ray, and how the detector saw it."""
+    """One acquisition: the attenuation along every ray, and the properties of the detector."""
 
     attenuation: Attenuation
-    """float32 [H, W], dimensionless: the sum of mu (1/m) times thickness (m) along each ray."""
+    """float32[H, W], dimensionless: the sum of mu (1/m) times thickness (m) along each ray."""
     tone: Literal["cargo", "film"] = "cargo"
     """`cargo` shows transmission (air is white); `film` shows attenuation (air is black)."""
     photons: float = 8_000.0
     """Quanta per pixel of the open field; fewer is noisier."""
     psf: float = 0.5
-    """Standard deviation of the point spread, pixels."""
+    """Standard deviation of the point spread function, in pixels."""
     stripes: float = 0.003
     """Standard deviation of the gain between detector columns."""
     exposure: float = 1.0
-    """Gain of the whole scan; under 1 the picture is dark (`cargo`)."""
+    """Gain of the whole scan; below 1 the picture is dark (`cargo`)."""
     gamma: float = 1.0
     """Exponent of the tone curve."""
     window: tuple[float, float] = (0.0, 4.0)
     """Attenuations shown as black and as white (`film` only)."""
 
     def counts(self, rng: np.random.Generator) -> npt.NDArray[np.uint16]:
-        """Detector counts, uint16 [H, W]: exp(-A), point spread, quantum noise and stripes."""
+        """Return detector counts, uint16[H, W]: exp(-A), blur, quantum noise and stripes."""
         signal: Attenuation = np.exp(-self.attenuation)
         if self.psf > 0:
             signal = _spread(signal, self.psf)
         noise = rng.standard_normal(signal.shape, dtype=np.float32)
-        # A Gaussian of variance I/N stands for Poisson: at thousands of quanta they agree.
+        # A Gaussian of variance I/N approximates Poisson noise well at thousands of quanta.
         noise *= np.sqrt(signal * np.float32(1.0 / self.photons) + np.float32(1e-7))
         signal += noise
         gain = rng.standard_normal(signal.shape[1], dtype=np.float32) * np.float32(self.stripes)
@@ -49,7 +49,7 @@ class Scan:
         return signal.astype(np.uint16)
 
     def grey(self, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-        """The 8-bit picture, uint8 [H, W]."""
+        """Return the 8-bit picture, uint8[H, W]."""
         levels = np.arange(65_536, dtype=np.float32) * np.float32(1.0 / OPEN_FIELD)
         if self.tone == "film":
             black, white = self.window
@@ -62,7 +62,7 @@ class Scan:
 
 
 def _spread(image: Attenuation, sigma: float) -> Attenuation:
-    """Gaussian blur; a narrow one is three taps along each axis, which is several times faster."""
+    """Blur with a Gaussian; a narrow one is a three-tap kernel per axis, which is much faster."""
     if sigma > 0.8:
         blurred: Attenuation = ndimage.gaussian_filter(image, sigma, truncate=2.5)
         return blurred

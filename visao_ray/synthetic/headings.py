@@ -1,11 +1,11 @@
-"""The 4-digit headings of the Harmonized System that label the `ncm` dataset."""
+"""The 4-digit headings of the Harmonized System, the classes of the `ncm` dataset."""
 
 from functools import lru_cache
 
 from visao_ray.core.errors import InputError
 
 MOST_HEADINGS = 868
-"""Classes of the study's `ncm` dataset."""
+"""Number of classes of the study's `ncm` dataset."""
 
 # Headings in each HS chapter, 01 to 97 (77 is reserved and has none), after the 2017 nomenclature.
 _HEADINGS_IN_CHAPTER = (
@@ -29,10 +29,10 @@ def _all_headings() -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def ncm_headings(n: int = MOST_HEADINGS) -> tuple[str, ...]:
-    """Sorted 4-digit HS headings, an even selection over the chapters.
+    """Return sorted 4-digit HS headings, selected evenly over the chapters.
 
     Args:
-        n: how many, 1 to 868.
+        n: number of headings, 1 to 868.
 
     Returns:
         `n` distinct strings such as `"0101"`, sorted; the class names of the `ncm` dataset.

@@ -1,4 +1,4 @@
-"""The render job: synthetic scans, with the truth beside them."""
+"""The render job: synthetic scans with known true labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visao_ray.synthetic.settings import RenderSettings
 
 
 def render_scans(settings: RenderSettings, run: Run[Any]) -> None:
-    """Writes `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
+    """Write `images/LABEL/NAME` and the table `truth` (true labels, hard cases, duplicates)."""
     recipe = SyntheticRecipe(
         dataset=settings.dataset,
         images=settings.images,

@@ -1,4 +1,4 @@
-"""What a rendered dataset holds: every image planned, with its declared and its true label."""
+"""The plan of a rendered dataset: every image with its declared and its true label."""
 
 import math
 from bisect import bisect_right
@@ -21,12 +21,12 @@ _DIFFICULTIES = {
     "vazio": ("dirty_floor", "dirty_floor", "dirty_floor", *_VIEW),
 }
 _STRAY_DUPLICATE = 8
-"""One duplicate in this many lies in another class's folder than its original."""
+"""One duplicate in this many may be in the folder of another class than its original."""
 
 
 @dataclass(frozen=True)
 class SyntheticRecipe:
-    """Everything that decides a rendered dataset: the same recipe gives the same bytes."""
+    """Everything that determines a rendered dataset: the same recipe gives the same bytes."""
 
     dataset: DatasetName = "vazios"
     """Which dataset: `chest_xray`, `vazios` or `ncm`."""
@@ -37,15 +37,15 @@ class SyntheticRecipe:
     seed: int = 0
     """Seed of every draw, 0 or more."""
     difficult: float = 0.1
-    """Share of images that are a hard case (nearly empty, foam, blur, ...), 0 to 1."""
+    """Share of images that are hard cases (nearly empty, foam, blur, ...), 0 to 1."""
     wrong_labels: float = 0.0
-    """Share of images that lie in the folder of a class they are not (the study met 0.025)."""
+    """Share of images in the folder of a wrong class, 0 to 1 (the study found 0.025)."""
     duplicates: float = 0.0
-    """Share of files that are a byte-for-byte copy of another one, under another name."""
+    """Share of files that are byte-for-byte copies of another file under another name, 0 to 1."""
     imbalance: Literal["even", "long_tail"] = "long_tail"
-    """Images per `ncm` class: even, or falling with the rank of the class, as in the study."""
+    """Images per `ncm` class: even, or decreasing with the rank of the class as in the study."""
     unlabelled: bool = False
-    """Lay all images in one folder, in an order that does not tell their classes."""
+    """Put all images in one folder, in an order that does not reveal their classes."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -73,7 +73,7 @@ class SyntheticRecipe:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, in the dataset's declared order."""
+        """Classes of the dataset in index order."""
         if self.dataset == "chest_xray":
             return ("NORMAL", "PNEUMONIA")
         if self.dataset == "vazios":
@@ -83,20 +83,20 @@ class SyntheticRecipe:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One file of the dataset and the truth about it."""
+    """One file of the dataset with its true label."""
 
     key: str
     """Path under the images folder; its folder is the declared label."""
     label: str
     """The declared label."""
     true_label: str
-    """What the image shows."""
+    """The class that the image shows."""
     index: int
-    """Number of the picture (a duplicate has its original's), for `render`."""
+    """Number of the picture for `render`; a duplicate has the number of its original."""
     difficulty: str
     """Name of the hard case, or empty."""
     duplicate_of: str
-    """Key of the file that this one copies, or empty."""
+    """Key of the original of a duplicate, or empty."""
     group: str
     """Patient (`chest_xray`), lot (`ncm`: scans of one shipment) or the scan itself."""
     quality: int
@@ -104,12 +104,12 @@ class PlannedImage:
 
 
 def plan(recipe: SyntheticRecipe) -> Iterator[PlannedImage]:
-    """Every image of the dataset, class after class, in constant memory."""
+    """Yield all images of the dataset, class by class, in constant memory."""
     return (planned(recipe, position) for position in range(recipe.images))
 
 
 def planned(recipe: SyntheticRecipe, position: int) -> PlannedImage:
-    """The image at one position of the plan, without planning the others."""
+    """Return the image at one position of the plan, without planning the others."""
     source = position
     role = shuffled(position, recipe.images, _mix(recipe.seed, 1))
     duplicates = _duplicates(recipe)
@@ -141,9 +141,9 @@ def planned(recipe: SyntheticRecipe, position: int) -> PlannedImage:
 
 
 def lot_of(seed: int, index: int) -> tuple[int, int]:
-    """Which patient or lot the picture `index` is of, and which of its pictures (from 1).
+    """Return the patient or lot of picture `index`, and its number within the lot, from 1.
 
-    Five pictures in a row come from three sources, so the answer needs no other picture.
+    Every block of five pictures has three lots, so the result does not depend on other blocks.
     """
     block, place = divmod(index, 5)
     sizes = _SIZES[_mix(seed, 6, block) % len(_SIZES)]
@@ -158,9 +158,9 @@ _SIZES = ((1, 1, 3), (1, 3, 1), (3, 1, 1), (1, 2, 2), (2, 1, 2), (2, 2, 1))
 
 
 def shuffled(position: int, size: int, key: int) -> int:
-    """Where a keyed permutation of `range(size)` sends `position` (Feistel, cycle-walking).
+    """Permute `range(size)` by a key, and return the new position (Feistel, cycle-walking).
 
-    Shares come out exact and no list of positions is ever held.
+    The shares of a dataset are exact, and no list of positions is kept in memory.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -174,7 +174,7 @@ def shuffled(position: int, size: int, key: int) -> int:
 
 
 def _mix(*words: int) -> int:
-    """A 64-bit hash of small integers (the finaliser of splitmix64)."""
+    """Return a 64-bit hash of small integers (the finaliser of splitmix64)."""
     state = 0
     for word in words:
         state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -186,7 +186,7 @@ def _mix(*words: int) -> int:
 
 @lru_cache(maxsize=8)
 def class_counts(recipe: SyntheticRecipe) -> tuple[int, ...]:
-    """Files in each declared class; they add up to `recipe.images`."""
+    """Return the number of files in each declared class; they add up to `recipe.images`."""
     images, classes = recipe.images, len(recipe.class_names)
     if recipe.dataset == "chest_xray":
         normal = max(1, round(images / 4)) if images > 1 else 0
@@ -200,7 +200,7 @@ def class_counts(recipe: SyntheticRecipe) -> tuple[int, ...]:
     scale = (images - classes) / math.fsum(weights)
     shares = [weight * scale for weight in weights]
     counts = [1 + int(share) for share in shares]
-    # The largest remainders take what rounding down left over.
+    # The classes with the largest remainders get the images left over by rounding down.
     order = sorted(range(classes), key=lambda c: shares[c] - int(shares[c]), reverse=True)
     for c in order[: images - sum(counts)]:
         counts[c] += 1
@@ -217,7 +217,10 @@ def _class_of(recipe: SyntheticRecipe, position: int) -> int:
 
 
 def _index(recipe: SyntheticRecipe, position: int) -> int:
-    """The picture's number: a class starts at a multiple of five, so no patient has two classes."""
+    """Return the number of a picture.
+
+    A class starts at a multiple of five, so no patient has two classes.
+    """
     if recipe.dataset == "chest_xray" and _class_of(recipe, position) == 1:
         return position + -_starts(recipe)[1] % 5
     return position
@@ -228,7 +231,7 @@ def _duplicates(recipe: SyntheticRecipe) -> int:
 
 
 def _source(recipe: SyntheticRecipe, position: int, duplicates: int) -> int:
-    """The original that a duplicate copies: of its own folder, or now and then of any."""
+    """Return the position of a duplicate's original: in its own folder, or sometimes in any."""
     starts = _starts(recipe)
     c = _class_of(recipe, position)
     low, high = starts[c], starts[c + 1]
@@ -244,7 +247,7 @@ def _source(recipe: SyntheticRecipe, position: int, duplicates: int) -> int:
 
 
 def _name(recipe: SyntheticRecipe, position: int) -> tuple[str, str]:
-    """Key and group of a file."""
+    """Return the key and the group of a file."""
     if recipe.unlabelled:
         number = shuffled(position, recipe.images, _mix(recipe.seed, 11))
         name = f"arrived-{recipe.seed}-{number:06d}"

@@ -1,4 +1,4 @@
-"""One picture of a dataset, rendered from its label, index, seed and difficulty, as JPEG."""
+"""Render one picture of a dataset from its label, index, seed and difficulty, and encode it."""
 
 import io
 
@@ -16,7 +16,17 @@ from visao_ray.synthetic.recipe import DatasetName
 def scan(
     dataset: DatasetName, true_label: str, index: int, seed: int, difficulty: str = ""
 ) -> Scan:
-    """The acquisition behind a picture: its attenuation map and the detector's settings.
+    """Return the acquisition of a picture: its attenuation map and the detector's properties.
+
+    Args:
+        dataset: `chest_xray`, `vazios` or `ncm`.
+        true_label: the class that the picture shows.
+        index: number of the picture in its dataset.
+        seed: seed of the dataset.
+        difficulty: name of a hard case, or empty.
+
+    Returns:
+        The acquisition.
 
     Raises:
         InputError: the dataset has no such class.
@@ -43,7 +53,7 @@ def render(
         difficulty: name of a hard case, or empty.
 
     Returns:
-        Grey levels, uint8 [H, W]; sizes vary as in the real datasets.
+        Grey levels, uint8[H, W]; sizes vary as in the real datasets.
 
     Raises:
         InputError: the dataset has no such class.
@@ -53,7 +63,7 @@ def render(
 
 
 def encode(image: npt.NDArray[np.uint8], quality: int) -> bytes:
-    """A grey picture, uint8 [H, W], as JPEG of the given quality (1 to 95)."""
+    """Encode a grey picture, uint8[H, W], as JPEG with the given quality (1 to 95)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Settings of the job that renders scans."""
+"""Settings of the render job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Synthetic = Literal["chest_xray", "vazios", "ncm"]
 
 
 class RenderOptions(BaseSettings):
-    """What a rendered dataset is like."""
+    """Contents of a rendered dataset."""
 
     images: int = Field(1200, ge=4, description="images to render")
     classes: int = Field(868, ge=2, le=868, description="cargo headings (ncm only)")
@@ -22,12 +22,12 @@ class RenderOptions(BaseSettings):
     wrong_labels: float = Field(0.0, ge=0, lt=0.5, description="share of planted wrong labels")
     duplicates: float = Field(0.0, ge=0, lt=0.5, description="share of planted duplicates")
     imbalance: Literal["even", "long_tail"] = Field(
-        "even", description="how ncm images spread over the headings"
+        "even", description="distribution of ncm images over the headings"
     )
 
 
 class RenderSettings(RenderOptions, JobSettings):
-    """Render synthetic scans: X-ray images that look real, with the truth written beside them."""
+    """Render synthetic scans: realistic X-ray images with known true labels."""
 
     job: ClassVar[str] = "render"
     example: ClassVar[str] = "--dataset ncm --images 5000 --classes 100 --out out/scans"
@@ -36,5 +36,5 @@ class RenderSettings(RenderOptions, JobSettings):
     dataset: Synthetic = Field(description="which dataset to render")
     unlabelled: bool = Field(
         False,
-        description="in one folder, images/arrived/, as scans arrive before they are labelled",
+        description="put all images in images/arrived/, as scans that are not labelled yet",
     )

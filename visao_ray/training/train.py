@@ -20,7 +20,7 @@ from visao_ray.datasets.registry import find_dataset
 from visao_ray.datasets.spec import Dataset
 from visao_ray.evaluation.evaluate import evaluate_in
 from visao_ray.evaluation.inference import UNIT_IMAGES, open_model
-from visao_ray.features.extract import Source, keep_in_order, open_source, read_new
+from visao_ray.features.extract import Source, maintain_store, open_source, read_new
 from visao_ray.models.family import GridFamily, StoredVectors
 from visao_ray.models.registry import FAMILIES
 from visao_ray.models.settings import GradientSettings, TrainSettings, VectorSettings
@@ -162,7 +162,7 @@ def _read_images(run: Run[Any], source: Source) -> None:
         with source.writing(run) as writer:
             writer.ensure(writer.store.images, schemas.IMAGES)
             read_new(run, writer, source, None, None, pool, UNIT_IMAGES)
-            keep_in_order(run, writer)
+            maintain_store(run, writer)
         report = {"counts": run.counts, "details": run.details, "warnings": run.warnings}
         file.write_bytes(to_json(report))
 

@@ -1,1 +1,1 @@
-"""What computes numbers from pixels; one file an engine."""
+"""Engines compute results from pixels; one file per engine."""

@@ -1,4 +1,4 @@
-"""What the graph asks of an engine, and the extract job of a kind of engine."""
+"""Protocols of an engine, its factory, and the kind of engine that `--engine` names."""
 
 from __future__ import annotations
 
@@ -13,85 +13,79 @@ from visao_ray.inference.settings import ExtractOptions
 
 
 class Engine(Protocol):
-    """Computes numbers from pixels; lives in an actor, on the actor's device.
-
-    Attributes:
-        outputs: name and width of each output.
-        metadata: everything that decides the numbers; goes into the name of their table.
-    """
+    """Computes results from pixels in an actor, on the actor's device."""
 
     @property
-    def outputs(self) -> Mapping[str, int]: ...
+    def outputs(self) -> Mapping[str, int]:
+        """Name and width of each output."""
 
     @property
-    def metadata(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> Mapping[str, Any]:
+        """Everything that determines the results; it goes into the name of their table."""
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """Outputs float32[N, width] by name, of pixels uint8[N, S, S, C] with C of 1 or 3."""
+        """Compute outputs float32[N, width] by name from pixels uint8[N, S, S, C], C = 1 or 3."""
 
 
 class EngineFactory(Protocol):
-    """Builds an engine where it is needed: small, picklable, known to the driver.
-
-    Attributes:
-        name: as people call the engine in lines of progress.
-        image_size: S, the side of its input in pixels.
-        resize: how an image is made square, `stretch` or `letterbox`.
-        outputs, metadata: those of the engine.
-    """
+    """Builds an engine in an actor; the factory is small and picklable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the engine in progress messages."""
 
     @property
-    def image_size(self) -> int: ...
+    def image_size(self) -> int:
+        """S, the side of the engine's input in pixels."""
 
     @property
-    def resize(self) -> Literal["stretch", "letterbox"]: ...
+    def resize(self) -> Literal["stretch", "letterbox"]:
+        """How an image is made square."""
 
     @property
-    def outputs(self) -> Mapping[str, int]: ...
+    def outputs(self) -> Mapping[str, int]:
+        """Outputs of the engine."""
 
     @property
-    def metadata(self) -> Mapping[str, Any]: ...
+    def metadata(self) -> Mapping[str, Any]:
+        """Metadata of the engine."""
 
     def build(self) -> Engine:
-        """The engine, ready to be called; takes seconds."""
+        """Build the engine; this takes seconds."""
 
 
 class EngineKind(Protocol):
-    """What `--engine` names: makes an engine as the settings of an extraction ask for it.
+    """A kind of engine that `--engine` names; it resolves settings to an engine factory.
 
-    The outputs of its engines are `avg` and `max`, of one width: models take these two. Where its
-    numbers differ from those of the kind `keras`, their metadata holds its name as `engine`.
-
-    Attributes:
-        name: as `--engine` has it.
-        options: the settings of `BackboneOptions` that it takes; others are refused.
+    The outputs of its engines must be `avg` and `max` with the same width, because models take
+    these two. If its results differ from those of the kind `keras`, the metadata of its engines
+    must hold its name under the key `engine`.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Value of `--engine`."""
 
     @property
-    def options(self) -> Collection[str]: ...
+    def options(self) -> Collection[str]:
+        """Names of the settings of `BackboneOptions` that it supports; others are refused."""
 
     def resolve(
         self, options: ExtractOptions, seed: int, work: Location
     ) -> tuple[EngineFactory, str | None]:
-        """Find what the engine is made of, and keep in `work` what actors build it from.
+        """Find the parts of the engine, and save in `work` the files that actors build it from.
 
-        Runs in a task. Actors may be restarted after their node was lost: what is large goes to
-        `work`, not into the factory.
+        Runs in a task. Actors may be restarted after their node was lost, so large data goes to
+        `work` and not into the factory.
 
         Args:
-            options: of the extraction.
-            seed: of the run; weights that are drawn come from it.
+            options: settings of the extraction.
+            seed: seed of the run, also used for random weights.
             work: folder of the run.
 
         Returns:
-            The factory, and a warning to show, if any.
+            The factory, and a warning to show, or None.
 
         Raises:
-            InputError: it cannot be had.
+            InputError: the engine is not available with these settings.
         """

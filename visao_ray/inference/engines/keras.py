@@ -1,4 +1,4 @@
-"""Keras as an engine: a backbone without its top, or a model that was trained on pixels."""
+"""Keras engines: a backbone without its top, or a model that was trained on pixels."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ Outputs = dict[str, npt.NDArray[np.float32]]
 
 
 class KerasEngine:
-    """A function of batches as an engine.
+    """Engine that calls a function on batches of fixed size.
 
-    Every batch has the same size, the last one is filled up: the network sees one shape, and the
-    numbers of an image do not depend on how many others come along.
+    The last batch is padded, so the network sees one shape, and the results of an image do not
+    depend on the number of other images.
 
     Args:
-        predict: outputs float32[B, width] by name, of pixels uint8[B, S, S, 3].
-        image_size: S.
+        predict: computes outputs float32[B, width] by name from pixels uint8[B, S, S, 3].
+        image_size: S, in pixels.
         batch_size: B.
-        outputs, metadata: see `Engine`.
+        outputs: see `Engine`.
+        metadata: see `Engine`.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class KerasEngine:
         self._predict = predict
         self._shape = (batch_size, image_size, image_size, 3)
         self.outputs, self.metadata = outputs, metadata
-        # Once before threads share it: Keras builds its function at the first call.
+        # Call it once before threads share it: Keras builds its function at the first call.
         self._predict(np.zeros(self._shape, np.uint8))
 
     def __call__(self, pixels: Pixels) -> Outputs:
-        """Outputs float32[N, width] by name, of pixels uint8[N, S, S, C] with C of 1 or 3."""
+        """Compute outputs float32[N, width] by name from pixels uint8[N, S, S, C], C = 1 or 3."""
         found = {
             name: np.empty((len(pixels), width), np.float32) for name, width in self.outputs.items()
         }
@@ -61,7 +62,7 @@ class KerasEngine:
             for name, values in self._predict(batch).items():
                 found[name][start : start + len(chosen)] = values[: len(chosen)]
 
-        # Two batches at a time: one computes where the other waits for its slowest thread.
+        # Two batches at a time: one computes while the other waits for its slowest thread.
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(fill, range(0, len(pixels), self._shape[0])))
         return found
@@ -69,14 +70,14 @@ class KerasEngine:
 
 @dataclass(frozen=True)
 class KerasBackbone:
-    """A backbone that was resolved; its outputs are `avg` and `max`, float32[D] each.
+    """Factory of a backbone's engine; its outputs are `avg` and `max`, float32[N, D] each.
 
     Attributes:
-        at: where `Backbone.write` kept it. From storage, not from Ray's object store: an actor that
-            is restarted after its node was lost must find its weights again.
-        backbone: without its weights.
+        at: file that `Backbone.write` saved. It is in storage and not in Ray's object store,
+            because an actor that is restarted after its node was lost must find the weights again.
+        backbone: the backbone without its weights.
         resize: how an image is made square.
-        batch_size: images the network sees at once.
+        batch_size: images per batch.
     """
 
     at: Location
@@ -86,22 +87,22 @@ class KerasBackbone:
 
     @property
     def name(self) -> str:
-        """The backbone's name."""
+        """Name of the backbone."""
         return self.backbone.name
 
     @property
     def image_size(self) -> int:
-        """Side of its input in pixels."""
+        """Side of the input in pixels."""
         return self.backbone.image_size
 
     @property
     def outputs(self) -> Mapping[str, int]:
-        """Both pools."""
+        """Width of both pooled outputs."""
         return {"avg": self.backbone.width, "max": self.backbone.width}
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """All that decides the numbers."""
+        """Everything that determines the results."""
         return self.backbone.metadata(self.resize)
 
     def build(self) -> KerasEngine:
@@ -116,7 +117,7 @@ class KerasBackbone:
 
 
 class KerasBackbones:
-    """The kind `keras`: any keras.applications network, or a `.keras` file."""
+    """The engine kind `keras`: any keras.applications network, or a `.keras` file."""
 
     name = "keras"
     options = frozenset(BackboneOptions.model_fields)
@@ -124,27 +125,35 @@ class KerasBackbones:
     def resolve(
         self, options: ExtractOptions, seed: int, work: Location
     ) -> tuple[EngineFactory, str | None]:
-        """Find the backbone and its weights, which are kept in a file for the actors.
+        """Find the backbone and its weights, and save them in a file for the actors.
+
+        Args:
+            options: settings of the extraction.
+            seed: seed of random weights.
+            work: folder of the run.
+
+        Returns:
+            The factory, and a warning to show, or None.
 
         Raises:
-            InputError: a backbone or weights that cannot be had.
+            InputError: the backbone or its weights are not available.
         """
         backbone, warning = resolve(options, seed)
-        keep = work.join("backbone.npz")
-        backbone.write(keep)
-        light = replace(backbone, arrays=(), file=b"")
-        return KerasBackbone(keep, light, options.resize, options.batch_size), warning
+        saved = work.join("backbone.npz")
+        backbone.write(saved)
+        without_weights = replace(backbone, arrays=(), file=b"")
+        return KerasBackbone(saved, without_weights, options.resize, options.batch_size), warning
 
 
 @dataclass(frozen=True)
 class KerasModel:
-    """A trained model that takes pixels; its outputs are `probability` and / or `embedding`.
+    """Factory of a trained model's engine; its outputs are `probability`, `embedding` or both.
 
     Attributes:
-        at: its file.
-        model_metadata: what its file says of it.
-        digest: sha256 of the file.
-        batch_size: images the network sees at once.
+        at: file of the model.
+        model_metadata: metadata in the file.
+        digest: SHA-256 of the file.
+        batch_size: images per batch.
     """
 
     at: Location
@@ -154,12 +163,12 @@ class KerasModel:
 
     @property
     def name(self) -> str:
-        """As the model calls itself."""
+        """Name of the model."""
         return self.model_metadata.name
 
     @property
     def image_size(self) -> int:
-        """Side of its input in pixels."""
+        """Side of the input in pixels."""
         return self.model_metadata.image_size
 
     @property
@@ -169,17 +178,17 @@ class KerasModel:
 
     @property
     def outputs(self) -> Mapping[str, int]:
-        """What it gives."""
+        """Name and width of each output."""
         return self.model_metadata.outputs
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """All that decides the numbers, the file, and what they mean."""
+        """Name and digest of the model, and its classes."""
         classes = list(self.model_metadata.classes)
         return {"model": self.model_metadata.name, "digest": self.digest, "classes": classes}
 
     def build(self) -> KerasEngine:
-        """Load the model."""
+        """Load the model from its file."""
         model, _ = artifact.load(self.at)
         return KerasEngine(
             lambda batch: artifact.outputs(model, batch),

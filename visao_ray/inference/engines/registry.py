@@ -1,4 +1,4 @@
-"""The kinds of engines by name."""
+"""The registry of engine kinds."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from visao_ray.inference.engines.keras import KerasBackbones
 from visao_ray.inference.settings import ExtractOptions
 from visao_ray.models.settings import BackboneOptions
 
-#: What `--engine` offers.
+#: Engine kinds that `--engine` accepts.
 ENGINES: Registry[EngineKind] = Registry("engine", (KerasBackbones(),))
 
-#: Adds a kind of engine; a plugin calls it when it is imported.
+#: Adds an engine kind; a plugin calls it when it is imported.
 register = ENGINES.register
 
 
 def find_engine(options: ExtractOptions) -> EngineKind:
-    """The kind that `--engine` names, which takes the other settings too.
+    """Find the kind that `--engine` names, and check that it supports the other settings.
+
+    Args:
+        options: settings of the extraction.
+
+    Returns:
+        The engine kind.
 
     Raises:
-        InputError: no such kind, or a setting that is not for it.
+        InputError: there is no such kind, or it does not support a setting.
     """
     kind = ENGINES.find(options.engine, "--engine")
     for name, field in BackboneOptions.model_fields.items():
         if name not in kind.options and getattr(options, name) != field.default:
-            raise InputError(f"--{name.replace('_', '-')} is not for --engine {kind.name}")
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is not supported by --engine {kind.name}; remove it")
     return kind
