@@ -32,7 +32,8 @@ from job import REPOSITORY, run_job
 from PIL import Image
 from verdict import CORES, MACHINE, judge, show
 
-from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
 

@@ -34,7 +34,8 @@ from verdict import MACHINE, judge, show
 from visao_ray.core.capacity import Nodes, StageCosts, forecast
 from visao_ray.core.object_store import list_files
 from visao_ray.core.storage import Location, locate
-from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 

@@ -45,8 +45,8 @@ from verdict import MACHINE, judge, show
 
 from visao_ray.core.lease import Owner
 from visao_ray.datasets.registry import find_dataset
-from visao_ray.store import Store, schemas
-from visao_ray.store.store import Description, create_or_open
+from visao_ray.store import schemas
+from visao_ray.store.store import Description, Store, create_or_open
 from visao_ray.store.table import TableVersion, write_fragments
 
 ROWS = 1_000_000  # that the bars are for
@@ -76,7 +76,7 @@ keras.Model(pixels, vectors, name="trivial").save(sys.argv[1])
 _READ = """
 import json, sys, time
 import numpy as np
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 from visao_ray.store.join import Snapshot, read_examples, scan_vectors
 store = Store.open(sys.argv[1])
 begun = time.perf_counter()

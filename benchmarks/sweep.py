@@ -48,9 +48,9 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets.registry import find_dataset
 from visao_ray.features.labelled import load_vectors
 from visao_ray.models.normalization import FeatureStats
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
 from visao_ray.store.join import pin, plain_vectors
-from visao_ray.store.store import Description, create_or_open
+from visao_ray.store.store import Description, Store, create_or_open
 from visao_ray.store.table import write_fragments
 
 REPOSITORY = Path(__file__).parents[1]

@@ -36,7 +36,8 @@ import numpy as np
 from PIL import Image
 from verdict import MACHINE, judge, show
 
-from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 
 REPOSITORY = Path(__file__).parents[1]
 CLASSES = ("nvazio", "vazio")

@@ -13,7 +13,7 @@ from ray_nodes import RAY, RayNodes
 
 from visao_ray.core.storage import Location
 from visao_ray.core.tables import matrix
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 
 DEADLINE_S = 300
 #: What makes an extraction long enough to be disturbed, and short enough for a test.

@@ -87,7 +87,8 @@ def ray_cluster(_ray_at_end: None) -> None:
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
-    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+    from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+    from visao_ray.synthetic.scan import encode, render
 
     root = tmp_path_factory.mktemp("scans")
     for image in plan(SyntheticRecipe("vazios", SCANS, seed=3)):

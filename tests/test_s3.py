@@ -13,7 +13,7 @@ from visao_ray.core.storage import Location, locate
 from visao_ray.features.extract import extract_images
 from visao_ray.features.settings import ExtractSettings
 from visao_ray.models.settings import TrainSettings
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 from visao_ray.training.train import train_model
 
 

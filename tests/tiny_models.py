@@ -9,7 +9,8 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets.vazios import VAZIOS
 from visao_ray.models import artifact
 from visao_ray.models.artifact import ModelMetadata
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
 
 SIDE = 32
 CLASSES = ("nvazio", "vazio")

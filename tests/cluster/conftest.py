@@ -52,7 +52,8 @@ def site(s3: S3) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def images(s3: S3) -> Location:
     """1,024 different small scans in the bucket: 64 renders, each darkened sixteen ways."""
-    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+    from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+    from visao_ray.synthetic.scan import encode, render
 
     place = locate(f"{s3.uri}/cluster/images")
     for planned in plan(SyntheticRecipe(dataset="vazios", images=64, seed=3)):

@@ -23,7 +23,7 @@ from cluster_runs import EXTRACT, committed, extracted, features, finish, proces
 from visao_ray.core.storage import Location
 from visao_ray.inference.committing import COMMIT_S
 from visao_ray.inference.graph import _FRAGMENT_ROWS
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -56,7 +56,8 @@ OTHERS = (
 @pytest.fixture(scope="module")
 def images(site) -> Location:
     """3,072 different small scans: 64 renders, each darkened 48 ways."""
-    from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+    from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+    from visao_ray.synthetic.scan import encode, render
 
     place = site.place("kills/images")
     files = {}

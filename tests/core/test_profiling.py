@@ -16,7 +16,7 @@ from visao_ray.core.storage import locate
 from visao_ray.datasets.listing import APPEND, LISTING
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.inference.lookup import ContentLookup
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
 from visao_ray.tuning.settings import SweepSettings
 

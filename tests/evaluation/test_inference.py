@@ -19,7 +19,8 @@ from visao_ray.evaluation.inference import open_model, table_name
 from visao_ray.evaluation.settings import EvaluateSettings
 from visao_ray.images.decode import decode
 from visao_ray.models import artifact
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
 
 
 @pytest.fixture(scope="module")

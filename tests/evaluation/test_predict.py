@@ -24,8 +24,10 @@ from visao_ray.features.settings import ExtractSettings
 from visao_ray.images.decode import decode
 from visao_ray.jobs.predict import predict_images
 from visao_ray.models import artifact
-from visao_ray.store import Store, schemas
-from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 
 
 def arrivals(root, count, seed):

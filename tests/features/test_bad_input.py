@@ -14,7 +14,8 @@ from odd_files import OddFile, encoded, film, write_odd_files
 from visao_ray.core.storage import locate
 from visao_ray.datasets.listing import APPEND, LISTING
 from visao_ray.inference.loading import Loading, Unit, load_unit
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
 
 REPOSITORY = Path(__file__).parents[2]

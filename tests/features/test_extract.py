@@ -17,7 +17,8 @@ from visao_ray.core.run import execute
 from visao_ray.features.extract import extract_images
 from visao_ray.features.settings import ExtractSettings
 from visao_ray.images.decode import decode
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
+from visao_ray.store.store import Store
 
 
 def picture(number: int, image_format: str = "JPEG") -> bytes:

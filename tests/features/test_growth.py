@@ -17,8 +17,9 @@ from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
 
 from visao_ray.core.storage import Location, locate
-from visao_ray.store import Store, schemas
+from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, read_examples
+from visao_ray.store.store import Store
 
 _numbers = itertools.count()
 

@@ -12,16 +12,11 @@ from PIL import Image
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.storage import locate
-from visao_ray.synthetic import (
-    TRUTH,
-    Scan,
-    SyntheticRecipe,
-    encode,
-    ncm_headings,
-    plan,
-    render,
-    render_dataset,
-)
+from visao_ray.synthetic.dataset import TRUTH, render_dataset
+from visao_ray.synthetic.detector import Scan
+from visao_ray.synthetic.headings import ncm_headings
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 
 EVERY_CLASS = [
     ("chest_xray", "NORMAL"),
@@ -47,7 +42,7 @@ def test_headings():
 
 
 def test_import_loads_no_heavy_packages():
-    code = "import sys, visao_ray.synthetic; print({'ray', 'tensorflow'} & set(sys.modules))"
+    code = "import sys, visao_ray.synthetic.scan; print({'ray', 'tensorflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

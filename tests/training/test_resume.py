@@ -18,7 +18,8 @@ from job_runs import OWN_RAY, ROOT
 
 from visao_ray.core.run import execute
 from visao_ray.models.settings import TrainSettings
-from visao_ray.synthetic import SyntheticRecipe, encode, plan, render
+from visao_ray.synthetic.recipe import SyntheticRecipe, plan
+from visao_ray.synthetic.scan import encode, render
 from visao_ray.training.train import train_model
 
 SCANS, EPOCHS = 100, 4

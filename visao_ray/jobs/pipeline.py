@@ -17,7 +17,7 @@ from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
-from visao_ray.store import Store
+from visao_ray.store.store import Store
 from visao_ray.synthetic.job import render_scans
 from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.multi_dataset import sweep_all
