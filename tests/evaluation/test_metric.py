@@ -82,7 +82,7 @@ def test_sweeps_choose_by_them():
     assert found["brier"] == pytest.approx(mean_square(label, good[1], None))
     for name in (MATTHEWS, "brier"):
         criterion = Criterion(name, 0)
-        assert criterion.told(["a", "b", "c"]) == METRICS[name].title
+        assert criterion.describe(["a", "b", "c"]) == METRICS[name].title
         values = [val_metrics(label, p, criterion)[name] for _, p in (good, bad)]
         assert criterion.better(*values)
         assert criterion.lower_is_better == (name == "brier")
