@@ -1,6 +1,6 @@
-"""From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
+"""The pipeline job: extract, sweep, evaluate and report, from images to an evaluated classifier.
 
-Each stage is a job of its own with its own folder below --out, and each goes on where it was.
+Each stage is a job with its own folder below --out, and resumes by itself after an interruption.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from visao_ray.tuning.settings import SweepSettings
 
 
 def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
-    """Chain the stages; each one's result.json is its record, this run's sums them up."""
+    """Run the stages; each writes its own result.json, this run writes a summary."""
     if settings.dataset is not None:
-        find_dataset(settings.dataset)  # before Ray: it is often mistyped
+        find_dataset(settings.dataset)  # before Ray starts: names are often mistyped
     find_engine(settings)
     out, store = run.out, settings.store_uri()
     stages: dict[str, dict[str, Any]] = {}
