@@ -17,7 +17,6 @@ from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
-from visao_ray.store import Store
 from visao_ray.synthetic.job import render_scans
 from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.multi_dataset import sweep_all
@@ -41,7 +40,7 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     place: dict[str, Any] = {"store": store, "fresh": False}
     model = out.join("sweep", "head.keras").uri
     extract = settings.part(ExtractSettings, out=out.join("extract").uri, data=data, **place)
-    if settings.data is not None and Store.find(store) is None:
+    if settings.data is not None:
         open_source(extract).require_classes()
     with run.timed("extract"):
         stages["extract"] = execute(extract, extract_images, run.command)
