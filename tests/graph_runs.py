@@ -1,4 +1,4 @@
-"""The graph of images in this process's Ray, with an engine that costs nothing."""
+"""Run the graph of images in this process's Ray, with an engine that costs nothing."""
 
 import contextlib
 import hashlib
@@ -27,16 +27,16 @@ from visao_ray.store.table import TableVersion
 
 EXTRACTOR = "means-00000000"
 
-cloudpickle.register_pickle_by_value(plain_engine)  # workers do not find the modules of tests
+cloudpickle.register_pickle_by_value(plain_engine)  # workers cannot import the modules of tests
 
 
 def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> Path:
-    """Different small images `vazio/NUMBER.png`; the last `bright` ones have greys above 200."""
+    """Write different small images `vazio/NUMBER.png`; the last `bright` have greys above 200."""
     (folder / "vazio").mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        dice = np.random.default_rng(number)
+        rng = np.random.default_rng(number)
         low, high = (201, 256) if number >= first + count - bright else (0, 200)
-        pixels = dice.integers(low, high, (SIZE, SIZE), np.uint8)
+        pixels = rng.integers(low, high, (SIZE, SIZE), np.uint8)
         (folder / "vazio" / f"{number:05}.png").write_bytes(encoded(pixels, "PNG"))
     return folder
 
@@ -44,7 +44,7 @@ def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> P
 def run_plainly(
     data: Path | str, store: Path | str, engine: Means, unit: int = 4, workers: int = 1
 ) -> Run[Any]:
-    """Read what is new below a folder as the extract job does, without maintenance at the end."""
+    """Extract the new images of a folder like the extract job, without maintenance at the end."""
     out = f"{store}-{uuid.uuid4().hex}"
     settings = ExtractSettings(dataset="vazios", data=str(data), store=str(store), out=out)
     run = Run(settings=settings, out=locate(out), id=uuid.uuid4().hex)
@@ -58,13 +58,13 @@ def run_plainly(
 
 
 def versions(of: TableVersion) -> Iterator[tuple[float, TableVersion]]:
-    """Every version of a table, with the time at which it was made."""
+    """Yield every version of a table with the time of its commit."""
     for version in of.open().versions():
         yield version["timestamp"].timestamp(), TableVersion(of.uri, version["version"])
 
 
 def check_store(store: Path | str, folder: Path) -> None:
-    """Every file and every content once, with the numbers of a plain loop."""
+    """Check that every file and content is there once, with the vectors of a plain loop."""
     from visao_ray.images.decode import decode
 
     found = Store.open(str(store))
@@ -83,10 +83,10 @@ def check_store(store: Path | str, folder: Path) -> None:
 
 
 def kill_worker(word: str, timeout: float = 90.0) -> int:
-    """SIGKILL a worker of this process's Ray in the middle of a task or method named so.
+    """Send SIGKILL to a Ray worker of this process during a task or method with a name.
 
     Raises:
-        TimeoutError: there was none.
+        TimeoutError: there was no such worker.
     """
     end = time.monotonic() + timeout
     while time.monotonic() < end:
@@ -97,7 +97,7 @@ def kill_worker(word: str, timeout: float = 90.0) -> int:
                     os.kill(process, signal.SIGKILL)
                     return process
         time.sleep(0.002)
-    raise TimeoutError(f"no worker did {word} within {timeout:g} s")
+    raise TimeoutError(f"no worker ran {word} within {timeout:g} s")
 
 
 def _descendants() -> list[int]:
