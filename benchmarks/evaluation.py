@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.metrics import average_precision_score, roc_auc_score
-from verdict import MACHINE, judge, show
+from verdict import MACHINE, check_bars, show
 
 REPLICATES = 1000
 GB = 1e9
@@ -272,7 +272,7 @@ def main() -> int:
             ]
     print(f"\n{MACHINE}; {REPLICATES:,} replicates, two groups for every three rows")
     show(rows)
-    return judge(bars, options.quick)
+    return check_bars(bars, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""How close extraction comes to the network alone, and what it costs the driver.
+"""Measure extraction against the network alone and a plain loop, and the driver's memory.
 
     python benchmarks/extraction.py
 
-Everything is measured in one run, rivals in turn:
+Everything is measured in one run, in turns:
 
-1. DenseNet121 (random weights, batches of 32): the engine alone on ready pixels, before and after
-   the pipeline, against the pipeline from files to a store, on rendered scans in steady state (two
-   sizes, difference).
-2. Original-size chest films with a network that costs nothing, so that decoding dominates: images
-   a second and core against a plain Pillow loop (`open, convert RGB, resize Lanczos`) on one core.
-3. The driver's peak memory at 2,000 and at 20,000 images, and what Ray spilled to disk.
+1. DenseNet121 (random weights, batches of 32): the engine alone on decoded pixels, before and after
+   the pipeline, against the pipeline from files to a store. The pipeline reads rendered scans in
+   steady state: the difference of two runs of different size.
+2. Chest films of original size with a network that costs nothing, so that decoding dominates:
+   images per second and core, against a plain Pillow loop (`open, convert RGB, resize Lanczos`) on
+   one core.
+3. The driver's peak memory at 2,000 and at 20,000 images, and the bytes that Ray spilled to disk.
 
-Films come from ../shared/data/chest_xray_full where it is there, else rendered ones are enlarged.
+Films come from ../shared/data/chest_xray_full if it exists; otherwise rendered ones are enlarged.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from pathlib import Path
 import numpy as np
 from job import REPOSITORY, run_job
 from PIL import Image
-from verdict import CORES, MACHINE, judge, show
+from verdict import CORES, MACHINE, check_bars, show
 
 from visao_ray.synthetic.recipe import SyntheticRecipe, plan
 from visao_ray.synthetic.scan import encode, render
 
 FILMS = REPOSITORY.parent / "shared" / "data" / "chest_xray_full"
 
-# The job, and afterwards, before Ray ends, a file with the lines that it has of spilling.
+# Runs the job and writes what Ray reports about spilling to a file, before Ray shuts down.
 _WATCHED = """
 import os, runpy, sys
 sys.argv = sys.argv[1:]
@@ -48,12 +49,12 @@ except SystemExit as end:
         raise
 import ray
 from ray._private.internal_api import memory_summary
-told = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
-spilled = [line for line in told.splitlines() if "pill" in line]
+summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+spilled = [line for line in summary.splitlines() if "pill" in line]
 open(os.environ["SPILLED"], "w").write("; ".join(spilled))
 """
 
-# The engine as an actor has it, on as many images as a block has.
+# The engine as in an actor, on as many images as a block has.
 _ENGINE_ALONE = """
 import sys, time
 from dataclasses import replace
@@ -84,7 +85,14 @@ keras.Model(pixels, keras.layers.AveragePooling2D(32)(pixels)).save(sys.argv[1])
 
 @dataclass(frozen=True)
 class Extraction:
-    """What one extraction showed: its images, seconds of the graph, driver's peak, spilling."""
+    """Measurements of an extraction.
+
+    Attributes:
+        images: number of images.
+        seconds: of the extraction graph.
+        peak_mb: peak memory of the driver, in MB.
+        spilled: what Ray reports about spilling; empty if nothing was spilled.
+    """
 
     images: int
     seconds: float
@@ -93,7 +101,7 @@ class Extraction:
 
 
 def python(code: str, *arguments: str) -> str:
-    """The text after MEASURED that a piece of code prints; its own lines go to stderr."""
+    """Run Python code in a process, and return the text that it prints after MEASURED."""
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=REPOSITORY,
@@ -105,7 +113,7 @@ def python(code: str, *arguments: str) -> str:
 
 
 def extract(data: Path, out: Path, images: int, *options: str) -> Extraction:
-    """Extract `images` of a dataset into a store of their own."""
+    """Extract `images` images of a dataset into a new store."""
     spilled = data.parent / f"{out.name}.spilled"
     job = run_job(
         "extract",
@@ -124,16 +132,16 @@ def extract(data: Path, out: Path, images: int, *options: str) -> Extraction:
 
 
 def steady(few: Extraction, many: Extraction) -> float:
-    """Images a second between two runs of different size: what both spend on starting cancels.
+    """Return the images per second in steady state: the start of the two runs cancels out.
 
-    `few` must be enough to keep the loaders busy while the actor starts, or their head start would
-    count as speed.
+    `few` must be large enough to keep the loaders busy while the actor starts; otherwise their head
+    start would count as speed.
     """
     return (many.images - few.images) / (many.seconds - few.seconds)
 
 
 def scans(folder: Path, images: int) -> None:
-    """Rendered vazios scans."""
+    """Render vazios scans into a folder."""
     for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=1)):
         pixels = render("vazios", planned.true_label, planned.index, 1, planned.difficulty)
         target = folder / planned.key
@@ -142,7 +150,7 @@ def scans(folder: Path, images: int) -> None:
 
 
 def films() -> tuple[list[bytes], str]:
-    """Original-size chest films as files."""
+    """Return chest films of original size as file contents, and what they are."""
     if FILMS.exists():
         return [path.read_bytes() for path in sorted(FILMS.rglob("*.jpeg"))], "real films"
     found = []
@@ -156,7 +164,7 @@ def films() -> tuple[list[bytes], str]:
 
 
 def copies(folder: Path, contents: Iterable[bytes], images: int) -> None:
-    """The same pictures under many names; a few bytes after the end make every file its own."""
+    """Write the same images under many names; a few bytes at the end make every file different."""
     pictures = list(contents)
     for number in range(images):
         label = ("nvazio", "vazio")[number % 2]
@@ -166,7 +174,7 @@ def copies(folder: Path, contents: Iterable[bytes], images: int) -> None:
 
 
 def plain_loop(contents: list[bytes]) -> float:
-    """Images a second of the loop that everyone writes first, in one thread."""
+    """Return the images per second of a plain loop in one thread."""
     start = time.perf_counter()
     for content in contents:
         image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -175,13 +183,13 @@ def plain_loop(contents: list[bytes]) -> float:
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bars hold."""
+    """Measure, print the results, and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2048, help="scans for the DenseNet part")
-    parser.add_argument("--films", type=int, default=2832, help="films for the decoding part")
-    parser.add_argument("--many", type=int, default=20_000, help="images for the memory part")
+    parser.add_argument("--images", type=int, default=2048, help="scans in part 1")
+    parser.add_argument("--films", type=int, default=2832, help="films in part 2")
+    parser.add_argument("--many", type=int, default=20_000, help="images in part 3")
     parser.add_argument(
-        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+        "--quick", action="store_true", help="few images: whether it works, not how fast"
     )
     options = parser.parse_args()
     if options.quick:
@@ -249,7 +257,7 @@ def main() -> int:
 
     print(f"\n{MACHINE}")
     show(rows)
-    return judge(bars, options.quick)
+    return check_bars(bars, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A job in a process of its own, with a Ray of its own, and what it took."""
+"""Run a job in its own process with its own Ray, and measure its time and memory."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from visao_ray.core.storage import locate
 
 REPOSITORY = Path(__file__).parents[1]
 
-_PAUSE_S = 0.5  # between two looks at the memory of all processes
+_PAUSE_S = 0.5  # between two measurements of the memory of all processes
 _DRIVER_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a job showed.
+    """Result and measurements of a job.
 
     Attributes:
         result: its result.json.
-        seconds: of the whole process, with Python's and Ray's start.
-        driver_mb: peak of the driver's resident memory, in MB.
-        total_mb: peak of the memory of the driver and all processes below it, in MB: private
-            memory, and memory that they share with each other, once. Pages of files are not in it:
-            the system drops them when it needs room.
+        seconds: of the whole process, including the start of Python and Ray.
+        driver_mb: peak resident memory of the driver, in MB.
+        total_mb: peak memory of the driver and all its descendant processes, in MB. Memory that
+            they share counts once. Pages of files are not counted: the system drops them when it
+            needs memory.
     """
 
     result: dict[str, Any]
@@ -46,18 +46,21 @@ def run_job(
     environment: Mapping[str, str] | None = None,
     wrapper: str | None = None,
 ) -> Job:
-    """`python jobs/VERB.py --out OUT FLAGS`; its lines go to stderr.
+    """Run `python jobs/VERB.py --out OUT FLAGS`; its output goes to stderr.
 
     Args:
         verb: name of the job.
         out: folder or URI of its result.
-        flags: its other flags.
-        environment: variables beside those of this process.
+        *flags: its other flags.
+        environment: variables in addition to those of this process.
         wrapper: Python code that runs the job in its process: its arguments are the job's file and
             flags.
 
+    Returns:
+        The result and the measurements.
+
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the job failed.
     """
     print(f"{verb} {' '.join(flags)}", file=sys.stderr, flush=True)
     program = [sys.executable, *(["-c", wrapper] if wrapper is not None else [])]
@@ -69,13 +72,13 @@ def run_job(
         stdout=sys.stderr,
     )
     driver = total = 0.0
-    looked = 0.0
+    measured = 0.0
     while process.poll() is None:
-        # Not ru_maxrss: that one begins with the memory of the process that started this one.
+        # Not ru_maxrss: it starts at the memory of the parent process.
         driver = max(driver, _megabytes(Path(f"/proc/{process.pid}/status"), "VmHWM"))
-        if time.monotonic() - looked >= _PAUSE_S:
-            total = max(total, sum(map(_held, _descendants(process.pid))))
-            looked = time.monotonic()
+        if time.monotonic() - measured >= _PAUSE_S:
+            total = max(total, sum(map(_memory, _descendants(process.pid))))
+            measured = time.monotonic()
         time.sleep(_DRIVER_PAUSE_S)
     seconds = time.perf_counter() - begun
     if process.returncode:
@@ -85,13 +88,13 @@ def run_job(
 
 
 def _descendants(root: int) -> list[int]:
-    """A process and all below it, as they are now."""
+    """Return the ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
                 fields = (folder / "stat").read_text().rpartition(") ")[2].split()
-            except OSError:  # ended meanwhile
+            except OSError:  # the process has ended
                 continue
             children.setdefault(int(fields[1]), []).append(int(folder.name))
     found = [root]
@@ -100,14 +103,14 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def _held(process: int) -> float:
-    """MB of a process that are no pages of files; of shared ones its part."""
+def _memory(process: int) -> float:
+    """Return the memory of a process in MB without pages of files; shared memory in proportion."""
     file = Path(f"/proc/{process}/smaps_rollup")
     return _megabytes(file, "Pss_Anon") + _megabytes(file, "Pss_Shmem")
 
 
 def _megabytes(file: Path, field: str) -> float:
-    """A field in kB of a file of Linux about a process; 0 where the process has ended."""
+    """Return a field of a /proc file, converted from kB to MB; 0 if the process has ended."""
     try:
         lines = file.read_text().splitlines()
     except OSError:

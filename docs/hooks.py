@@ -1,8 +1,8 @@
-"""What mkdocs does beside rendering: pages of the repository's root, and pages from the code.
+"""Hooks of mkdocs: add the pages of the repository's root, and generate pages from the code.
 
-- README.md, ARCHITECTURE.md, CONTRIBUTING.md and CHANGELOG.md are pages of the site too. Links are
-  written for the repository and are changed into links of the site.
-- `<!-- flags -->` becomes the flags of every job, `<!-- columns of TABLE -->` a table's columns.
+- README.md, ARCHITECTURE.md, CONTRIBUTING.md and CHANGELOG.md become pages of the site. Their links
+  are written for the repository and rewritten for the site.
+- `<!-- flags -->` becomes the flags of all jobs, `<!-- columns of TABLE -->` a table's columns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from visao_ray.synthetic.dataset import TRUTH
 from visao_ray.tuning import trial_results
 
 ROOT = Path(__file__).parents[1]
-#: Files of the repository's root, and their pages.
+#: Files in the root of the repository, and their pages.
 PAGES = {
     "README.md": "index.md",
     "ARCHITECTURE.md": "architecture.md",
@@ -52,10 +52,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Change links, and fill in what comes from the code.
+    """Rewrite links, and insert the parts that come from the code.
+
+    Args:
+        markdown: source of the page.
+        page: the page.
+
+    Returns:
+        The new source of the page.
 
     Raises:
-        PluginError: a link that leads out of the site, or a table that the code does not have.
+        PluginError: a link leaves the site, or the tables differ from those of the code.
     """
     place = page.file.src_uri
     source = {uri: name for name, uri in PAGES.items()}.get(place, f"docs/{place}")
@@ -66,17 +73,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         found = _tables()
         if sorted(names) != sorted(found):
             wrong = ", ".join(sorted(set(names) ^ set(found)))
-            raise PluginError(f"{source}: its tables and those of the code differ: {wrong}")
+            raise PluginError(f"{source}: its tables differ from those of the code: {wrong}")
         markdown = _COLUMNS.sub(lambda name: "\n".join(_columns(found[name.group(1)])), markdown)
     return markdown
 
 
 def _on_site(link: str, source: str, place: str) -> str:
-    """A link of a file of the repository, as a link of its page."""
+    """Convert a link between files of the repository to a link between pages."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     target = PAGES.get(path, path.removeprefix("docs/"))
     if target == path:
-        raise PluginError(f"{source}: {link} leads out of the site; write its path without a link")
+        raise PluginError(f"{source}: {link} leaves the site; write its path without a link")
     return posixpath.relpath(target, posixpath.dirname(place) or ".")
 
 
@@ -96,14 +103,14 @@ def _all_flags() -> Iterator[str]:
 
 
 def _description(verb: str, settings: type[CommandSettings]) -> Iterator[str]:
-    """The text of the job's help."""
+    """Yield the lines of the job's help text."""
     for line in (settings.__doc__ or "").splitlines():
         program = line.startswith("  %(prog)s")
         yield f"    {line.strip() % {'prog': f'visao-ray {verb}'}}" if program else line
 
 
 def _kind(annotation: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(parts[0])
@@ -128,7 +135,7 @@ def _cell(text: str) -> str:
 
 
 def _tables() -> dict[str, pa.Schema]:
-    """Every table that people meet, by its name on the page."""
+    """Return the schema of every table that users see, by its name on the page."""
     named = {
         value.metadata[b"visao_ray.table"].decode(): value
         for value in vars(trial_results).values()

@@ -1,9 +1,9 @@
-"""A dataset under a name of its own: photographs of three cloths.
+"""A new dataset with its own name: photographs of three cloths.
 
     python jobs/pipeline.py --dataset cloths --plugin examples/add_dataset.py \
       --data s3://bucket/cloths --out out/cloths
 
-Images lie in a folder for each class. A file cloths.toml with the same fields does the same without
+Each class has a folder of images. A file cloths.toml with the same fields does the same without
 Python: `--dataset cloths.toml`.
 """
 

@@ -3,12 +3,12 @@
     python jobs/extract.py --plugin examples/add_engine.py --engine thumbnail --image-size 64 \
       --dataset vazios --data s3://bucket/vazios --store s3://bucket/store
 
-It needs no weights and some 50 microseconds an image, so it is a baseline for what a network adds.
-Sweeps, training and prediction take its vectors as they take those of a network.
+It needs no weights and takes about 50 microseconds an image: a baseline to compare a network with.
+Sweeps, training and prediction use its vectors like those of a network.
 
-An engine is the function of pixels, a factory that builds it in each actor, a kind that makes the
-factory of a job's settings, and the line that registers the kind. What each must have: see
-`visao_ray/inference/engines/base.py`.
+Four parts make an engine: the function of pixels, a factory that builds it in each actor, a kind
+that makes the factory from a job's settings, and the line that registers the kind. Their interfaces
+are in `visao_ray/inference/engines/base.py`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import numpy.typing as npt
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.storage import Location
-from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import register
+from visao_ray.inference.settings import ExtractOptions
 
-_GRID = 8  # cells a side
-_SIZE = 64  # side of the images in pixels, unless --image-size says otherwise
+_GRID = 8  # cells per side
+_SIZE = 64  # default of --image-size, in pixels
 
 Vectors = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """Grey level and gradient of each cell of a grid: their means as `avg`, their maxima as `max`.
+    """Grey level and gradient in each cell of a grid: their means are `avg`, their maxima `max`.
 
-    It is its own factory: there is nothing to load.
+    The class is its own factory: there is nothing to load.
 
     Attributes:
-        image_size: S, a multiple of the cells a side.
+        image_size: S, side of the images in pixels, a multiple of the cells per side.
         resize: how an image is made square.
     """
 
@@ -47,17 +47,17 @@ class Thumbnail:
 
     @property
     def name(self) -> str:
-        """As lines of progress and the table of its vectors have it."""
+        """Name in progress lines and in the name of the vectors' table."""
         return "thumbnail"
 
     @property
     def outputs(self) -> Mapping[str, int]:
-        """128 numbers each."""
+        """Width of each output: 128."""
         return {"avg": 2 * _GRID**2, "max": 2 * _GRID**2}
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """All that decides the numbers."""
+        """Everything that decides the numbers."""
         return {
             "engine": self.name,
             "grid": _GRID,
@@ -66,11 +66,11 @@ class Thumbnail:
         }
 
     def build(self) -> Thumbnail:
-        """Ready as it is."""
+        """Return the engine, which is ready to use."""
         return self
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Vectors:
-        """`avg` and `max`, float32[N, 128] in 0..1, of pixels uint8[N, S, S, C]."""
+        """Compute `avg` and `max`, float32[N, 128] in 0..1, of pixels uint8[N, S, S, C]."""
         grey = pixels.mean(axis=-1, dtype=np.float32) / 255
         down, across = np.gradient(grey, axis=(1, 2))
         maps = np.stack([grey, np.hypot(down, across)], axis=1)
@@ -83,21 +83,29 @@ class Thumbnail:
 
 
 class ThumbnailKind:
-    """The kind `thumbnail`."""
+    """The engine `thumbnail` on the command line."""
 
     name = "thumbnail"
     options = ("image_size", "resize")
 
-    def resolve(self, settings: ExtractSettings, work: Location) -> tuple[Thumbnail, None]:
-        """The engine for images of that size.
+    def resolve(self, options: ExtractOptions, seed: int, work: Location) -> tuple[Thumbnail, None]:
+        """Return the engine for images of the given size.
+
+        Args:
+            options: settings of the extraction.
+            seed: seed of the job; this engine draws nothing.
+            work: folder for files that the factory needs; this one needs none.
+
+        Returns:
+            The factory, and no warning.
 
         Raises:
-            InputError: the grid does not divide the images.
+            InputError: the image size is no multiple of the grid.
         """
-        size = settings.image_size or _SIZE
+        size = options.image_size or _SIZE
         if size % _GRID:
             raise InputError(f"--image-size {size}: --engine thumbnail takes multiples of {_GRID}")
-        return Thumbnail(size, settings.resize), None
+        return Thumbnail(size, options.resize), None
 
 
 register(ThumbnailKind())

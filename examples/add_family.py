@@ -4,11 +4,11 @@
       --dataset vazios --data s3://bucket/vazios --workers 2 --out out/separable
 
 Separable convolutions (Chollet, Xception, CVPR 2017) have about an eighth of the weights of plain
-ones. The focal loss (Lin et al., ICCV 2017) makes images count less that are classified well
-already, which helps where a class is rare.
+ones. The focal loss (Lin et al., ICCV 2017) gives less weight to images that are already classified
+well, which helps if a class is rare.
 
-A family is a class of settings, a class of hooks and the line that registers it. Other hooks: see
-`visao_ray/models/family.py`.
+Three parts make a family: a class of settings, a class of hooks, and the line that registers it.
+`visao_ray/models/family.py` has all hooks.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class SeparableCnnSettings(PixelSettings, ClassifierSettings):
     )
 
     family: Literal["separable_cnn"] = "separable_cnn"
-    filters: int = Field(32, ge=1, le=512, description="of the first block; each next has twice")
-    blocks: int = Field(4, ge=1, le=6, description="blocks, each of which halves the image")
+    filters: int = Field(
+        32, ge=1, le=512, description="filters of the first block, doubled in each next one"
+    )
+    blocks: int = Field(4, ge=1, le=6, description="number of blocks; each halves the image")
     focal: float = Field(2.0, ge=0, le=5, description="exponent of the focal loss (0: none)")
 
 
@@ -45,7 +47,7 @@ class SeparableCnn(Classifier[SeparableCnnSettings]):
     image_size = 128
 
     def build(self) -> Any:
-        """uint8[B, S, S, 3] in 0-255 to probability float32[B, C]."""
+        """Build the network: pixels uint8[B, S, S, 3] in 0-255 to probability float32[B, C]."""
         keras = import_keras()
         layers, side = keras.layers, self.shape.image_size
 
@@ -67,13 +69,13 @@ class SeparableCnn(Classifier[SeparableCnnSettings]):
         return keras.Model(pixels, output, name=self.name)
 
     def losses(self, inputs: Any, labels: Any, outputs: Any, weights: Any) -> Any:
-        """Cross-entropy float32[B], times (1 - the class's probability) to the power of `focal`."""
+        """Return the focal loss of each row, float32[B]: cross-entropy times (1 - p)^`focal`."""
         keras = import_keras()
 
         losses = super().losses(inputs, labels, outputs, weights)
         hot = keras.ops.one_hot(labels, len(self.shape.classes))
         missing = 1 - keras.ops.sum(hot * outputs, axis=-1)
-        # Below 1, the derivative of the power at 0 is infinite.
+        # For exponents below 1, the derivative of the power at 0 is infinite.
         return losses * keras.ops.maximum(missing, 1e-6) ** self.settings.focal
 
 

@@ -1,12 +1,13 @@
-"""A metric that the library lacks: Matthews correlation, as an objective and in every report.
+"""A new metric: Matthews correlation, as an objective and in every report.
 
     python jobs/pipeline.py --dataset vazios --plugin examples/add_metric.py \
       --objective matthews_correlation --out out/matthews
 
-The correlation between true and predicted classes: 1 is perfect, 0 is what guessing reaches however
-rare a class is. For more than two classes as in Gorodkin (Computational Biology and Chemistry 28,
-2004). Sums of a sample hold one column a bootstrap replicate, so the interval costs nothing extra;
-`of_decisions(sklearn.metrics.matthews_corrcoef)` would do the same, one replicate at a time.
+It is the correlation between true and predicted classes: 1 is perfect, 0 is the value of guessing,
+however rare a class is. For more than two classes it is defined as in Gorodkin (Computational
+Biology and Chemistry 28, 2004). The sums of a sample have one column per bootstrap replicate, so
+the interval costs nothing extra. `of_decisions(sklearn.metrics.matthews_corrcoef)` computes the
+same, one replicate at a time.
 """
 
 import numpy as np
@@ -18,11 +19,13 @@ from visao_ray.evaluation.sample import Sample
 
 
 def matthews_correlation(sample: Sample) -> Floats:
-    """[R]; 0 where all rows are of one class, or are predicted to be."""
+    """Return the metric of each replicate, float64[R]; 0 if only one class is true or predicted."""
     support, predicted, total = sample.support, sample.predicted, sample.total
     covariance = sample.hits.sum(axis=0) * total - (support * predicted).sum(axis=0)
     variances = (total**2 - (support**2).sum(axis=0)) * (total**2 - (predicted**2).sum(axis=0))
-    return np.divide(covariance, np.sqrt(variances), out=np.zeros_like(total), where=variances > 0)
+    found: Floats = np.zeros_like(total)
+    np.divide(covariance, np.sqrt(variances), out=found, where=variances > 0)
+    return found
 
 
 register(

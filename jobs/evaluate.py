@@ -1,6 +1,8 @@
-"""Evaluate a model: threshold from val, then every metric on test, once, with intervals."""
+"""Evaluate a model: choose the threshold on val, compute every metric on test, with intervals."""
+
+import sys
 
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("evaluate")
+    script("evaluate", sys.argv[1:])

@@ -1,6 +1,8 @@
-"""Run what is new in a dataset once through a network and keep its vectors in the store."""
+"""Extract feature vectors of the new images of a dataset and add them to the store."""
+
+import sys
 
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("extract")
+    script("extract", sys.argv[1:])

@@ -1,6 +1,8 @@
-"""List a dataset against a store: what is new, changed or gone. Reads no image."""
+"""List a dataset against a store: new, changed and missing images. Reads no image."""
+
+import sys
 
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("manifest")
+    script("manifest", sys.argv[1:])

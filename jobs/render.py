@@ -1,6 +1,8 @@
-"""Render synthetic scans: X-ray images that look real, with the truth written beside them."""
+"""Render synthetic X-ray scans with known labels."""
+
+import sys
 
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("render")
+    script("render", sys.argv[1:])

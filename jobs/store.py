@@ -1,6 +1,8 @@
-"""Look after a store: what is in it, whether it is sound, and clean-up."""
+"""Show, verify, compact and clean up a store."""
+
+import sys
 
 from visao_ray.jobs.command_line import script
 
 if __name__ == "__main__":
-    script("store")
+    script("store", sys.argv[1:])

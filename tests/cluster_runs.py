@@ -1,4 +1,4 @@
-"""Runs on a cluster that are disturbed in the middle, and what they leave."""
+"""Helpers for jobs on a cluster: wait, stop, and compare what they wrote."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from visao_ray.core.tables import matrix
 from visao_ray.store.store import Store
 
 DEADLINE_S = 300
-#: What makes an extraction long enough to be disturbed, and short enough for a test.
+#: Settings of an extraction that is long enough for faults and short enough for a test.
 EXTRACT = (
     "--backbone=mobilenetv2",
     "--weights=random",
@@ -27,12 +27,12 @@ EXTRACT = (
 
 
 def source(images: Location) -> tuple[str, str]:
-    """Flags of a job that reads the images."""
+    """Return the flags of a job that reads the images."""
     return ("--dataset=vazios", f"--data={images.uri}")
 
 
 def wait_for(what: Callable[[], bool], run: "subprocess.Popen[str]") -> None:
-    """Until something holds, while the run goes on."""
+    """Wait for a condition while the job runs."""
     end = time.monotonic() + DEADLINE_S
     while not what():
         assert run.poll() is None, run.communicate()[0]
@@ -41,30 +41,30 @@ def wait_for(what: Callable[[], bool], run: "subprocess.Popen[str]") -> None:
 
 
 def finish(run: "subprocess.Popen[str]") -> str:
-    """What a run told until its end, which must be a good one."""
+    """Wait for the end of a job, which must succeed, and return its output."""
     try:
-        told, _ = run.communicate(timeout=DEADLINE_S)
+        output, _ = run.communicate(timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:
         run.kill()
-        told, _ = run.communicate()
-        raise AssertionError(f"does not end:\n{told}") from None
-    assert run.returncode == 0, told
-    return told
+        output, _ = run.communicate()
+        raise AssertionError(f"does not end:\n{output}") from None
+    assert run.returncode == 0, output
+    return output
 
 
 def stop(nodes: RayNodes, run: "subprocess.Popen[str]") -> str:
-    """`ray job stop` a run that was begun: what it told until its end."""
+    """Stop a job with `ray job stop`, and return its output."""
     assert run.stdout is not None
     name = next(line for line in run.stdout if "[submit]" in line).split()[1]
     command = [RAY, "job", "stop", "--address", nodes.address, name]
     subprocess.run(command, env=nodes.environment, check=True, timeout=60, capture_output=True)
-    told, _ = run.communicate(timeout=60)
-    assert run.returncode == 143, told
-    return told
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 143, output
+    return output
 
 
 def committed(out: Location) -> int:
-    """Images of an extraction whose vectors are safe."""
+    """Return the number of images of an extraction whose vectors are committed."""
     store = Store.find(out.join("store").uri)
     names = list(store.extractors()) if store is not None else []
     if store is None or not names or not store.vectors(names[0]).exists():
@@ -73,13 +73,13 @@ def committed(out: Location) -> int:
 
 
 def result(out: Location) -> dict[str, Any]:
-    """result.json of a finished run."""
+    """Return the result.json of a finished run."""
     found: dict[str, Any] = json.loads(out.join("result.json").read_bytes())
     return found
 
 
 def features(out: Location) -> dict[str, np.ndarray]:
-    """Images and vectors of the store of an extraction by key: each key and content once."""
+    """Return images and vectors of a store, sorted by key, and check that none is there twice."""
     store = Store.open(out.join("store").uri)
     images = store.images.latest().read(["key", "content_id", "label", "split", "status"])
     images = images.sort_by("key")
@@ -101,7 +101,7 @@ def features(out: Location) -> dict[str, np.ndarray]:
 
 
 def same_features(out: Location, calm: Location) -> None:
-    """Nothing lost, nothing doubled, the same numbers; the counts say so too."""
+    """Check that nothing is lost or duplicated: the same vectors, and the same counts."""
     found, expected = features(out), features(calm)
     for name in ("key", "label", "split"):
         assert (found[name] == expected[name]).all()
@@ -114,16 +114,16 @@ def same_features(out: Location, calm: Location) -> None:
 
 
 def extracted(nodes: RayNodes) -> tuple[int, float]:
-    """Images that went through the network on any node so far, and the seconds that took."""
+    """Return the images that went through the network on all nodes so far, and the seconds."""
     lines = []
     for log in nodes.folder.glob("*/session_2*/logs/worker-*.err"):
         lines += re.findall(r'^\{"images".*\}$', log.read_text(errors="replace"), re.MULTILINE)
-    told = [json.loads(line) for line in lines]
-    return sum(line["images"] for line in told), sum(line["seconds"] for line in told)
+    blocks = [json.loads(line) for line in lines]
+    return sum(line["images"] for line in blocks), sum(line["seconds"] for line in blocks)
 
 
 def processes(node_processes: list[int], name: str) -> list[int]:
-    """Those of a node's processes whose title has a word in it."""
+    """Return the processes of Ray workers whose title contains a name."""
     found = []
     for process in node_processes:
         try:

@@ -1,4 +1,4 @@
-"""What tests share: one Ray, one S3 server, one small dataset, one tiny network."""
+"""Shared fixtures: one Ray, one S3 server, one small dataset, one tiny network."""
 
 import logging
 import subprocess
@@ -14,12 +14,12 @@ from ray_crashes import RayCrashes
 from s3_server import S3, environment, free_ports, program, serve
 
 SCANS = 40
-SEED = 45  # one whose splits have both classes twice or more
+SEED = 45  # its splits have at least two images of each class
 
 
 @pytest.fixture
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process without plugins; what the test adds is gone at its end."""
+    """Remove all plugins; those that the test adds are removed at its end."""
     from visao_ray.core import plugins
     from visao_ray.datasets.registry import DATASETS
     from visao_ray.evaluation.metrics import METRICS
@@ -34,9 +34,9 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def s3_port() -> Iterator[int]:
-    """The port that the S3 server has or would have.
+    """The port of the S3 server, whether it runs or not.
 
-    Set in the environment before anything starts Ray, whose workers inherit it.
+    It is set in the environment before Ray starts, because Ray's workers inherit it.
     """
     port = free_ports(1)[0]
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +66,7 @@ def _ray_at_end() -> Iterator[None]:
 
 
 def join_ray() -> None:
-    """Ray with two CPUs in this process, started once unless another test shut it down."""
+    """Start Ray with two CPUs in this process, unless it runs already."""
     import ray
 
     from visao_ray.core.ray_session import start_ray
@@ -75,7 +75,7 @@ def join_ray() -> None:
         ray.init(
             num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
         )
-    start_ray()  # joins, and sets Ray Data up as jobs do
+    start_ray()  # connects to it, and configures Ray Data as jobs do
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def store(
 ) -> Path:
     """A store with the 40 `scans` and their vectors of `tiny_backbone`; `extract/` is its run.
 
-    Tests read it, and may leave predictions and tags; whoever adds images copies it first.
+    Tests may read it and add predictions and tags; a test that adds images must copy it first.
     """
     from visao_ray.core.run import execute
     from visao_ray.features.extract import extract_images
@@ -149,16 +149,16 @@ def store(
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """A whole pipeline run in its own process, with every warning of Python switched on."""
+    """A pipeline run in its own process, with all Python warnings enabled."""
 
     process: "subprocess.CompletedProcess[str]"
     out: str
-    logs: Path  # of its Ray: what drivers and workers wrote
+    logs: Path  # logs of its Ray: of drivers and workers
 
 
 @pytest.fixture(scope="session")
 def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun]:
-    """jobs/pipeline.py from S3 to S3: images, weights and output."""
+    """A run of jobs/pipeline.py with images, weights and output on S3."""
     from visao_ray.core.storage import locate
 
     data = locate(f"{s3.uri}/pipeline/in")
@@ -170,7 +170,7 @@ def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun
     options = {"dataset": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
     options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    # Short: sockets below it may have 107 characters.
+    # The path must be short: paths of sockets are limited to 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         environment = {"RAY_TMPDIR": folder, "PYTHONWARNINGS": "always"}
         process = run_job("pipeline", *arguments, timeout=280, environment=environment)
@@ -179,26 +179,28 @@ def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Data that do not come with the repository: real films, references, weights."""
+    """Data outside the repository: real films, references, weights."""
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is not there: tests on real data are left out")
     return SHARED
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What `.ci/run` gives to a second try."""
+    """Add the flag of `.ci/run` for a second try."""
     parser.addoption(
-        "--crashed-alone", action="store_true", help="repeat what failed, if Ray's own crash did it"
+        "--crashed-alone",
+        action="store_true",
+        help="repeat failed tests if a crash of Ray is the reason",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep which failed tests met a crash of Ray."""
+    """Record failed tests that met a crash of Ray."""
     config.pluginmanager.register(RayCrashes(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: two processes then end at about the same time."""
+    """Run files with slow tests first, so that two processes end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

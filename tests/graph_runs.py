@@ -27,16 +27,16 @@ from visao_ray.store.table import TableVersion
 
 EXTRACTOR = "means-00000000"
 
-cloudpickle.register_pickle_by_value(plain_engine)  # workers do not find the modules of tests
+cloudpickle.register_pickle_by_value(plain_engine)  # workers cannot import the modules of tests
 
 
 def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> Path:
     """Write different images `vazio/NUMBER.png`; the last `bright` ones have greys above 200."""
     (folder / "vazio").mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        dice = np.random.default_rng(number)
+        rng = np.random.default_rng(number)
         low, high = (201, 256) if number >= first + count - bright else (0, 200)
-        pixels = dice.integers(low, high, (SIZE, SIZE), np.uint8)
+        pixels = rng.integers(low, high, (SIZE, SIZE), np.uint8)
         (folder / "vazio" / f"{number:05}.png").write_bytes(encoded(pixels, "PNG"))
     return folder
 

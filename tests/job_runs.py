@@ -1,4 +1,4 @@
-"""Runs of jobs as people start them, and small datasets to run them on."""
+"""Run jobs from the command line, and write small datasets for them."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Without it `ray.init()` would join any cluster that happens to run on this machine.
+#: Without it `ray.init()` would connect to a cluster that happens to run on this machine.
 OWN_RAY = {"RAY_ADDRESS": "local"}
 
 
 def run_job(
     verb: str, *arguments: str, timeout: float = 120, environment: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """`python jobs/VERB.py ARGUMENTS`, in a process of its own with a Ray of its own."""
+    """Run `python jobs/VERB.py ARGUMENTS` in its own process with its own Ray."""
     return subprocess.run(
         [sys.executable, f"jobs/{verb}.py", *arguments],
         cwd=ROOT,
@@ -29,7 +29,7 @@ def run_job(
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
-    """Files with their contents below a folder, which is returned."""
+    """Write files below a folder, and return the folder."""
     for key, content in files.items():
         path = root / key
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
-"""Whether Ray itself crashed while a test ran: `.ci/run` repeats a test for that and nothing else.
+"""Detect crashes of Ray itself during a test; `.ci/run` repeats a test only because of these.
 
-Ray's daemons write it down when they end by a fault of their own. Tests kill them too, but by
-SIGKILL, which leaves no such line; workers are not looked at, for they may end in any way when a
-test has killed what they talk to.
+Ray's daemons log their own crashes. Tests kill daemons too, but with SIGKILL, which leaves no such
+line. Workers are not checked: they may end in any way after a test has killed their daemon.
 """
 
 import re
@@ -16,16 +15,17 @@ _DAEMONS = ("gcs_server", "raylet")
 _CRASH = re.compile(
     rb"\*\*\* SIG(?:SEGV|ABRT|BUS|ILL|FPE) received at|likely discovered a bug in Ray"
 )
-#: Failed tests and the line that their Ray crashed with, in pytest's cache.
-_KEPT = "visao_ray/crashed"
+#: Key in pytest's cache of the failed tests and the log line of the crash.
+_CACHE_KEY = "visao_ray/crashed"
 
 
 def find_crash(since: float, root: Path | None = None) -> str | None:
-    """The line with which a daemon of Ray crashed after a moment, if one did.
+    """Return the log line of a crash of a Ray daemon, or None.
 
     Args:
-        since: seconds since the epoch.
-        root: has the sessions of Ray and of the clusters of tests; the system's temporary folder.
+        since: only crashes after this time count, in seconds since the epoch.
+        root: folder with the sessions of Ray and of the clusters of tests; the system's temporary
+            folder if None.
     """
     root = root or Path(tempfile.gettempdir())
     for folder in ("ray/session_2*/logs", "ray-*/ray/session_2*/logs", "vr-*/*/session_2*/logs"):
@@ -39,10 +39,10 @@ def find_crash(since: float, root: Path | None = None) -> str | None:
 
 
 class RayCrashes:
-    """A plugin that keeps which failed tests met a crash of Ray, and lets those alone be repeated.
+    """A pytest plugin that records failed tests with a crash of Ray, so that these can be repeated.
 
     Args:
-        config: pytest's.
+        config: pytest's configuration.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -52,7 +52,7 @@ class RayCrashes:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
-        """Look for a crash where a test failed."""
+        """Check for a crash if a test failed."""
         report = yield
         if report.failed and (line := find_crash(self._since)):
             self._crashed[item.nodeid] = line
@@ -60,16 +60,16 @@ class RayCrashes:
         return report
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """With --crashed-alone: what failed in the run before, if Ray's crash explains all of it.
+        """With --crashed-alone, select the failed tests of the last run if all met a crash of Ray.
 
         Raises:
-            pytest.UsageError: a test failed without one.
+            pytest.UsageError: a test failed without a crash.
         """
         if not self._config.getoption("--crashed-alone"):
             return
         assert self._config.cache is not None
         failed = self._config.cache.get("cache/lastfailed", {})
-        crashed = self._config.cache.get(_KEPT, {})
+        crashed = self._config.cache.get(_CACHE_KEY, {})
         others = sorted(set(failed) - set(crashed))
         if others or not failed:
             raise pytest.UsageError(f"not for a crash of Ray, so not repeated: {', '.join(others)}")
@@ -78,6 +78,6 @@ class RayCrashes:
         items[:] = [item for item in items if item.nodeid in failed]
 
     def pytest_sessionfinish(self) -> None:
-        """Keep what crashed, for the next run."""
+        """Save the tests with a crash for the next run."""
         if self._config.cache is not None and not self._config.getoption("--crashed-alone"):
-            self._config.cache.set(_KEPT, self._crashed)
+            self._config.cache.set(_CACHE_KEY, self._crashed)

@@ -1,7 +1,6 @@
-"""A real Ray cluster of several nodes on this machine, as operators start one: with `ray start`.
+"""A real Ray cluster of several nodes on this machine, started with `ray start`.
 
-Every node has folders of its own, as on machines of its own, token authentication is on, and the
-head takes no work.
+Every node has its own folders, token authentication is on, and the head node runs no tasks.
 """
 
 import contextlib
@@ -28,12 +27,12 @@ _START_S = 90
 
 @dataclass
 class Node:
-    """One node: `ray start --block`, in a process group of its own.
+    """One node: `ray start --block` in its own process group.
 
     Attributes:
-        name: as Ray knows it; no node before it had the same.
-        folder: of its files.
-        process: of `ray start`.
+        name: its name in Ray; never used twice.
+        folder: its files.
+        process: `ray start`.
     """
 
     name: str
@@ -41,18 +40,18 @@ class Node:
     process: "subprocess.Popen[bytes]"
 
     def kill(self) -> None:
-        """As when a machine loses power: every process of the node at once."""
+        """Kill every process of the node at once, like a power failure."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        # Ray's daemons and workers have groups of their own; what they have in common is the
-        # folder of the node, in their environment.
+        # Ray's daemons and workers have their own groups, but all have the folder of the node in
+        # their environment.
         for process in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.process.wait()
 
     def processes(self) -> list[int]:
-        """All that run for this node."""
+        """Return the ids of all processes of this node."""
         marker = f"VISAO_RAY_NODE={self.folder}".encode()
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):
@@ -67,10 +66,12 @@ class RayNodes:
     """A running cluster.
 
     Attributes:
-        folder: of everything that its nodes write.
-        environment: of its nodes, and of those who talk to it.
-        port, dashboard: of the head.
-        nodes: by name; `head` is one of them.
+        folder: everything that its nodes write.
+        environment: environment of its nodes and of clients.
+        port: port of the head node.
+        dashboard: port of the dashboard.
+        nodes: nodes by name; `head` is one of them.
+        started: number of nodes that were started.
     """
 
     folder: Path
@@ -82,7 +83,7 @@ class RayNodes:
 
     @property
     def address(self) -> str:
-        """Where jobs are submitted."""
+        """Address for submitting jobs."""
         return f"http://127.0.0.1:{self.dashboard}"
 
     def start(self, name: str, *flags: str) -> Node:
@@ -96,7 +97,7 @@ class RayNodes:
             role = [f"--address=127.0.0.1:{self.port}"]
         command = [RAY, "start", *role, *flags, "--block", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-        # Otherwise all nodes of a machine want the same one, and a head without it takes no jobs.
+        # By default all nodes of a machine use the same port, and a head without it takes no jobs.
         command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         command += [f"--object-store-memory={256 * 1024**2}"]
         self.started += 1
@@ -113,11 +114,11 @@ class RayNodes:
         return self.nodes[name]
 
     def kill(self, name: str) -> None:
-        """Lose a node."""
+        """Kill a node."""
         self.nodes.pop(name).kill()
 
     def wait(self) -> None:
-        """Until the head knows of the nodes that were started, and of the end of all others."""
+        """Wait until the head lists exactly the nodes that are running."""
         wanted = {node.name for node in self.nodes.values()}
         end = time.monotonic() + _START_S
         while True:
@@ -132,17 +133,17 @@ class RayNodes:
             time.sleep(0.5)
 
     def alive(self) -> set[str]:
-        """Names of the nodes that the head takes for alive."""
+        """Return the names of the nodes that the head lists as alive."""
         listed = self.get("/api/v0/nodes?limit=100&detail=1")
         rows = listed["data"]["result"]["result"]
         return {row["node_name"] for row in rows if row["state"] == "ALIVE"}
 
     def get(self, path: str) -> dict:
-        """What the dashboard says."""
+        """Return a JSON response of the dashboard."""
         return json.loads(self.read(path))
 
     def read(self, path: str) -> bytes:
-        """What the dashboard sends."""
+        """Return a response of the dashboard."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
         request = urllib.request.Request(
             self.address + path, headers={"Authorization": f"Bearer {token}"}
@@ -153,18 +154,18 @@ class RayNodes:
     def submit(
         self, verb: str, *arguments: str, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        """`python jobs/submit.py`, to the end."""
+        """Run `python jobs/submit.py` to its end."""
         process = self.begin(verb, *arguments)
         try:
-            told, _ = process.communicate(timeout=timeout)
+            output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-            told, _ = process.communicate()
-            raise RuntimeError(f"{verb} did not end within {timeout} s:\n{told}") from None
-        return subprocess.CompletedProcess(process.args, process.returncode, told, "")
+            output, _ = process.communicate()
+            raise RuntimeError(f"{verb} did not end within {timeout} s:\n{output}") from None
+        return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     def begin(self, verb: str, *arguments: str) -> "subprocess.Popen[str]":
-        """`python jobs/submit.py`, begun."""
+        """Start `python jobs/submit.py`."""
         return subprocess.Popen(
             [sys.executable, "jobs/submit.py", "--address", self.address, verb, *arguments],
             cwd=ROOT,
@@ -180,16 +181,16 @@ def ray_nodes(
     workers: Sequence[Sequence[str]] = (("--num-cpus=1",), ("--num-cpus=1",)),
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RayNodes]:
-    """A head and workers, each started with its flags; all gone at the end."""
-    # Short: sockets below it may have 107 characters.
+    """Start a head and workers, each with its flags; all are killed at the end."""
+    # The path must be short: paths of sockets are limited to 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="vr-", dir="/tmp"))
     token = folder / "token"
     token.write_text(os.urandom(32).hex())
     token.chmod(0o600)
-    # A node that declares a GPU does not start where its user has hidden all of them.
+    # A node that declares a GPU does not start if CUDA_VISIBLE_DEVICES hides all GPUs.
     hidden = ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")
     own = {name: value for name, value in os.environ.items() if name not in hidden}
-    # A job's `python` is the first on the head's PATH, which need not be that of these tests.
+    # A job runs the first `python` on the head's PATH, which may not be that of these tests.
     own["PATH"] = f"{_BIN}{os.pathsep}{own['PATH']}"
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **(environment or {})}
     port, dashboard = free_ports(2)

@@ -1,11 +1,11 @@
-"""Nothing that we call is on its way out: a whole pipeline run with every warning switched on."""
+"""The library calls no deprecated interface: a pipeline run with all warnings enabled."""
 
 import re
 
 from job_runs import ROOT
 
 WARNING = re.compile(r"(\S+?):\d+: \w*(?:Deprecat|Future)\w*Warning: (.*)")
-#: Interfaces of Ray, Keras and others that the jobs use; a warning that names one is ours.
+#: Interfaces of Ray, Keras and others that the jobs use; warnings about these are caused by us.
 CALLED = re.compile(
     r"map_batches|map_groups|read_parquet|from_items|repartition|write_datasink|write_parquet"
     r"|iter_batches|ActorPoolStrategy|concurrency|CheckpointConfig|ParquetDatasink|resources"
@@ -20,7 +20,7 @@ def test_no_deprecated_interface_is_called(s3_pipeline):
     logs = [path for path in s3_pipeline.logs.rglob("*") if path.suffix in (".err", ".out", ".log")]
     texts += [path.read_text(errors="replace") for path in logs if path.is_file()]
     found = {match.groups() for text in texts for match in WARNING.finditer(text)}
-    # Ray warns of itself, so the switch works, in the driver and in its workers.
+    # Ray itself causes some warnings, so they are enabled in the driver and in its workers.
     assert any("site-packages" in place for place, _ in found)
     here = (f"{ROOT}/visao_ray", f"{ROOT}/jobs", "jobs/")
     ours = [

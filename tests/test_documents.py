@@ -1,4 +1,4 @@
-"""What documents say of the repository's own layout is so."""
+"""Documents agree with the layout of the repository."""
 
 import re
 import tomllib
@@ -10,13 +10,13 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def targets(text: str) -> list[str]:
-    """The make targets that commands in a text call, without options and variables."""
+    """Return the make targets of the commands in a text."""
     found = re.findall(r"\bmake((?: [a-z-]+\b)+)", text)
     return [target for words in found for target in words.split()]
 
 
 def rooms() -> list[str]:
-    """The packages in the order in which import-linter holds them, from the top."""
+    """Return the packages in the order of import-linter, from the top."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [part for layer in settings["contracts"][0]["layers"] for part in layer.split(" | ")]
     names = [layer.split(".")[1] for layer in layers]

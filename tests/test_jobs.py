@@ -1,4 +1,4 @@
-"""Jobs from the command line: help without Ray, and one line for what is wrong."""
+"""Jobs from the command line: help without Ray, and errors in one line."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ from visao_ray.features.extract import extract_images
 from visao_ray.features.manifest import make_manifest
 from visao_ray.features.settings import ExtractSettings, ManifestSettings
 
-HELP_S = 2.0  # of one core, whatever else this machine does
+HELP_S = 2.0  # CPU time, so other work on this machine does not matter
 HELP = """
 import runpy, sys, time
 sys.argv = [sys.argv[1], "--help"]
@@ -37,11 +37,11 @@ def test_help_is_light(job):
         timeout=60,
         check=True,
     )
-    *told, last = run.stdout.splitlines()
+    *lines, last = run.stdout.splitlines()
     code, heavy, seconds = ast.literal_eval(last)
     assert (code, heavy) == (0, [])
     assert seconds < HELP_S
-    assert told[0].startswith(f"usage: python jobs/{job} ")
+    assert lines[0].startswith(f"usage: python jobs/{job} ")
     flag = {"submit.py": "--address", "store.py": "--store"}.get(job, "--out")
     assert flag in run.stdout
     assert run.stderr == ""
@@ -143,15 +143,22 @@ def test_wrong_settings(verb, arguments, says, tmp_path, s3):
 def test_a_dataset_without_images(tmp_path, capsys, ray_cluster):
     for label in ("vazio", "nvazio"):
         (tmp_path / "data" / label).mkdir(parents=True)
-    told = ["--dataset", "vazios", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    flags = [
+        "--dataset",
+        "vazios",
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     capsys.readouterr()
-    assert main(ManifestSettings, make_manifest, told) == 2
+    assert main(ManifestSettings, make_manifest, flags) == 2
     one_line(capsys.readouterr().err, "no files", str(tmp_path / "data"))
 
 
 @pytest.fixture(scope="module")
 def misfits(tmp_path_factory):
-    """Weights that cannot be a backbone's: a classifier, and a whole other network's."""
+    """Weights that do not fit a backbone: of a classifier, and of another network."""
     keras = import_keras()
     folder = tmp_path_factory.mktemp("misfits")
     flat = [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
@@ -171,19 +178,19 @@ def misfits(tmp_path_factory):
 )
 def test_weights_that_do_not_fit(weights, says, misfits, s3, scans, ray_cluster, tmp_path, capsys):
     uri = weights.format(misfits=misfits, bucket=s3.bucket)
-    told = ["--dataset", "vazios", "--data", str(scans), "--store", str(tmp_path / "store")]
-    told += ["--weights", uri, "--image-size", "32"]
-    told += [] if uri.endswith(".keras") else ["--backbone", "mobilenetv2"]
+    flags = ["--dataset", "vazios", "--data", str(scans), "--store", str(tmp_path / "store")]
+    flags += ["--weights", uri, "--image-size", "32"]
+    flags += [] if uri.endswith(".keras") else ["--backbone", "mobilenetv2"]
     capsys.readouterr()
-    assert main(ExtractSettings, extract_images, told) == 2
+    assert main(ExtractSettings, extract_images, flags) == 2
     one_line(capsys.readouterr().err, *says)
     assert not (tmp_path / "store" / "store.json").exists()
 
 
 def test_weights_that_are_not_there(scans, tmp_path):
-    """The same in a process of its own, with a Ray of its own."""
-    told = ["--dataset", "vazios", "--data", str(scans), "--out", str(tmp_path / "out")]
-    run = run_job("extract", *told, "--weights", f"{tmp_path}/none.keras")
+    """The same in a separate process with its own Ray."""
+    flags = ["--dataset", "vazios", "--data", str(scans), "--out", str(tmp_path / "out")]
+    run = run_job("extract", *flags, "--weights", f"{tmp_path}/none.keras")
     assert run.returncode == 2, run.stderr
     one_line(run.stderr, f"--weights {tmp_path}/none.keras", "cannot be read")
     assert not (tmp_path / "out" / "result.json").exists()

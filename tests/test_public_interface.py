@@ -1,4 +1,4 @@
-"""What `visao_ray` offers to Python: a few names, imported when they are used."""
+"""The public interface of `visao_ray`: a few names, imported when they are used."""
 
 import inspect
 import json
@@ -14,7 +14,7 @@ import visao_ray
 from visao_ray.core.settings import JobSettings
 from visao_ray.jobs.registry import JOBS
 
-#: A name that goes breaks programs of others: add to this list, and say so in CHANGELOG.md.
+#: Removing a name breaks users' programs: add to this list, and list changes in CHANGELOG.md.
 PUBLIC = [
     "Dataset",
     "Engine",
@@ -54,7 +54,7 @@ def test_names_are_documented() -> None:
     assert set(re.findall(r"`(?:visao_ray\.)?(\w+)`", page)) >= set(PUBLIC)
 
 
-def test_an_import_is_light() -> None:
+def test_the_import_is_fast() -> None:
     code = "import sys, visao_ray; print(sorted({m.split('.')[0] for m in sys.modules}))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

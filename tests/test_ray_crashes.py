@@ -1,4 +1,4 @@
-"""What counts as a crash of Ray itself, and what `.ci/run` then repeats."""
+"""Crashes of Ray itself are detected, and `.ci/run` repeats only tests that met one."""
 
 import time
 
@@ -46,7 +46,7 @@ def test_what_is_a_crash(tmp_path, name, text, crashed):
 
 @pytest.fixture
 def suite(pytester, monkeypatch):
-    """Tests one of which fails once, with a crash; and this project's plugin."""
+    """Tests with the plugin of this project; one test fails once, with a crash."""
     monkeypatch.setenv("TMPDIR", str(pytester.path))
     monkeypatch.setattr("tempfile.tempdir", str(pytester.path))
     log = pytester.path / "ray" / "session_2026" / "logs" / "raylet.err"

@@ -1,4 +1,4 @@
-"""The proxy's own orders, before a real S3 server: counts, lost answers, held requests."""
+"""The proxy in front of a real S3 server: counts, lost responses, held requests."""
 
 import subprocess
 import sys

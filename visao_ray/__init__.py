@@ -1,6 +1,6 @@
-"""X-ray images on Ray: pixels are read once, everything afterwards reads feature vectors.
+"""X-ray images on Ray: extract feature vectors once, then train and evaluate from them.
 
-What `__all__` names is the public Python interface; it is imported when it is first used.
+`__all__` is the public Python interface. Each name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # for which every name would exist
+if not TYPE_CHECKING:  # with `__getattr__`, a type checker would accept every name
 
     def __getattr__(name: str) -> Any:
         if name not in __all__:

@@ -1,4 +1,4 @@
-"""One cluster of three nodes for all these tests, and an object store behind a proxy."""
+"""Fixtures: one cluster of three nodes for all these tests, and an object store behind a proxy."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ IMAGES = 1024
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster, its object store, and what can go wrong between them."""
+    """A cluster, its object store, and the faults of the proxy between them."""
 
     nodes: RayNodes
     store: S3
     faults: Faults
 
     def place(self, name: str) -> Location:
-        """In the bucket."""
+        """Return a location in the bucket."""
         return locate(f"{self.store.uri}/{name}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these start a cluster or need one."""
+    """Mark all tests of this folder as `faults`: they need a cluster."""
     for item in items:
         if "tests/cluster/" in item.path.as_posix():
             item.add_marker(pytest.mark.faults)
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def site(s3: S3) -> Iterator[Site]:
-    """A head that takes no work and two nodes of one CPU, which reach the store by the proxy."""
+    """A head node without tasks and two nodes of one CPU, which use the store through the proxy."""
     (port,) = free_ports(1)
     with (
         tempfile.TemporaryDirectory(prefix="proxy-") as folder,
@@ -67,7 +67,7 @@ def images(s3: S3) -> Location:
 
 @pytest.fixture(scope="session")
 def calm(site: Site, images: Location) -> Location:
-    """An extraction from first to last that nobody disturbs; its store is below it."""
+    """An extraction without faults; its store is in its folder."""
     out = site.place("cluster/calm")
     run = site.nodes.submit("extract", *source(images), f"--out={out.uri}", *EXTRACT)
     assert run.returncode == 0, run.stdout
@@ -78,7 +78,7 @@ def calm(site: Site, images: Location) -> Location:
 
 @pytest.fixture(autouse=True)
 def whole(site: Site) -> None:
-    """Two workers before every test, whatever the one before did to them."""
+    """Start the two workers again before every test, if the test before stopped them."""
     for name in ("worker1", "worker2"):
         if name not in site.nodes.nodes:
             site.nodes.start(name, "--num-cpus=1")

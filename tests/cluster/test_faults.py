@@ -1,4 +1,4 @@
-"""Whatever breaks in the middle: nothing lost, nothing doubled, the same result."""
+"""Faults in the middle of a job: nothing is lost or duplicated, and the result is the same."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ TRAIN = (
 
 
 class Extraction:
-    """A run of the extract job, and what it cost beyond an undisturbed one."""
+    """A run of the extract job, and the images that it extracts twice because of faults."""
 
     def __init__(self, site, images, name):
         self.out = site.place(f"cluster/{name}")
@@ -48,15 +48,15 @@ class Extraction:
 
     @contextmanager
     def loss(self):
-        """Something dies in this block: what is computed by then and in no version may be lost."""
+        """Count the images at risk by a kill in this block: computed and not committed."""
         safe = committed(self.out)
         yield
         self._at_risk = self._extracted()[0] - safe
 
     def ended_as(self, calm):
-        """Nothing lost, nothing doubled, nothing done again that was committed.
+        """Check the store, and that no committed image was extracted again.
 
-        Where nothing died, nothing is done again.
+        If no process died, no image is extracted again.
         """
         same_features(self.out, calm)
         images, seconds = self._extracted()
@@ -91,7 +91,7 @@ def test_a_lost_actor(site, images, calm):
 def test_a_store_that_is_restarted(site, images, calm):
     extraction = Extraction(site, images, "store-restart")
     site.store.kill()
-    time.sleep(35)  # longer than a lease lives without a sign of life
+    time.sleep(35)  # longer than a lease lasts without renewal
     site.store.start()
     finish(extraction.run)
     extraction.ended_as(calm)
@@ -144,10 +144,11 @@ def test_a_lost_node_in_a_sweep(site, calm):
     began = time.monotonic()
     found = sweep("lost-node-sweep", disturb=True)
     print(f"\nsweep with a lost node: {time.monotonic() - began:.0f} s")
-    told = {"trial_id"}  # drawn anew by each run
-    keep = [name for name in undisturbed.column_names if name not in told]
+    columns = [
+        name for name in undisturbed.column_names if name != "trial_id"
+    ]  # random in each run
     assert found["error"].to_pylist() == [None] * 8
-    assert found.select(keep).to_pylist() == undisturbed.select(keep).to_pylist()
+    assert found.select(columns).to_pylist() == undisturbed.select(columns).to_pylist()
     assert set(found["status"].to_pylist()) == {"ok"}
 
 

@@ -1,6 +1,6 @@
-"""Twenty kills at moments drawn from a seed: the store ends as if nothing had happened.
+"""Twenty kills at random moments: the store ends as without them.
 
-KILLS_SEED=7 pytest -m faults tests/cluster/test_kills.py      the moments of an earlier run
+KILLS_SEED=7 pytest -m faults tests/cluster/test_kills.py      repeats the moments of an earlier run
 """
 
 import os
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 IMAGES = 3072
 UNIT = 16  # images a block, as in EXTRACT
 ACTORS = 2
-#: Large enough an image that the commit interval is a small part of the work.
+#: Images are so large that the commit interval is a small part of the work.
 FLAGS = (*(flag for flag in EXTRACT if "image-size" not in flag), "--image-size=160")
 
-#: Images that may be computed and not written: a fragment that is being collected, those that the
-#: writers (two an actor) have in hand, and a block in each actor.
-IN_HAND = (2 * ACTORS + 1) * _FRAGMENT_ROWS["CPU"] + ACTORS * UNIT
-#: Seconds after which a commit is due, until it is there: the next fragment brings it about.
+#: Images that may be computed and not written: a fragment that is being collected, the fragments of
+#: the writers (two per actor), and a block in each actor.
+IN_PROGRESS = (2 * ACTORS + 1) * _FRAGMENT_ROWS["CPU"] + ACTORS * UNIT
+#: Most seconds from one commit to the next: a commit that is due waits for the next fragment.
 INTERVAL_S = COMMIT_S + 5
 
 #: Where the driver is killed: between the write of a fragment and its commit, or inside a commit,
-#: which is held at such a request and then dropped or passed on.
+#: which is held at one of these requests and then dropped or forwarded.
 COMMITS = ("vectors/.*/_transactions/", "vectors/.*/_versions/", "images.*/_versions/")
 DRIVER = ("between", "between", *COMMITS)
-#: What else is killed: at any moment, or between the write of a fragment and its commit.
+#: Other processes that are killed: at any moment, or between a fragment's write and its commit.
 OTHERS = (
     *[("actor", "any")] * 5,
     *[("actor", "between")] * 3,
@@ -72,7 +72,7 @@ def images(site) -> Location:
 
 
 class Computed:
-    """How many images all actors have computed, second by second."""
+    """The number of images that all actors have computed, recorded every second."""
 
     def __init__(self, nodes) -> None:
         self._nodes = nodes
@@ -93,34 +93,35 @@ class Computed:
             self._seen.append((time.monotonic(), extracted(self._nodes)[0]))
 
     def now(self) -> int:
-        """So far."""
+        """Return the number of images so far."""
         return extracted(self._nodes)[0]
 
     def before(self, seconds: float) -> int:
-        """So many seconds ago, or a little earlier."""
+        """Return the number of images some seconds ago, or a little earlier."""
         moment = time.monotonic() - seconds
         return max((count for when, count in self._seen if when <= moment), default=0)
 
 
 @dataclass
-class Shaken:
-    """A store that is filled by jobs which are killed, one after the other.
+class KilledJobs:
+    """A store that is filled by jobs that are killed, one after the other.
 
     Attributes:
         site: the cluster and the object store.
-        place: the store is below it.
-        images: what is extracted.
-        dice: of the moments.
-        computed: by all actors so far.
-        runs: jobs that were begun.
-        at_risk: images that were computed and not committed when something was killed, by kill.
-        between, inside: kills between the write of a fragment and its commit, and inside a commit.
+        place: folder of the store.
+        images: the images to extract.
+        rng: draws the moments of kills.
+        computed: images that all actors have computed.
+        runs: number of jobs that were started.
+        at_risk: for each kill, images that were computed and not committed.
+        between: number of kills between the write of a fragment and its commit.
+        inside: number of kills inside a commit.
     """
 
     site: "Site"
     place: Location
     images: Location
-    dice: random.Random
+    rng: random.Random
     computed: Computed
     runs: int = 0
     at_risk: list[int] = field(default_factory=list)
@@ -128,9 +129,9 @@ class Shaken:
     inside: int = 0
 
     def begin(self) -> None:
-        """The same command once more, in a run of its own."""
+        """Start the same command again, as a new run."""
         self.runs += 1
-        # Whatever was not committed by now is lost already.
+        # What is not committed by now is lost already.
         self.lost = self.computed.now() - committed(self.place)
         self.old = self.written()
         store, out = self.place.join("store").uri, self.place.join("runs", str(self.runs)).uri
@@ -138,12 +139,12 @@ class Shaken:
         self.run = self.site.nodes.begin("extract", *source(self.images), *where, *FLAGS)
 
     def written(self) -> set[str]:
-        """Names of the files of vectors that any task wrote."""
+        """Return the names of the files of vectors that any task wrote."""
         paths = self.site.faults.paths("PUT", self.place.join("store", "vectors").path)
         return {path.rpartition("/")[2] for path in paths if "/data/" in path}
 
     def uncommitted(self) -> int:
-        """Files of vectors of this job that no version names."""
+        """Return the number of files of vectors of this job that are in no version."""
         written = self.written() - self.old
         if not written:
             return 0
@@ -153,7 +154,7 @@ class Shaken:
         return len(written - named)
 
     def wait(self, what: Callable[[], object], name: str) -> None:
-        """Until something holds, while the job goes on."""
+        """Wait for a condition while the job runs."""
         end = time.monotonic() + 240
         while not what():
             if self.run.poll() is not None:
@@ -162,25 +163,25 @@ class Shaken:
             time.sleep(0.05)
 
     def kill_other(self, kind: str, when: str) -> None:
-        """An actor or a raylet, while there are actors."""
+        """Kill an actor or a raylet while there are actors."""
         if when == "any":
             self.wait(self.actors, "actors")
-            time.sleep(self.dice.uniform(0, 4))
+            time.sleep(self.rng.uniform(0, 4))
         else:
             self.wait(self.uncommitted, "files that are not committed")
         self.wait(self.actors, "actors")
         with self.counted(f"{kind}, {when}"):
             if kind == "actor":
-                os.kill(self.dice.choice(self.actors()), signal.SIGKILL)
+                os.kill(self.rng.choice(self.actors()), signal.SIGKILL)
                 return
-            name = self.dice.choice(["worker1", "worker2"])
+            name = self.rng.choice(["worker1", "worker2"])
             (raylet,) = self.programs(name, lambda words: words[0].endswith("/raylet"))
             os.kill(raylet, signal.SIGKILL)
         self.site.nodes.kill(name)  # what is left of it
         self.site.nodes.start(name, "--num-cpus=1")
 
     def kill_driver(self, where: str) -> None:
-        """Between the write of a fragment and its commit, or inside a commit."""
+        """Kill the driver between the write of a fragment and its commit, or inside a commit."""
         self.wait(lambda: self.written() - self.old, "files")
         if where == "between":
             self.wait(self.uncommitted, "files that are not committed")
@@ -189,36 +190,36 @@ class Shaken:
         else:
             with self.site.faults.paused("PUT", f"{self.place.path}/store/{where}", 1):
                 self.site.faults.wait_until_held(120)
-                held = self.dice.uniform(0, 2)
+                held = self.rng.uniform(0, 2)
                 time.sleep(held)
                 with self.counted(f"driver, {where}", held):
                     self.kill_the_driver()
-                self.site.faults.release(drop=self.dice.random() < 0.5)
+                self.site.faults.release(drop=self.rng.random() < 0.5)
             self.inside += 1
         self.run.kill()
         self.run.communicate()
         end = time.monotonic() + 60
         while self.actors():
-            assert time.monotonic() < end, "its actors live on"
+            assert time.monotonic() < end, "its actors are still alive"
             time.sleep(0.1)
         assert committed(self.place) < IMAGES, "finished before it was killed"
 
     @contextmanager
     def counted(self, name: str, held: float = 0.0) -> Iterator[None]:
-        """Count what a kill puts at risk: what was computed and is not committed."""
+        """Count the images at risk by a kill: computed and not committed."""
         uncommitted, safe = self.uncommitted(), committed(self.place)
         began = time.monotonic()
         yield
         risk = self.computed.now() - safe - self.lost
         last = self.computed.before(time.monotonic() - began + INTERVAL_S + held)
-        allowed = self.computed.now() - last + IN_HAND
+        allowed = self.computed.now() - last + IN_PROGRESS
         print(f"{name}: {safe} are safe, {risk} at risk where {allowed} may be")
         assert 0 <= risk <= allowed
         self.at_risk.append(risk)
         self.between += bool(uncommitted and "driver" not in name) or name == "driver, between"
 
     def kill_the_driver(self) -> None:
-        """SIGKILL it, and nothing else."""
+        """Send SIGKILL to the driver only."""
         out = f"--out={self.place.join('runs', str(self.runs)).uri}"
         (driver,) = self.programs(
             "head", lambda words: words[:2] == ["python", "jobs/extract.py"] and out in words
@@ -226,12 +227,12 @@ class Shaken:
         os.kill(driver, signal.SIGKILL)
 
     def actors(self) -> list[int]:
-        """Processes that hold an engine."""
+        """Return the processes that hold an engine."""
         nodes = list(self.site.nodes.nodes.values())
         return [one for node in nodes for one in processes(node.processes(), "ModelActor")]
 
     def programs(self, node: str, is_meant) -> list[int]:
-        """Processes of a node by the words of their command line."""
+        """Return the processes of a node whose command line matches."""
         found = []
         for process in self.site.nodes.nodes[node].processes():
             try:
@@ -245,7 +246,7 @@ class Shaken:
 
 @pytest.fixture(scope="module")
 def undisturbed(site, images) -> Location:
-    """What nobody kills."""
+    """An extraction without kills."""
     out = site.place("kills/undisturbed")
     run = site.nodes.submit("extract", *source(images), f"--out={out.uri}", *FLAGS)
     assert run.returncode == 0, run.stdout
@@ -258,43 +259,43 @@ def test_twenty_kills_leave_no_trace(site, images, undisturbed, capsys):
     seed = int(os.environ.get("KILLS_SEED", time.time_ns() % 1_000_000))
     with capsys.disabled():
         print(f"\nKILLS_SEED={seed}")
-    dice = random.Random(seed)
-    drivers, others = dice.sample(DRIVER, len(DRIVER)), dice.sample(OTHERS, len(OTHERS))
+    rng = random.Random(seed)
+    drivers, others = rng.sample(DRIVER, len(DRIVER)), rng.sample(OTHERS, len(OTHERS))
     assert len(drivers) + len(others) == 20
     with Computed(site.nodes) as computed:
         before = computed.now()
-        shaken = Shaken(site, site.place(f"kills/{seed}"), images, dice, computed)
+        killed = KilledJobs(site, site.place(f"kills/{seed}"), images, rng, computed)
         while drivers or others:
-            shaken.begin()
+            killed.begin()
             for kill in [others.pop() for _ in range(len(others) // (len(drivers) + 1))]:
-                shaken.kill_other(*kill)
+                killed.kill_other(*kill)
             if drivers:
-                shaken.kill_driver(drivers.pop())
-        told = finish(shaken.run)
+                killed.kill_driver(drivers.pop())
+        output = finish(killed.run)
         again = computed.now() - before - IMAGES
-    print(told)
+    print(output)
     with capsys.disabled():
         print(
-            f"{again} images computed again, {sum(shaken.at_risk)} were at risk; "
-            f"{shaken.between} kills between a fragment's write and its commit, {shaken.inside} "
+            f"{again} images computed again, {sum(killed.at_risk)} were at risk; "
+            f"{killed.between} kills between a fragment's write and its commit, {killed.inside} "
             "inside a commit"
         )
-    assert shaken.between >= 5
-    assert shaken.inside >= 3
+    assert killed.between >= 5
+    assert killed.inside >= 3
 
-    found, expected = features(shaken.place), features(undisturbed)
+    found, expected = features(killed.place), features(undisturbed)
     for name in ("key", "label", "split"):
         assert (found[name] == expected[name]).all()
     assert np.abs(found["vectors"] - expected["vectors"]).max() <= 1e-5
-    counts = result(shaken.place.join("runs", str(shaken.runs)))["counts"]
+    counts = result(killed.place.join("runs", str(killed.runs)))["counts"]
     assert counts["listed"] == counts["new"] + counts["known"] == IMAGES
     assert counts["store"] == result(undisturbed)["counts"]["store"]
-    assert 0 <= again <= sum(shaken.at_risk)
-    assert not orphans(shaken.place.join("store"))
+    assert 0 <= again <= sum(killed.at_risk)
+    assert not orphans(killed.place.join("store"))
 
 
 def orphans(place: Location) -> list[str]:
-    """Files of tables that no version names."""
+    """Return the files of tables that are in no version."""
     found = []
     for name, table in Store.open(place.uri).tables().items():
         named = set()

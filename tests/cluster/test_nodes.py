@@ -1,4 +1,4 @@
-"""Nodes that are not alike: who decodes, who extracts; and nodes without room to spare."""
+"""Nodes with and without GPUs share the work; small nodes are enough."""
 
 from collections import Counter
 
@@ -10,20 +10,20 @@ from visao_ray.core.storage import locate
 _MIB = 1024**2
 
 
-def named(nodes, word):
-    """Node names by node id, told by what each one offers."""
+def nodes_with(nodes, word):
+    """Return the ids of the nodes that have a resource."""
     listed = nodes.get("/api/v0/nodes?limit=100&detail=1")["data"]["result"]["result"]
     return {row["node_id"] for row in listed if word in row["resources_total"]}
 
 
 def tasks(nodes, word):
-    """How many tasks with a word in their name each node had."""
+    """Return the number of tasks per node with a word in their name."""
     listed = nodes.get("/api/v0/tasks?limit=10000&detail=1")["data"]["result"]["result"]
     return Counter(row["node_id"] for row in listed if word in row["name"] and row["node_id"])
 
 
 def actors(nodes, word):
-    """How many actors with a word in their class each node had."""
+    """Return the number of actors per node with a word in their class."""
     listed = nodes.get("/api/v0/actors?limit=1000&detail=1")["data"]["result"]["result"]
     return Counter(row["node_id"] for row in listed if word in row["class_name"])
 
@@ -35,21 +35,21 @@ def test_cpu_nodes_decode_and_gpu_nodes_extract(s3, images):
         run = nodes.submit("extract", *source(images), f"--out={out.uri}", *EXTRACT)
         assert run.returncode == 0, run.stdout
         assert "on 1 GPU actor" in run.stdout
-        gpu = named(nodes, "GPU")
+        gpu = nodes_with(nodes, "GPU")
         assert len(gpu) == 1
         loads, extractors = tasks(nodes, "MapBatches(load_unit)"), actors(nodes, "ModelActor")
     assert set(extractors) == gpu
     on_gpu_nodes = sum(loads[node] for node in gpu)
     print(f"\n{on_gpu_nodes} of {loads.total()} blocks decoded on the GPU node")
-    assert loads.total() >= 32  # of 64; Ray forgets some
-    # Only what found no place beside it: of seven at once (the actor has a CPU) three where loading
-    # is what all wait for, hardly any where extraction is. Spread evenly, it would be half.
+    assert loads.total() >= 32  # of 64; Ray drops the records of some
+    # Only tasks that do not fit on the CPU node: three of seven at once (the actor takes a CPU) if
+    # loading is the bottleneck, hardly any if extraction is. An even distribution would give half.
     assert on_gpu_nodes <= 0.46 * loads.total()
     assert result(out)["counts"]["ok"] == 1024
 
 
 def test_nothing_needs_the_disk(s3, images, calm):
-    """Little memory for objects, and a disk that Ray takes for full: blocks wait, none spills."""
+    """Little object memory, and a disk that Ray considers full: blocks wait, none is spilled."""
     out = locate(f"{s3.uri}/nodes/full-disk")
     full = {"RAY_local_fs_capacity_threshold": "0.01"}
     small = f"--object-store-memory={80 * _MIB}"
@@ -61,7 +61,7 @@ def test_nothing_needs_the_disk(s3, images, calm):
 
 
 def test_one_cpu_is_enough_to_go_on(s3, images):
-    """No stage waits for a CPU that another one holds."""
+    """No stage waits for a CPU that another stage holds."""
     out = locate(f"{s3.uri}/nodes/one-cpu")
     command = ("extract", *source(images), f"--out={out.uri}", *EXTRACT)
     with ray_nodes([("--num-cpus=1",)]) as nodes:

@@ -1,4 +1,4 @@
-"""Jobs handed in to a cluster: they run unchanged, end as they should, and can be stopped."""
+"""Submitted jobs: they run unchanged, exit with the right status, and can be stopped."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def test_extraction(calm):
 def test_a_sweep(site, calm):
     out = site.place("submission/sweep")
     options = ("--trials=4", "--epochs=4", "--finalists=2")
-    # The plugin's file travels to the nodes, which compute its metric.
+    # The file of the plugin is copied to the nodes, which compute its metric.
     options += ("--plugin=examples/add_metric.py", "--objective=matthews_correlation")
     store = calm.join("store").uri
     run = site.nodes.submit("sweep", f"--store={store}", f"--out={out.uri}", *options)
@@ -69,8 +69,8 @@ def test_training(site, images):
     assert [row["epoch"] for row in found["details"]["history"]] == [1, 2]
     assert found["counts"]["ok"] == 1024
     assert max(found["details"]["export"]["differences"].values()) <= 1e-5
-    judged = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
-    assert rows(out.join("predictions")).num_rows == judged
+    evaluated = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
+    assert rows(out.join("predictions")).num_rows == evaluated
 
 
 def test_a_pipeline(site, images):
@@ -99,9 +99,9 @@ def test_stopped_half_way_and_submitted_again(site, images, calm):
     command = (*source(images), f"--out={out.uri}", *EXTRACT)
     run = site.nodes.begin("extract", *command)
     wait_for(lambda: committed(out) >= 256, run)
-    told = stop(site.nodes, run)
-    assert "stopped; run the same command again to continue" in told
-    assert "SIGTERM" not in told  # Ray's own dump of the stack
+    output = stop(site.nodes, run)
+    assert "stopped; run the same command again to continue" in output
+    assert "SIGTERM" not in output  # Ray prints a stack trace with it
     assert not out.join("result.json").exists()
     before = committed(out)
     assert 0 < before < 1024
@@ -109,8 +109,8 @@ def test_stopped_half_way_and_submitted_again(site, images, calm):
     finish(site.nodes.begin("extract", *command))
     assert before <= result(out)["counts"]["known"] < 1024
     same_features(out, calm)
-    told = finish(site.nodes.begin("extract", *command))
-    assert "1,024 known, 0 new" in told
+    output = finish(site.nodes.begin("extract", *command))
+    assert "1,024 known, 0 new" in output
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_stopped_half_way_and_submitted_again(site, images, calm):
     ],
 )
 def test_more_than_any_node_has(site, images, flags, says):
-    """Told within a minute, in one line, before a dataset of any size is listed."""
+    """Refused within a minute, in one line, before the dataset is listed."""
     out = site.place(f"submission/{flags.strip('-').split('=')[0]}")
     run = site.nodes.submit(
         "extract", "--dataset=vazios", f"--data={images.uri}", f"--out={out.uri}", flags, timeout=60
@@ -144,14 +144,14 @@ def test_more_than_any_node_has(site, images, flags, says):
     assert any(line.startswith("error: ") for line in train.stdout.splitlines())
 
 
-def test_wrong_settings_do_not_travel(site):
+def test_wrong_settings_are_not_submitted(site):
     run = site.nodes.submit("extract", "--dataset=lungs", "--data=x", "--out=y", timeout=30)
     assert run.returncode == 2
     assert run.stdout.startswith("error: --dataset lungs")
 
 
-def test_what_travels_is_small(site, calm):
-    """The package that Ray keeps for the nodes: code alone, no data, no tests, no history."""
+def test_the_upload_is_small(site, calm):
+    """The package that Ray keeps for the nodes has code only: no data, no tests, no history."""
     packages = list(site.nodes.folder.glob("*/session_2*/runtime_resources/working_dir_files/*"))
     folders = [path for path in packages if path.is_dir()]
     assert folders
@@ -164,9 +164,9 @@ def test_what_travels_is_small(site, calm):
 
 
 def test_ray_job_submit_itself(site, calm):
-    """The same without our wrapper: everything is known already, so it only says so."""
-    told = json.loads(calm.join("result.json").read_bytes())["settings"]
-    flags = [f"--data={told['data']}", f"--store={calm.join('store').uri}", *EXTRACT]
+    """`ray job submit` runs the same job: all images are known already."""
+    settings = json.loads(calm.join("result.json").read_bytes())["settings"]
+    flags = [f"--data={settings['data']}", f"--store={calm.join('store').uri}", *EXTRACT]
     where = ["--address", site.nodes.address, "--working-dir", "."]
     where += ["--runtime-env", "cluster/runtime_env.yaml"]
     run = subprocess.run(
@@ -181,8 +181,8 @@ def test_ray_job_submit_itself(site, calm):
     assert "1,024 known, 0 new" in run.stdout
 
 
-def test_no_stranger_gets_in(site):
-    """Without the token, neither the dashboard nor a job."""
+def test_a_token_is_needed(site):
+    """Without the token, the dashboard refuses requests."""
     bare = {k: v for k, v in site.nodes.environment.items() if not k.startswith("RAY_AUTH")}
     run = subprocess.run(
         [RAY, "job", "list", "--address", site.nodes.address],
@@ -196,7 +196,7 @@ def test_no_stranger_gets_in(site):
 
 
 def test_no_secret_anywhere(site, calm):
-    """Not in what jobs wrote, nor in Ray's logs, nor in what the dashboard tells, nor in `ps`."""
+    """There is none in the files of jobs, Ray's logs, the dashboard's responses, or `ps`."""
     token = (site.nodes.folder / "token").read_text()
     for secret in (SECRET, token):
         for path in site.nodes.folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Two drivers on one store: the second is refused, and takes over where the first is dead."""
+"""Two drivers on one store: the second is refused, and takes over if the first is dead."""
 
 import json
 import os
@@ -24,12 +24,12 @@ class Drivers:
         self._store = self.place.join("store")
 
     def begin(self, out: Location) -> "Popen[str]":
-        """One more, with a folder of its own."""
+        """Start another driver with its own folder."""
         where = (f"--store={self._store.uri}", f"--out={out.uri}")
         return self._site.nodes.begin("extract", *source(self._images), *where, *EXTRACT)
 
     def process(self, out: Location) -> int:
-        """The driver whose folder that is."""
+        """Return the process of the driver with that folder."""
         for process in self._site.nodes.nodes["head"].processes():
             words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
             if words[:2] == ["python", "jobs/extract.py"] and f"--out={out.uri}" in words:
@@ -37,13 +37,13 @@ class Drivers:
         raise AssertionError(f"no driver of {out.uri}")
 
     def holder(self) -> str:
-        """Id of the run that holds the store's lease."""
+        """Return the id of the run that holds the store's lease."""
         lease = json.loads(self._store.join("lease").read_bytes())
         return str(lease["owner"]["run"])
 
     @contextmanager
     def first(self) -> "Iterator[tuple[Popen[str], int]]":
-        """One in the middle of its work: its next commit is held until the end of the block."""
+        """Start a driver, and hold its next commit until the end of the block."""
         out = self.place.join("first")
         run = self.begin(out)
         wait_for(lambda: committed(self.place) >= 256, run)
@@ -58,16 +58,16 @@ def test_the_second_is_refused_and_takes_over_from_a_dead_one(site, images, calm
     with drivers.first() as (first, process):
         owner = drivers.holder()
         second = drivers.begin(drivers.place.join("second"))
-        said, _ = second.communicate(timeout=200)
-        assert second.returncode == 2, said
-        (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        output, _ = second.communicate(timeout=200)
+        assert second.returncode == 2, output
+        (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert re.search(rf"pid \d+ \(job extract, run {owner}\) has held it since", line), line
         assert "expires in 30 s" in line
-        assert "Traceback" not in said
+        assert "Traceback" not in output
         assert drivers.holder() == owner
 
         third = drivers.begin(drivers.place)
-        time.sleep(4)  # it is starting; the lease comes later
+        time.sleep(4)  # it is starting; it asks for the lease later
         os.kill(process, signal.SIGKILL)
         killed = time.monotonic()
         wait_for(lambda: drivers.holder() != owner, third)
@@ -88,9 +88,9 @@ def test_a_suspended_driver_is_fenced(site, images, calm):
         finally:
             os.kill(process, signal.SIGCONT)
         site.faults.release()  # its commit goes on
-        said, _ = first.communicate(timeout=120)
-    assert first.returncode == 1, said
-    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        output, _ = first.communicate(timeout=120)
+    assert first.returncode == 1, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert re.search("lease was (lost|not renewed)|another writer changed", line), line
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     same_features(drivers.place, calm)

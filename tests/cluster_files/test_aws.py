@@ -1,4 +1,4 @@
-"""cluster/aws.yaml: what Ray takes, and what we promise of cost and safety."""
+"""cluster/aws.yaml: valid for Ray, and safe in cost and access."""
 
 import copy
 import shlex
@@ -32,7 +32,7 @@ def workers(config: Config) -> dict[str, Config]:
 
 
 def _prepared(config: Config) -> Config:
-    """As `ray up` completes it, checked by Ray's own schema."""
+    """Return the configuration with the defaults of `ray up`, checked by Ray's schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     prepared: Config = prepare_config(copy.deepcopy(config))
@@ -42,7 +42,7 @@ def _prepared(config: Config) -> Config:
 
 def test_ray_takes_it(config: Config) -> None:
     prepared = _prepared(config)
-    # Ray's own defaults, for what a file leaves out, would install a nightly Ray on every node.
+    # Ray's defaults for missing keys would install a nightly Ray on every node.
     assert not any("pip install" in command for command in prepared["setup_commands"])
     assert not any("pip install" in command for command in prepared["head_setup_commands"])
 
@@ -73,7 +73,7 @@ def test_workers_are_spot_and_go_when_idle(config: Config, workers: dict[str, Co
 
 
 def test_only_ssh_and_only_from_ones_own_address(config: Config) -> None:
-    # A group that Ray makes, for lack of one here, opens port 22 to the world.
+    # Without a group here, Ray creates one that opens port 22 to the internet.
     for kind in config["available_node_types"].values():
         assert kind["node_config"]["SecurityGroupIds"]
     assert "security_group" not in config["provider"]
@@ -97,5 +97,5 @@ def test_tokens_are_on_and_travel_as_a_file(config: Config) -> None:
     options = config["docker"]["run_options"]
     assert "--env=RAY_AUTH_MODE=token" in options
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
-    # The only place where Ray looks for it, besides two variables that are not set here.
+    # The only place where Ray finds it, except for two variables that are not set here.
     assert not any("RAY_AUTH_TOKEN" in option for option in options)

@@ -1,4 +1,4 @@
-"""Commands, flags and paths that documents and cluster files name exist."""
+"""Commands, flags and paths in documents and cluster files exist."""
 
 import re
 import shlex
@@ -39,7 +39,7 @@ def _flags_of(kind: type[CommandSettings]) -> set[str]:
 
 
 def _text(name: str) -> str:
-    """The file, with lines that a backslash goes on from put together; of YAML, what it means."""
+    """Return the text of a file with continued lines joined; of YAML its strings and comments."""
     text = (_ROOT / name).read_text()
     if name.endswith(".yaml"):
         comments = re.findall(r"#\s.*", text)
@@ -58,7 +58,7 @@ def _strings(content: Any) -> Iterator[str]:
 
 
 def _commands(start: str) -> Iterator[tuple[str, str]]:
-    """(file, what follows) of every command that starts so."""
+    """Yield (file, command) for every command with that start."""
     for name in _FILES:
         text = _text(name)
         for found in re.finditer(start, text):
@@ -82,27 +82,25 @@ _RAY_COMMANDS = sorted(
 
 
 def test_commands_are_found() -> None:
-    """Or the tests below would pass for want of any."""
+    """Otherwise the tests below would pass without any command."""
     assert len({name for name, _ in _JOB_COMMANDS}) >= 4
     assert sum("jobs/pipeline.py" in command for _, command in _JOB_COMMANDS) >= 4
-    assert any(name.endswith("rayjob.yaml") and "--out" in told for name, told in _JOB_COMMANDS)
+    assert any(name.endswith("rayjob.yaml") and "--out" in text for name, text in _JOB_COMMANDS)
     assert any(
-        name.endswith("aws.yaml") and "--autoscaling-config" in told for name, told in _RAY_COMMANDS
+        name.endswith("aws.yaml") and "--autoscaling-config" in text for name, text in _RAY_COMMANDS
     )
 
 
 def _verbs(words: list[str]) -> Iterator[int]:
-    """Where the jobs' names stand."""
+    """Yield the positions of names of jobs."""
     return (position for position, word in enumerate(words) if word in _JOBS)
 
 
 @cache
 def _submit_flags() -> set[str]:
     command = [sys.executable, "jobs/submit.py", "--help"]
-    told = subprocess.run(
-        command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(re.findall(r"--[a-z][a-z-]*", told.stdout))
+    run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return set(re.findall(r"--[a-z][a-z-]*", run.stdout))
 
 
 @pytest.mark.parametrize(("name", "command"), _JOB_COMMANDS)
@@ -130,8 +128,8 @@ def test_jobs_and_their_flags_exist(name: str, command: str) -> None:
 )
 def test_flags_that_stand_alone_belong_to_a_job(name: str) -> None:
     known = {flag for kind in _JOBS.values() for flag in _flags_of(kind)}
-    told = set(re.findall(r"`(--[a-z][a-z0-9-]*)", (_ROOT / name).read_text()))
-    assert told <= known | {"--settings", "--resume", "--help", "--address"}
+    named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", (_ROOT / name).read_text()))
+    assert named <= known | {"--settings", "--resume", "--help", "--address"}
 
 
 @cache
@@ -152,12 +150,12 @@ def test_flags_of_ray_exist(name: str, command: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["rayjob.yaml", "raycluster.yaml"])
-def test_parameters_that_kuberay_hands_to_ray_exist(file: str) -> None:
+def test_parameters_that_kuberay_passes_to_ray_exist(file: str) -> None:
     known = {option for parameter in _ray().commands["start"].params for option in parameter.opts}
-    told = re.findall(
+    found = re.findall(
         r"^ +(num-\w+):|\{(object-[\w-]+):", (_ROOT / "cluster" / file).read_text(), re.M
     )
-    names = {"--" + (one or other) for one, other in told}
+    names = {"--" + (one or other) for one, other in found}
     assert {"--num-cpus", "--num-gpus", "--object-spilling-directory"} <= names
     assert names <= known
 
@@ -165,12 +163,12 @@ def test_parameters_that_kuberay_hands_to_ray_exist(file: str) -> None:
 @pytest.mark.parametrize("name", _FILES)
 def test_paths_exist(name: str) -> None:
     folders = r"(?:cluster|docs|examples|jobs|visao_ray|tests)"
-    told = re.findall(rf"(?<![\w/.])({folders}/[\w./-]+\.\w+)", (_ROOT / name).read_text())
+    named = re.findall(rf"(?<![\w/.])({folders}/[\w./-]+\.\w+)", (_ROOT / name).read_text())
     links = re.findall(r"\]\(([\w./-]+)\)", (_ROOT / name).read_text())
-    told += [
+    named += [
         ((_ROOT / name).parent / link).resolve().relative_to(_ROOT).as_posix() for link in links
     ]
-    known = [path for path in told if not re.search("VERB|NAME", path)]
+    known = [path for path in named if not re.search("VERB|NAME", path)]
     missing = [path for path in known if not (_ROOT / path).exists()]
     assert not missing
 
@@ -184,7 +182,7 @@ def test_one_image_in_all_files() -> None:
     assert len(names) == 1
 
 
-#: What a key, a token or a password looks like where somebody wrote it down.
+#: Patterns of keys, tokens and passwords.
 _SECRET = re.compile(
     r"AKIA[0-9A-Z]{12,}|ASIA[0-9A-Z]{12,}|-----BEGIN|ghp_\w{20,}"
     r"|(?i:secret|token|password|key)[\w-]*[\"']?\s*[:=]\s*[\"']?(?=[\w/+-]*\d)[\w/+-]{16,}"
@@ -192,7 +190,7 @@ _SECRET = re.compile(
 
 
 @pytest.mark.parametrize("name", _FILES)
-def test_no_file_tells_a_secret(name: str) -> None:
+def test_no_file_contains_a_secret(name: str) -> None:
     assert not _SECRET.findall((_ROOT / name).read_text())
 
 

@@ -43,7 +43,7 @@ def test_packages_come_before_code_and_nothing_runs_as_root() -> None:
 
 @pytest.mark.parametrize("extra", ["", "gpu", "nope"])
 def test_the_list_of_packages(extra: str) -> None:
-    """The command that reads them runs as it stands in the file."""
+    """The command that reads them runs as it is in the file."""
     command = re.search(r"RUN (python -c .+?) \\\n +> requirements\.txt", _FILE.read_text(), re.S)
     assert command
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -63,13 +63,13 @@ def test_the_list_of_packages(extra: str) -> None:
     assert done.stdout.split("\n") == ["boto3", *wanted, ""]
 
 
-def test_what_the_image_needs_is_not_left_out_and_the_rest_is() -> None:
+def test_the_image_has_the_needed_files_only() -> None:
     lines = [line for line in (_ROOT / ".dockerignore").read_text().splitlines() if line]
     rules = [line for line in lines if not line.startswith("#")]
     assert rules[0] == "*"
-    kept = {line.removeprefix("!") for line in rules if line.startswith("!")}
-    assert kept == {
+    included = {line.removeprefix("!") for line in rules if line.startswith("!")}
+    assert included == {
         *("pyproject.toml", "constraints.txt", "README.md", "LICENSE"),
         *("visao_ray", "jobs"),
     }
-    assert all((_ROOT / name).exists() for name in kept)
+    assert all((_ROOT / name).exists() for name in included)

@@ -1,8 +1,7 @@
-"""cluster/rayjob.yaml, raycluster.yaml and network.yaml: what KubeRay and Kubernetes take, and what
-we promise of cost and safety.
+"""cluster/rayjob.yaml, raycluster.yaml and network.yaml: valid, and safe in cost and access.
 
-KubeRay's own schemas are read from the folder named by KUBERAY_CRDS (its helm chart's `crds/`), or
-from its release; Kubernetes' are with kubernetes-validate.
+KubeRay's schemas are read from the folder in KUBERAY_CRDS (`crds/` of its helm chart), or from its
+release; those of Kubernetes come with kubernetes-validate.
 """
 
 import copy
@@ -51,7 +50,7 @@ _CONTAINERS = {
 
 
 def _schema(plural: str) -> Manifest:
-    """KubeRay's own, of ray.io/v1; skips where it cannot be had."""
+    """Return KubeRay's schema of ray.io/v1; skip the test if it cannot be read."""
     name = f"ray.io_{plural}.yaml"
     folder = os.environ.get("KUBERAY_CRDS")
     if folder:
@@ -68,7 +67,7 @@ def _schema(plural: str) -> Manifest:
 
 
 def _closed(schema: Any) -> Any:
-    """As the API server reads it when asked to be strict: a field without a schema is an error."""
+    """Return the schema as the API server uses it in strict mode: unknown fields are errors."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -106,7 +105,9 @@ def test_kubernetes_takes_the_network_policy() -> None:
     chosen = _NETWORK["spec"]["podSelector"]["matchLabels"].items()
     for name, pod in _PODS.items():
         assert chosen <= pod["metadata"]["labels"].items(), name
-    assert all(rule["from"] for rule in _NETWORK["spec"]["ingress"])  # nobody is not everybody
+    assert all(
+        rule["from"] for rule in _NETWORK["spec"]["ingress"]
+    )  # an empty list would allow everybody
 
 
 def test_the_jobs_cluster_is_the_standing_one() -> None:
@@ -119,7 +120,7 @@ def test_a_job_is_tried_again_and_cleaned_up() -> None:
     assert spec["shutdownAfterJobFinishes"] is True
     assert spec["ttlSecondsAfterFinished"] > 0
     assert spec["activeDeadlineSeconds"] > 0
-    # KubeRay refuses to try again in other modes.
+    # KubeRay refuses retries in other modes.
     assert spec["submissionMode"] == "K8sJobMode"
     assert "clusterSelector" not in spec
 
@@ -128,7 +129,7 @@ def test_tokens_are_on() -> None:
     import ray
 
     assert _SPEC["authOptions"]["mode"] == "token"
-    # KubeRay turns them on only for a release that it is told of.
+    # KubeRay turns them on only if the version of Ray is given.
     assert _SPEC["rayVersion"] == ray.__version__
 
 
@@ -152,7 +153,7 @@ def test_every_container_has_limits_and_no_rights(name: str) -> None:
     container = _CONTAINERS[name]
     resources = container["resources"]
     assert {"cpu", "memory"} <= resources["limits"].keys()
-    assert resources["requests"] == resources["limits"]  # nobody is put out for a neighbour
+    assert resources["requests"] == resources["limits"]  # no pod is evicted because of another
     rights = container["securityContext"]
     assert rights["runAsNonRoot"] is True
     assert rights["allowPrivilegeEscalation"] is False
@@ -167,12 +168,12 @@ def test_no_pod_runs_as_root(name: str) -> None:
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
     assert not any("hostPath" in volume for volume in spec.get("volumes", []))
-    # Only the autoscaler, in the head's pod, talks to Kubernetes.
+    # Only the autoscaler, in the pod of the head, calls Kubernetes.
     assert spec.get("automountServiceAccountToken", True) is (name == "head")
 
 
 @pytest.mark.parametrize("name", _CONTAINERS)
-def test_secrets_are_named_and_not_told(name: str) -> None:
+def test_secrets_are_referenced_by_name(name: str) -> None:
     container = _CONTAINERS[name]
     assert not any("value" in variable for variable in container.get("env", []))
     for source in container.get("envFrom", []):
@@ -180,7 +181,7 @@ def test_secrets_are_named_and_not_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["head", "cpu", "gpu"])
-def test_nodes_of_ray_are_probed_where_no_token_is_asked(name: str) -> None:
+def test_probes_need_no_token(name: str) -> None:
     container = _CONTAINERS[name]
     assert container["workingDir"] == "/app"  # of cluster/Containerfile: where jobs/ is
     for probe in (container["livenessProbe"], container["readinessProbe"]):
@@ -194,7 +195,7 @@ def test_objects_have_room(name: str) -> None:
     limits = _CONTAINERS[name]["resources"]["limits"]
     shared = volumes[mounts["/dev/shm"]]
     assert shared["medium"] == "Memory"
-    # Less than the share that Ray takes by itself, and it would put objects on the disk.
+    # With less than Ray's default share, Ray would put objects on the disk.
     assert _gib(shared["sizeLimit"]) >= 0.3 * _gib(limits["memory"])
     if name in _GROUPS:
         spill = _GROUPS[name]["rayStartParams"]["object-spilling-directory"]

@@ -95,7 +95,7 @@ def test_a_wrong_plugin_is_one_line(tmp_path, name, text, says, no_plugins):
         (
             "submit",
             "manifest --plugin {tmp}/mine.py",
-            f"--plugin {{tmp}}/mine.py: write its path from {ROOT} on, which is what travels",
+            f"--plugin {{tmp}}/mine.py: give its path relative to {ROOT}, which is uploaded",
         ),
     ],
 )

@@ -24,7 +24,7 @@ def flags_of(**options):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory, tiny_backbone):
-    """A folder with `images` and `out`, which `jobs/pipeline.py` wrote."""
+    """A folder with `images` and with `out`, the output of `jobs/pipeline.py`."""
     folder = tmp_path_factory.mktemp("cloths")
     flags = flags_of(dataset="cloths", data=write_cloths(folder / "images"), out=folder / "out")
     flags += flags_of(weights=tiny_backbone, trials=3, epochs=5, replicates=100, seed=1)
@@ -87,7 +87,7 @@ def test_the_metric_is_evaluated_and_reported(pipeline):
 
 
 def test_later_commands_need_no_plugin_for_the_dataset(pipeline, tmp_path):
-    """The store and the model know theirs; a metric is computed where it is asked for."""
+    """The store and the model have the dataset; a metric is computed only with its plugin."""
     out, again = pipeline / "out", tmp_path / "again"
     flags = flags_of(model=out / "sweep" / "head.keras", store=out / "store", out=again)
     run = run_job("evaluate", *flags, timeout=200)

@@ -1,4 +1,4 @@
-"""The example of an engine extracts, and no file of the library knows it."""
+"""The example of an engine extracts; no file of the library contains it."""
 
 import json
 
@@ -17,7 +17,7 @@ CELLS = 8
 
 
 def thumbnails(pixels):
-    """What the engine should make of one image, uint8[S, S, 3], cell by cell."""
+    """Return the expected vectors of one image, uint8[S, S, 3], computed cell by cell."""
     grey = pixels.astype(np.float64).mean(axis=-1) / 255
     maps = (grey, np.hypot(*np.gradient(grey)))
     side = len(grey) // CELLS
@@ -70,7 +70,7 @@ def images_of(store):
         ("--engine fingernail", "--engine fingernail: unknown engine; there are keras, thumbnail"),
     ],
 )
-def test_what_the_engine_refuses(arguments, says, scans, tmp_path):
+def test_flags_that_the_engine_refuses(arguments, says, scans, tmp_path):
     place = ["--dataset", "vazios", "--data", str(scans), "--store", str(tmp_path / "store")]
     run = run_job("extract", *PLUGIN, *arguments.split(), *place)
     assert run.returncode == 2

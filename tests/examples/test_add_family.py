@@ -1,4 +1,4 @@
-"""The example of a model family trains on two workers, and no file of the library knows it."""
+"""The example of a model family trains on two workers; no file of the library contains it."""
 
 import json
 
@@ -63,6 +63,6 @@ def test_flags_of_the_family(arguments, says, tmp_path):
 def test_help_shows_the_family():
     run = run_job("train", *PLUGIN, "--help")
     assert run.returncode == 0, run.stderr
-    told = " ".join(run.stdout.split())
-    assert "separable_cnn: separable convolutions with the focal loss, from pixels" in told
-    assert "--focal float [separable_cnn] exponent of the focal loss" in told
+    text = " ".join(run.stdout.split())
+    assert "separable_cnn: separable convolutions with the focal loss, from pixels" in text
+    assert "--focal float [separable_cnn] exponent of the focal loss" in text

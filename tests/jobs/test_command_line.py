@@ -1,4 +1,4 @@
-"""The console script of an installed wheel, far from any checkout."""
+"""The console script of an installed wheel, outside any clone."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from job_runs import ROOT
 from visao_ray import __version__
 from visao_ray.jobs.registry import JOBS
 
-LIGHT = """
+HELP = """
 import sys
 from visao_ray.jobs.command_line import console
 sys.argv = ["visao-ray", "--help"]
@@ -25,7 +25,7 @@ finally:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, beside the packages of this one."""
+    """A virtual environment with the wheel and the packages of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, cwd: Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    """A command in another folder, which finds no checkout by PYTHONPATH."""
+    """Run a command in another folder, without the clone in PYTHONPATH."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         command,
@@ -64,7 +64,7 @@ def run(*command: str, cwd: Path, check: bool = True) -> "subprocess.CompletedPr
 
 
 def console(environment: Path, cwd: Path, *words: str, status: int = 0) -> str:
-    """What `visao-ray WORDS` prints: its output, or its errors where it fails."""
+    """Return what `visao-ray WORDS` prints: its output, or its errors if it fails."""
     done = run(f"{environment}/bin/visao-ray", *words, cwd=cwd, check=False)
     assert done.returncode == status, done.stderr
     other, text = (done.stderr, done.stdout) if status == 0 else (done.stdout, done.stderr)
@@ -82,7 +82,7 @@ def test_help_lists_every_verb_in_one_line(environment: Path, tmp_path: Path) ->
 
 
 def test_help_imports_nothing_heavy(environment: Path, tmp_path: Path) -> None:
-    done = run(f"{environment}/bin/python", "-c", LIGHT, cwd=tmp_path)
+    done = run(f"{environment}/bin/python", "-c", HELP, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -92,7 +92,7 @@ def test_help_of_a_verb_names_the_console_script(
 ) -> None:
     text = console(environment, tmp_path, verb, "--help")
     assert text.startswith(f"usage: visao-ray {verb} ")
-    assert text.count(f"visao-ray {verb} ") == 2  # and the command to try
+    assert text.count(f"visao-ray {verb} ") == 2  # the second is the example
     assert "jobs/" not in text.split("options:")[0]
 
 
@@ -104,11 +104,11 @@ def test_help_of_a_verb_names_the_console_script(
         (["store", "status", "--store", "none"], "--store none: there is no store"),
         (
             ["submit", "extract", "--data", "d", "--store", "s"],
-            "submit brings jobs/ of a checkout along, and there is none beside ",
+            "submit uploads jobs/ of a clone, and there is none in ",
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_errors_are_one_line(
     words: list[str], says: str, environment: Path, tmp_path: Path
 ) -> None:
     text = console(environment, tmp_path, *words, status=2)
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_one_line(
 
 
 def test_the_wheel_has_every_job(environment: Path, tmp_path: Path) -> None:
-    """Its modules and files are there: jobs import, and reports find their templates."""
+    """Jobs can be imported from it, and reports find their templates."""
     code = (
         "from visao_ray.jobs.registry import JOBS; import visao_ray.reports.report\n"
         "from importlib.resources import files\n"

@@ -19,6 +19,12 @@ C = TypeVar("C", bound=CommandSettings)
 S = TypeVar("S", bound=JobSettings)
 
 
+def print_input_error(error: InputError) -> int:
+    """Print bad input in one line and return its exit status, 2."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
 def main(kind: type[S], work: Work[S], arguments: Sequence[str], program: str | None = None) -> int:
     """Run a job from its command line; see `run_command`."""
     command = f"{program or kind.job} {shlex.join(arguments)}".strip()
@@ -60,8 +66,7 @@ def run_command(
     except Exception as error:
         cause = cause_of(error)
         if isinstance(cause, InputError):
-            print(f"error: {cause}", file=sys.stderr)
-            return 2
+            return print_input_error(cause)
         if isinstance(cause, OSError) and is_outage(cause):
             print(
                 f"error: the object store keeps failing: {reason(cause)}; run the same command "

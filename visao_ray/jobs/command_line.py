@@ -1,4 +1,4 @@
-"""Jobs from a command line: `visao-ray VERB FLAGS`, and `python jobs/VERB.py FLAGS`."""
+"""Run jobs from a command line: `visao-ray VERB FLAGS`, and `python jobs/VERB.py FLAGS`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from visao_ray import __version__
-from visao_ray.core.console import main, run_command
+from visao_ray.core.console import main, print_input_error, run_command
 from visao_ray.core.errors import InputError
 from visao_ray.core.settings import JobSettings
 from visao_ray.jobs import submission
@@ -26,26 +26,25 @@ def console() -> NoReturn:
     sys.exit(_run(verb, flags, f"visao-ray {verb}"))
 
 
-def script(verb: str) -> NoReturn:
+def script(verb: str, flags: Sequence[str]) -> NoReturn:
     """Run `python jobs/VERB.py FLAGS` and exit with the job's status."""
-    sys.exit(_run(verb, sys.argv[1:], f"python jobs/{verb}.py"))
+    sys.exit(_run(verb, flags, f"python jobs/{verb}.py"))
 
 
 def _run(verb: str, flags: Sequence[str], program: str) -> int:
-    """The exit status of a job.
+    """Run a job and return its exit status.
 
     Args:
-        verb: names the job.
-        flags: of its command line.
-        program: how this command begins, for help and reports.
+        verb: name of the job.
+        flags: its command line.
+        program: how the command begins, for `--help` and reports.
     """
-    if verb == submission.VERB:
-        return submission.main(flags, program)
     try:
+        if verb == submission.VERB:
+            return submission.main(flags, program)
         job = find_job(verb)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return print_input_error(error)
     if issubclass(job.settings, JobSettings):
         return main(job.settings, job.work, flags, program)
     return run_command(job.settings, job.work, flags, program)
@@ -58,7 +57,7 @@ def _help() -> str:
     verbs = "\n".join(f"  {verb:{width}}  {summary}" for verb, summary in summaries.items())
     return (
         "usage: visao-ray VERB FLAGS\n\n"
-        "X-ray images on Ray: pixels are read once, everything afterwards reads feature vectors.\n"
+        "X-ray images on Ray: extract feature vectors once, then train and evaluate from them.\n"
         f"\nverbs:\n{verbs}\n\n"
         "visao-ray VERB --help   flags of a verb\n"
         "visao-ray --version     this release"

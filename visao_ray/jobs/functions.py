@@ -2,7 +2,7 @@
 
 Keyword arguments are the job's settings: the names of its flags with `_` for `-`. Each function
 prints the job's progress and returns the content of its `result.json`. It raises `InputError` where
-the command would end with status 2.
+the command would exit with status 2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from visao_ray.core.run import execute
 from visao_ray.core.settings import JobSettings, from_values
 from visao_ray.jobs.registry import JOBS
 
-#: What `result.json` holds.
+#: Content of `result.json`.
 Result = dict[str, Any]
 
 
@@ -24,12 +24,12 @@ def pipeline(**settings: Any) -> Result:
 
 
 def render(**settings: Any) -> Result:
-    """Render synthetic scans, with the truth beside them."""
+    """Render synthetic scans with known labels."""
     return _run("render", settings)
 
 
 def extract(**settings: Any) -> Result:
-    """Run new images once through a network and keep their vectors in the store."""
+    """Extract feature vectors of new images and add them to the store."""
     return _run("extract", settings)
 
 
@@ -44,7 +44,7 @@ def sweep(**settings: Any) -> Result:
 
 
 def train(**settings: Any) -> Result:
-    """Fit a model of any family on any number of workers."""
+    """Train a model of any family on any number of workers."""
     return _run("train", settings)
 
 
@@ -54,7 +54,7 @@ def evaluate(**settings: Any) -> Result:
 
 
 def predict(**settings: Any) -> Result:
-    """Predict every image that a model has not seen yet."""
+    """Predict all images that are new to a model."""
     return _run("predict", settings)
 
 

@@ -1,6 +1,6 @@
-"""From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
+"""The pipeline job: extract, sweep, evaluate and report, from images to an evaluated classifier.
 
-Each stage is a job of its own with its own folder below --out, and each goes on where it was.
+Each stage is a job with its own folder below --out, and resumes by itself after an interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.reports.pipeline import pipeline_report
-from visao_ray.store.store import Store
 from visao_ray.synthetic.job import render_scans
 from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.multi_dataset import sweep_all
@@ -25,9 +24,9 @@ from visao_ray.tuning.settings import SweepSettings
 
 
 def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
-    """Chain the stages; each one's result.json is its record, this run's sums them up."""
+    """Run the stages; each writes its own result.json, this run writes a summary."""
     if settings.dataset is not None:
-        find_dataset(settings.dataset)  # before Ray: it is often mistyped
+        find_dataset(settings.dataset)  # before Ray starts: names are often mistyped
     find_engine(settings)
     out, store = run.out, settings.store_uri()
     stages: dict[str, dict[str, Any]] = {}
@@ -41,7 +40,7 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     place: dict[str, Any] = {"store": store, "fresh": False}
     model = out.join("sweep", "head.keras").uri
     extract = settings.part(ExtractSettings, out=out.join("extract").uri, data=data, **place)
-    if settings.data is not None and Store.find(store) is None:
+    if settings.data is not None:
         open_source(extract).require_classes()
     with run.timed("extract"):
         stages["extract"] = execute(extract, extract_images, run.command)

@@ -1,4 +1,4 @@
-"""The predict job: predictions of what is new, then the page that shows them."""
+"""The predict job: predict new images, then write the page that shows them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visao_ray.reports.day import write_day
 
 
 def predict_images(settings: PredictSettings, run: Run[Any]) -> None:
-    """Predict what is new, list it, and write the page of the day."""
+    """Predict new images, list them, and write `day.html`."""
     predicted = predict_new(settings, run)
     write_day(run, predicted)
     predicted.check_errors(settings.max_errors)

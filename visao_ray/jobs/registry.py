@@ -1,6 +1,6 @@
-"""Every job by its verb: the settings that it takes and the function that does the work.
+"""All jobs by verb: the settings that a job takes and the function that does the work.
 
-Nothing heavy is imported here: the function is imported when its job is run.
+Nothing heavy is imported here: the function is imported when its job runs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from visao_ray.tuning.settings import SweepSettings
 
 @dataclass(frozen=True)
 class Job:
-    """A job that people can run.
+    """A job that users can run.
 
     Attributes:
-        settings: what it takes; `settings.job` is its verb.
-        path: `module:function` of the work. The function takes the settings and a `Run`; that of
-            a command without an output folder takes the settings and returns an exit status.
+        settings: class of its settings; `settings.job` is its verb.
+        path: `module:function` of the work. The function takes the settings and a `Run`. For a
+            command without an output folder it takes the settings and returns an exit status.
     """
 
     settings: type[CommandSettings]
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def verb(self) -> str:
-        """Its name on the command line."""
+        """The name of the job on the command line."""
         return self.settings.job
 
     @property
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def work(self) -> Callable[..., Any]:
-        """The function that does the work; imports its module."""
+        """The function that does the work; its module is imported here."""
         function: Callable[..., Any] = pkgutil.resolve_name(self.path)
         return function
 
@@ -71,10 +71,16 @@ JOBS = {
 
 
 def find_job(verb: str) -> Job:
-    """The job of a verb.
+    """Return the job of a verb.
+
+    Args:
+        verb: name of the job.
+
+    Returns:
+        The job.
 
     Raises:
-        InputError: there is no such job.
+        InputError: unknown verb.
     """
     if verb not in JOBS:
         raise InputError(f"'{verb}': no such job; there are {', '.join(sorted(JOBS))}")

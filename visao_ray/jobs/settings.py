@@ -1,4 +1,4 @@
-"""Settings of the pipeline, which are those of its jobs."""
+"""Settings of the pipeline: those of the jobs that it runs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class PipelineSettings(
     PluginOptions,
     JobSettings,
 ):
-    """From a bucket of images to an evaluated classifier: extract, sweep, evaluate, report.
+    """Extract, sweep, evaluate and report: from images to an evaluated classifier.
 
-    Without --data the dataset is rendered first (synthetic scans), so that it runs anywhere.
+    Without --data, synthetic scans are rendered first, so that it runs anywhere.
     """
 
     job: ClassVar[str] = "pipeline"
