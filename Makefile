@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-faults check docs audit format benchmark clean
+.PHONY: help demo test test-faults coverage check docs audit format benchmark clean
 
 help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
@@ -57,12 +57,23 @@ test: $(VENV)/.dev
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -m faults $(FLAGS)
 
+# The tests of modules that are pure functions; `[tool.coverage]` names the modules.
+PURE := tests/datasets/test_splits.py tests/datasets/test_decisions.py tests/evaluation/test_metric.py \
+  tests/evaluation/test_classification.py tests/evaluation/test_probabilities.py \
+  tests/evaluation/test_ranking.py tests/store/test_store.py tests/training/test_schedule.py \
+  tests/tuning/test_objective.py tests/tuning/test_ordered_searcher.py
+
+coverage: $(VENV)/.dev
+	$(BIN)/coverage run -m pytest -q -p no:xdist $(PURE)
+	$(BIN)/coverage report
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/pydoclint --quiet visao_ray jobs examples benchmarks
 
 # With --quiet it would not count warnings. NO_MKDOCS_2_WARNING: the theme advertises its successor.
 docs: $(VENV)/.docs

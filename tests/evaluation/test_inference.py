@@ -1,5 +1,6 @@
 """A model of images or of vectors on a whole dataset: every image once, with the same numbers as a
-plain loop."""
+plain loop.
+"""
 
 import json
 import shutil

@@ -83,7 +83,8 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def grown(store, scans, tiny_backbone, tmp_path_factory):
     """A store with vectors and predictions of the scans. Then ten unlabelled scans and a broken one
-    arrive, and are extracted and predicted."""
+    arrive, and are extracted and predicted.
+    """
     join_ray()
     root = tmp_path_factory.mktemp("grown")
     place, data = root / "store", root / "data"

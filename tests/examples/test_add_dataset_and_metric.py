@@ -83,7 +83,7 @@ def test_the_metric_is_evaluated_and_reported(pipeline):
         assert entry["n"] == len(of_split)
     text = Page((out / "report.html").read_text()).text
     assert TITLE in text
-    assert f"judged by {NAME} on val" in text
+    assert f"compared by {NAME} on val" in text
 
 
 def test_later_commands_need_no_plugin_for_the_dataset(pipeline, tmp_path):

@@ -86,7 +86,7 @@ def test_repeated_rows_are_removed_except_the_first(vectors):
 
 
 def test_digests_with_zeros_at_the_end(place, vectors):
-    """numpy ignores zero bytes at the end of a bytes value; such digests must stay different."""
+    """Numpy ignores zero bytes at the end of a bytes value; such digests must stay different."""
     ends = [bytes(31) + b"\1", b"\1" + bytes(31), bytes(32), b"\1" * 31 + b"\0", b"\1" * 32]
     column = pa.array(ends, schemas.CONTENT_ID)
     found = proof.as_bytes(column)

@@ -1,5 +1,6 @@
 """The sweep on a real Ray Tune: same seed, same result; test rows are not read; failures are
-reported; a killed sweep goes on."""
+reported; a killed sweep goes on.
+"""
 
 import json
 import os

@@ -151,7 +151,7 @@ def _follow(client: Any, submitted: str) -> int:
     if info.status == JobStatus.SUCCEEDED:
         return 0
     if info.status == JobStatus.STOPPED:
-        print("[submit] the same command goes on from here", flush=True)
+        print("[submit] run the same command again to continue", flush=True)
         return _STOPPED
     if info.driver_exit_code is None:  # the driver never ran, or its node was lost
         print(f"error: {submitted}: {info.message}", file=sys.stderr)
