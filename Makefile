@@ -10,7 +10,8 @@ help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
 	@echo "make test       run the tests (17 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on a cluster of three nodes (half an hour)"
-	@echo "make check      lint, types, the order of packages, spelling (half a minute)"
+	@echo "make coverage   check that the tests of pure functions reach every line (a minute)"
+	@echo "make check      lint, types, docstrings, the order of packages, spelling (half a minute)"
 	@echo "make docs       build the documentation site into build/site (seconds)"
 	@echo "make audit      look for known holes in the packages (needs the network)"
 	@echo "make format     put the code into shape (seconds)"
@@ -59,7 +60,8 @@ test-faults: $(VENV)/.dev
 
 # The tests of modules that are pure functions; `[tool.coverage]` names the modules.
 PURE := tests/datasets/test_splits.py tests/datasets/test_decisions.py tests/evaluation/test_metric.py \
-  tests/evaluation/test_classification.py tests/evaluation/test_probabilities.py \
+  tests/evaluation/test_classification.py tests/evaluation/test_comparison.py \
+  tests/evaluation/test_probabilities.py \
   tests/evaluation/test_ranking.py tests/store/test_store.py tests/training/test_schedule.py \
   tests/tuning/test_objective.py tests/tuning/test_ordered_searcher.py
 

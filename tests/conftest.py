@@ -158,7 +158,10 @@ class PipelineRun:
 
 @pytest.fixture(scope="session")
 def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun]:
-    """A run of jobs/pipeline.py with images, weights and output on S3."""
+    """A run of jobs/pipeline.py with images, weights and output on S3.
+
+    The dataset is described by a TOML file, with the fields of `vazios`.
+    """
     from visao_ray.core.storage import locate
 
     data = locate(f"{s3.uri}/pipeline/in")
@@ -167,7 +170,9 @@ def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun
     weights = locate(f"{s3.uri}/pipeline/tiny.keras")
     weights.write_bytes(Path(tiny_backbone).read_bytes())
     out = f"{s3.uri}/pipeline/out"
-    options = {"dataset": "vazios", "data": data.uri, "out": out, "weights": weights.uri}
+    dataset = scans.parent / "gate.toml"
+    dataset.write_text('classes = ["nvazio", "vazio"]\npositive = "nvazio"\n')
+    options = {"dataset": str(dataset), "data": data.uri, "out": out, "weights": weights.uri}
     options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     # The path must be short: paths of sockets are limited to 107 characters.

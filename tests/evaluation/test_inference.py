@@ -1,6 +1,4 @@
-"""A model of images or of vectors on a whole dataset: every image once, with the same numbers as a
-plain loop.
-"""
+"""A model of images or vectors on a whole dataset: each image once, as in a plain loop."""
 
 import json
 import shutil

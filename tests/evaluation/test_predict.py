@@ -82,8 +82,9 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grown(store, scans, tiny_backbone, tmp_path_factory):
-    """A store with vectors and predictions of the scans. Then ten unlabelled scans and a broken one
-    arrive, and are extracted and predicted.
+    """A store with vectors and predictions of the scans.
+
+    Then ten unlabelled scans and a broken one arrive, and are extracted and predicted.
     """
     join_ray()
     root = tmp_path_factory.mktemp("grown")

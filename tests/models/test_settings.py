@@ -161,7 +161,7 @@ def test_help_names_the_families_of_each_flag(capsys):
     assert "--svm-c list[float] [svm] values of C to try" in text
     assert "--epochs int [all but svm] maximum number of epochs" in text
     assert "--head str [transfer, head] head.keras" in text
-    assert "--seed int same seed" in text
+    assert "--seed int the same seed" in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)

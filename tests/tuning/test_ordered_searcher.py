@@ -106,6 +106,7 @@ def test_thresholds_of_successive_halving(reduction_factor, expected):
         result(2, [0.5, 0.6], "halving"),
         result(3, [0.7], "patience"),  # counts with its best value, at every rung
         result(4, [], status="error"),
+        result(5, [float("nan")] * 5),  # the objective was undefined in every epoch
     ]
     assert rung_thresholds(known, reduction_factor, 5, AUC) == expected
 

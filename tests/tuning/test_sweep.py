@@ -1,5 +1,7 @@
-"""The sweep on a real Ray Tune: same seed, same result; test rows are not read; failures are
-reported; a killed sweep goes on.
+"""The sweep on a real Ray Tune.
+
+The same seed gives the same result. Test rows are not read, failures are reported, and a killed
+sweep resumes.
 """
 
 import json

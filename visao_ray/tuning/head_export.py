@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+import tomli_w
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.run import Run
@@ -59,12 +60,5 @@ def _train_settings(sweep: LoadedSweep, winner: TrialResult) -> str:
             rows = sweep.summary.rows["train"]
             values |= {"standardise": True, "layers": 0, "dropout": 0.0, "l1": 0.0}
             values["l2"] = float(f"{1 / (2 * head['c'] * rows):.4g}")
-    lines = [f"# python jobs/train.py --settings head.toml --out …   (trial {winner.number})"]
-    lines += [f"{name} = {_toml(value)}" for name, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+    command = f"# python jobs/train.py --settings head.toml --out …   (trial {winner.number})"
+    return f"{command}\n{tomli_w.dumps(values)}"
