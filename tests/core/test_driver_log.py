@@ -18,6 +18,8 @@ from visao_ray.core.run import Run, execute
 from visao_ray.core.settings import JobSettings
 from visao_ray.core.storage import Location, locate
 
+pytestmark = pytest.mark.filterwarnings("default")  # these tests warn on purpose
+
 
 class WarnSettings(JobSettings):
     """A job that warns."""

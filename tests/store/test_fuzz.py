@@ -192,7 +192,6 @@ def read(at: TableVersion) -> dict[str, str]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore:The 'list_indices' method:DeprecationWarning")
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_table_equals_a_dictionary(tmp_path: Path, description: Description, seed: int) -> None:
     fuzz = Fuzz(tmp_path, description, seed)

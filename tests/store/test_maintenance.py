@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
 from lance_tables import append_groups, files_of
 
 from visao_ray.store import maintenance, schemas, table
@@ -21,7 +20,10 @@ def many(at: TableVersion, parts: int, rows: int = 10) -> TableVersion:
 
 
 def indexed(at: TableVersion) -> dict[str, set[int]]:
-    return {found["name"]: set(found["fragment_ids"]) for found in at.open().list_indices()}
+    return {
+        found.name: {number for segment in found.segments for number in segment.fragment_ids}
+        for found in at.open().describe_indices()
+    }
 
 
 def uses_index(at: TableVersion) -> bool:
@@ -29,7 +31,6 @@ def uses_index(at: TableVersion) -> bool:
     return "ScalarIndexQuery" in plan
 
 
-@pytest.mark.filterwarnings("ignore:The 'list_indices' method:DeprecationWarning")
 def test_compaction_and_index(groups):
     at = many(groups.latest(), 16)
     before = at.read(["group", "split"])

@@ -82,7 +82,7 @@ def index(at: TableVersion, columns: Sequence[str]) -> TableVersion:
     dataset = at.open()
     if not dataset.count_rows():
         return at
-    existing = {found["name"]: found for found in dataset.list_indices()}
+    existing = {found.name for found in dataset.describe_indices()}
     missing = [column for column in columns if f"{column}_idx" not in existing]
     for column in missing:
         dataset.create_scalar_index(column, "BTREE")
@@ -119,8 +119,8 @@ def clean(at: TableVersion, keep: timedelta = KEEP) -> Cleaned:
 def _unindexed(dataset: object, columns: Sequence[str]) -> bool:
     fragments = {each.fragment_id for each in dataset.get_fragments()}  # type: ignore[attr-defined]
     covered = [
-        set(found["fragment_ids"])
-        for found in dataset.list_indices()  # type: ignore[attr-defined]
-        if next(iter(found["fields"])) in columns
+        {number for segment in found.segments for number in segment.fragment_ids}
+        for found in dataset.describe_indices()  # type: ignore[attr-defined]
+        if found.field_names[0] in columns
     ]
     return any(fragments - each for each in covered)
