@@ -1,11 +1,9 @@
 """Groups of images, and splits that do not change when images are added."""
 
-import random
-
 import pytest
 
 from visao_ray.datasets.registry import DATASETS
-from visao_ray.datasets.splits import UnionFind, assign_split
+from visao_ray.datasets.splits import assign_split
 
 
 @pytest.mark.parametrize(
@@ -59,23 +57,3 @@ def test_a_larger_share_takes_from_train_alone():
     small, large = splits(GROUPS), splits(GROUPS, val_share=0.3)
     for name in GROUPS:
         assert large[name] == small[name] or (small[name], large[name]) == ("train", "val")
-
-
-def test_union_find():
-    pairs = [["b", "a"], ["d", "c"], ["c", "b"], ["x", "y"], ["z", "z"]]
-    for order in range(6):
-        sets = UnionFind()
-        for pair in random.Random(order).sample(pairs, len(pairs)):
-            sets.union(pair)
-        found = sets.roots()
-        assert {name: found[name] for name in "abcd"} == dict.fromkeys("abcd", "a")
-        assert (found["x"], found["y"], found["z"]) == ("x", "x", "z")
-        assert sets.find("alone") == "alone"
-
-
-def test_union_find_of_long_chains():
-    sets = UnionFind()
-    names = [f"{number:05d}" for number in range(3000)]
-    for first, second in zip(names[1:], names, strict=False):
-        sets.union([first, second])
-    assert set(sets.roots().values()) == {"00000"}

@@ -76,29 +76,6 @@ def assign_split(group: str, seed: int, val_share: float, test_share: float) -> 
     return "val" if position < test_share + val_share else "train"
 
 
-class UnionFind:
-    """Disjoint sets of groups; groups that share an identical file must stay together."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def union(self, groups: list[str]) -> None:
-        """Merge groups into one set, named after its first group in alphabetical order."""
-        roots = sorted({self.find(group) for group in groups})
-        for root in roots:
-            self._parent[root] = roots[0]
-
-    def find(self, group: str) -> str:
-        """Return the name of the set that a group is in: its own name if it was never merged."""
-        while self._parent.get(group, group) != group:
-            group = self._parent[group]
-        return group
-
-    def roots(self) -> dict[str, str]:
-        """Return the name of the set of every merged group, by group."""
-        return {group: self.find(group) for group in self._parent}
-
-
 def decide_splits(
     rows: pa.Table, known: pa.Table, *, seed: int, val_share: float, test_share: float
 ) -> Decision:
