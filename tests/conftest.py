@@ -23,9 +23,10 @@ def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from visao_ray.core import plugins
     from visao_ray.datasets.registry import DATASETS
     from visao_ray.evaluation.metrics import METRICS
+    from visao_ray.images.recipes import RECIPES
 
     monkeypatch.setattr(plugins, "_loaded", {})
-    for registry in (DATASETS, METRICS):
+    for registry in (DATASETS, METRICS, RECIPES):
         monkeypatch.setattr(registry, "_values", dict(registry))
     yield
     for name in plugins._loaded:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visao_ray.images.augment import RECIPES, Recipe, augment, augment_view, view_rng
+from visao_ray.images.augment import augment, augment_view, view_rng
+from visao_ray.images.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,50 +1,14 @@
-"""Augmentation recipes of the 2019 study, as pure functions of pixels and a random generator.
+"""Augmentation by a recipe, as pure functions of pixels and a random generator.
 
-The study used Keras's `ImageDataGenerator` with five groups of settings, G1 to G5 (section 0 of
-its ledger), each with `fill_mode='nearest'`.
+The 2019 study used Keras's `ImageDataGenerator` with `fill_mode='nearest'`.
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Ranges from which one augmented view is drawn.
-
-    Attributes:
-        name: key in `RECIPES`.
-        width_shift: largest horizontal shift, as a share of the width.
-        height_shift: largest vertical shift, as a share of the height.
-        brightness: lowest and highest factor, or None to leave the brightness unchanged.
-        horizontal_flip: mirror left and right with probability 0.5.
-    """
-
-    name: str
-    width_shift: float = 0.0
-    height_shift: float = 0.0
-    brightness: tuple[float, float] | None = None
-    horizontal_flip: bool = False
-
-
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        recipe.name: recipe
-        for recipe in (
-            Recipe("none"),
-            Recipe("G1", 0.10, 0.10, (0.80, 1.20), True),
-            Recipe("G2", 0.00, 0.00, (0.90, 1.10), True),
-            Recipe("G3", 0.10, 0.05, (0.95, 1.05), True),
-            Recipe("G4", 0.10, 0.10, (0.90, 1.10), True),
-            Recipe("G5", 0.00, 0.00, None, True),
-        )
-    }
-)
+from visao_ray.images.recipes import Recipe
 
 
 def augment(

@@ -20,8 +20,9 @@ from visao_ray.core import profiling
 from visao_ray.core.profiling import SPENT
 from visao_ray.core.storage import is_outage, locate, reason
 from visao_ray.datasets.listing import APPEND, LATE, STAY
-from visao_ray.images.augment import RECIPES, augment_view
+from visao_ray.images.augment import augment_view
 from visao_ray.images.decode import DecodeError, decode, read_header
+from visao_ray.images.recipes import RECIPES
 from visao_ray.inference.lookup import FIRST, KNOWN, REPEATED, Answer
 from visao_ray.store import schemas
 from visao_ray.store.table import TableVersion

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from visao_ray.core.settings import OPERATIONAL, ActorOptions
+from visao_ray.images.settings import RECIPE_NAMES, AugmentOptions
 from visao_ray.models.settings import BackboneOptions
 
 
-class ExtractOptions(BackboneOptions, ActorOptions):
+class ExtractOptions(BackboneOptions, AugmentOptions, ActorOptions):
     """Engine, augmentation and batches of an extraction."""
 
     engine: str = Field(
         "keras", description="engine that computes vectors: keras, or one added by a --plugin"
     )
-    augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
-        "none", description="the study's augmentation recipe for extra views of train images"
+    augment: str = Field(
+        "none",
+        description=f"augmentation recipe for extra views of train images: {RECIPE_NAMES}",
     )
     views: int | None = Field(
         None,

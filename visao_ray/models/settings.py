@@ -22,6 +22,7 @@ from visao_ray.core.settings import (
     WorkerOptions,
 )
 from visao_ray.datasets.settings import SourceOptions, require_one_source
+from visao_ray.images.settings import RECIPE_NAMES, AugmentOptions
 from visao_ray.models.optimizers import OptimizerName
 from visao_ray.store.settings import VectorOptions, VersionOptions
 
@@ -175,14 +176,15 @@ class TrainSettings(
         return self
 
 
-class PixelSettings(ImageOptions, TrainSettings):
+class PixelSettings(AugmentOptions, ImageOptions, TrainSettings):
     """Settings of families that are trained on pixels."""
 
     image_size: int | None = Field(
         None, ge=32, le=1024, description="side in pixels (the default of the family)"
     )
-    augment: Literal["none", "G1", "G2", "G3", "G4", "G5"] = Field(
-        "none", description="augmentation recipe of the study, for train only, new in every epoch"
+    augment: str = Field(
+        "none",
+        description=f"augmentation recipe of train images, new in every epoch: {RECIPE_NAMES}",
     )
 
     @property

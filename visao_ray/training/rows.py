@@ -18,8 +18,9 @@ from visao_ray.core.storage import is_outage, locate, reason
 from visao_ray.datasets.classes import class_numbers, find_classes
 from visao_ray.datasets.spec import Dataset
 from visao_ray.features.labelled import LabelledVectors
-from visao_ray.images.augment import RECIPES, augment_view
+from visao_ray.images.augment import augment_view
 from visao_ray.images.decode import DecodeError, decode
+from visao_ray.images.recipes import RECIPES
 from visao_ray.models.normalization import Vectors
 from visao_ray.store.join import Examples
 from visao_ray.store.mapped import MappedVectors, VectorFile

@@ -66,7 +66,7 @@ class SweepOptions(BaseSettings):
 
     @field_validator("objective")
     @classmethod
-    def _known(cls, name: str | None) -> str | None:
+    def _known_objective(cls, name: str | None) -> str | None:
         return name if name is None else METRICS.find(name, "--objective").name
 
 
