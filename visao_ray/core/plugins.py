@@ -1,4 +1,4 @@
-"""Plugins: Python code outside the library that registers a dataset, metric, family, recipe or engine.
+"""Plugins: code outside the library that registers a dataset, metric, family, recipe or engine.
 
 A job imports the plugins of `--plugin FILE.py` or `--plugin import.path` before it checks its other
 settings, so these may use names that a plugin registers. A plugin must import Keras and TensorFlow
