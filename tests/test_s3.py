@@ -97,6 +97,7 @@ def test_from_s3_to_a_store_on_a_disk(out, store, tmp_path, ray_cluster):
     same_vectors(Store.open(str(store)), Store.open(str(tmp_path / "store")))
 
 
+@pytest.mark.slow
 def test_a_whole_pipeline(out):
     result = json.loads(out.join("result.json").read_bytes())
     assert result["status"] == "finished"

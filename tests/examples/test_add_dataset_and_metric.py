@@ -36,6 +36,7 @@ def pipeline(tmp_path_factory, tiny_backbone):
     return folder
 
 
+@pytest.mark.slow
 def test_the_dataset(pipeline):
     out = pipeline / "out"
     result = json.loads((out / "result.json").read_text())

@@ -113,6 +113,7 @@ def test_every_file_has_one_row(
     assert all(f"nvazio/good {n}.jpg" in usable for n in range(GOOD // 2))
 
 
+@pytest.mark.slow
 def test_too_many_errors_fail_after_writing_them(
     dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def chest(root: Path, patients: int) -> Path:
     return write_files(root, files)
 
 
+@pytest.mark.slow
 def test_a_store_grows(extract, tmp_path):
     """Add, copy, replace, relabel and delete files between extractions."""
     data = chest(tmp_path / "data", 30)

@@ -485,6 +485,7 @@ execute(settings, lambda chosen, run: search(chosen, run, heads))
     assert re.search(r"OOM|memory|process was lost", rows[1]["error"]), rows[1]["error"]
 
 
+@pytest.mark.slow
 def test_several_datasets_side_by_side(chest, tmp_path):
     """One command, one cluster, one report; each dataset has the same results as alone."""
     scans = gauss(tmp_path / "vazios", "vazios", ("nvazio", "vazio"))
