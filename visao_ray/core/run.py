@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from visao_ray.core import counters
 from visao_ray.core.driver_log import DriverLog
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Lease, LeaseLost, Owner
@@ -252,6 +251,8 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
         try:
             work(settings, run)
         except LeaseLost:
+            from visao_ray.core import counters  # it imports pyarrow and pandas: --help is quick
+
             counters.count_lease_lost(run.labels(run.step, run.dataset))
             raise
     run.timings["total"] = time.perf_counter() - clock

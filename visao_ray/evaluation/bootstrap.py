@@ -8,15 +8,21 @@ Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), percentile 
 Field & Welsh, Bootstrapping clustered data, JRSS-B 69 (2007), cluster bootstrap.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+
+if (
+    TYPE_CHECKING
+):  # SciPy is imported where it is used: settings list the metrics, and --help is quick
+    from scipy import sparse
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
@@ -116,11 +122,15 @@ def group_sums(cell: Integers, group: Integers, shape: tuple[int, int]) -> spars
 
     Its product with weights [groups, R] is the weighted count of every cell in every replicate.
     """
+    from scipy import sparse
+
     return sparse.csr_array((np.ones(len(cell)), (cell, group)), shape=shape)
 
 
 def weighted_sums(counts: Any, weight: npt.NDArray[Any]) -> Floats:
     """Return weighted sums [M, R] of counts [M, G], dense or sparse, with weights [G, R]."""
+    from scipy import sparse
+
     by_group = sparse.csc_array(counts)  # column by column, the weights are read once, in order
     return in_batches(lambda batch: by_group @ batch, weight, counts.shape[0])
 

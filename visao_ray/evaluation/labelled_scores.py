@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-from scipy import sparse
 
 from visao_ray.core.errors import InputError
 from visao_ray.evaluation.bootstrap import group_sums
 from visao_ray.evaluation.probabilities import Matrix, Probabilities
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from scipy import sparse
+
 Codes = npt.NDArray[np.int32]
-Values: TypeAlias = Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray
+Values: TypeAlias = "Sequence[Any] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray"
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def class_codes(labels: Values, classes: Sequence[str]) -> Codes:
     """
     if not len(labels):
         return np.zeros(0, dtype=np.int32)
+    import pyarrow as pa
+
     array = _arrow(labels)
     if pa.types.is_integer(array.type):
         indices: Codes = array.to_numpy().astype(np.int32)
@@ -197,6 +200,8 @@ def sorted_codes(values: Values) -> tuple[Codes, int]:
     """
     if not len(values):
         return np.zeros(0, dtype=np.int32), 0
+    import pyarrow.compute as pc
+
     distinct, codes = _encoded(_arrow(values))
     number = np.empty(len(distinct), dtype=np.int32)
     number[pc.sort_indices(distinct).to_numpy()] = np.arange(len(distinct), dtype=np.int32)
@@ -204,6 +209,8 @@ def sorted_codes(values: Values) -> tuple[Codes, int]:
 
 
 def _arrow(values: Values) -> pa.Array | pa.ChunkedArray:
+    import pyarrow as pa
+
     array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     # A dictionary may contain values that no row has.
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
@@ -211,6 +218,8 @@ def _arrow(values: Values) -> pa.Array | pa.ChunkedArray:
 
 def _encoded(array: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, Codes]:
     """Return the distinct values, and the index of each row's value among them: int32[N]."""
+    import pyarrow as pa
+
     encoded = array.dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from visao_ray.core.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Matrix = npt.NDArray[np.floating]
 
@@ -60,6 +62,8 @@ class Probabilities:
         Raises:
             InputError: wrong type or width of the column.
         """
+        import pyarrow as pa
+
         if not pa.types.is_fixed_size_list(column.type):
             raise InputError(f"probabilities are {column.type}, expected fixed_size_list<float>")
         if column.type.list_size != width:

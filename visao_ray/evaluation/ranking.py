@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from visao_ray.evaluation.bootstrap import Floats, Integers, in_batches, in_threads, weighted_sums
 from visao_ray.evaluation.probabilities import Probabilities
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # Scores held at once, one column per class: 256 MB of float32, and as much for cells.
 _COLUMN_ELEMENTS = 64_000_000
@@ -54,6 +56,8 @@ class RankingCells:
         Returns:
             The ranking.
         """
+        from scipy import sparse
+
         steps = np.unique(score[is_positive])
         k = len(steps)
         high = score >= steps[0] if k else np.zeros(len(score), bool)

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from visao_ray.evaluation.bootstrap import Floats, group_sums, weighted_sums
 from visao_ray.evaluation.labelled_scores import Codes, LabelledScores
 from visao_ray.evaluation.ranking import ranking_areas
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from visao_ray.evaluation.bootstrap import Floats, group_sums, in_batches
 from visao_ray.evaluation.metric import Metric, rows_of_class
@@ -16,6 +15,8 @@ def _compute(sample: Sample) -> Floats:
     the next candidate above it, and at least as many false positives. Rows of equal score are on
     the same side of every threshold.
     """
+    from scipy import sparse
+
     scores, c, weight = sample.scores, sample.positive, sample.rows.weight
     assert c is not None
     score, is_class, group = scores.score(c), scores.label == c, scores.group
