@@ -45,8 +45,9 @@ class Means:
     Attributes:
         slow: seconds that each call takes.
         above: average grey level of an image above which the engine acts.
-        action: what it does then: wait (2 s), fail, or die (once).
-        mark: file that marks that it has died.
+        action: what it does then: wait (2 s), fail, or die (once). With `outage`, the first build
+            fails as a read from an object store that does not answer.
+        mark: file that marks that it has died, or that a build has failed.
     """
 
     slow: float = 0.0
@@ -61,6 +62,9 @@ class Means:
     metadata = MeanEngine.metadata
 
     def build(self) -> MeanEngine:
+        if self.action == "outage" and not Path(self.mark).exists():
+            Path(self.mark).write_bytes(b"")
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 52")
         return MeanEngine(self)
 
     def on(self, averages: npt.NDArray[np.float32]) -> None:

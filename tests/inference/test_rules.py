@@ -84,8 +84,9 @@ def test_3_a_failure_loses_little(
         run_plainly(folder, tmp_path / "store", Means(above=200, action="fail"), unit=5)
     store = Store.open(str(tmp_path / "store"))
     done = store.vectors(EXTRACTOR).latest().count()
-    # Lost are the image's unit, the actor's other units, and a fragment that is not full.
-    assert 200 - 3 * 5 - 40 <= done < 200
+    # Lost are the image's unit, the actor's other units, a fragment that is not full, and on a busy
+    # machine the fragments of the two writers.
+    assert 200 - 3 * 5 - 3 * 40 <= done < 200
     assert store.images.latest().count() == done
 
     run = run_plainly(folder, tmp_path / "store", Means(), unit=5)
@@ -100,6 +101,16 @@ def test_3_fragments_hold_some_seconds_of_work() -> None:
 
 
 # 4. Of files with the same content in a run, one is computed; the others wait for its vectors.
+
+
+def test_3_an_outage_while_the_network_is_read_is_tried_again(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    folder = write_images(tmp_path / "images", 12)
+    mark = tmp_path / "failed"
+    run_plainly(folder, tmp_path / "store", Means(action="outage", mark=str(mark)))
+    assert mark.exists()
+    check_store(tmp_path / "store", folder)
 
 
 def test_4_one_of_equal_files_is_first_also_on_a_retry() -> None:

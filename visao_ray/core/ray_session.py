@@ -49,6 +49,9 @@ def start_ray() -> None:
     # Retry transient failures of object storage; a file that always fails becomes an error row.
     context.retried_map_errors = [*OUTAGES]
     context.max_map_retries = 3
+    # The same for actors, which read their network in the constructor.
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = 3
     quiet_terminal()
 
 
