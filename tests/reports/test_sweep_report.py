@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from html_page import Page as AnyPage
 
+from visao_ray.evaluation.metrics import METRICS
 from visao_ray.reports import sweep_figures
 from visao_ray.reports.sweep import SweepPage, describe_head, sweep_report
 
@@ -205,6 +206,14 @@ def test_the_verdict_follows_the_interval(low, high, verdict):
     assert sentence.endswith(verdict)
     assert sentence.startswith("Against") == verdict.startswith(", by")
     assert "Its lead over the median trial, +0.5000 (+0.4000 to +0.6000), is more than luck" in text
+
+
+def test_every_metric_of_the_winner_has_a_readable_title():
+    metrics = {name: interval(0.9, 0.05) for name in METRICS}
+    shown = report(page(metrics=metrics))
+    assert "ROC AUC" in shown.text
+    assert "Log loss" in shown.text
+    assert "{" not in shown.text
 
 
 def test_where_lower_is_better_a_lead_is_a_lower_value():

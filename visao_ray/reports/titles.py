@@ -36,7 +36,11 @@ def kind(name: str) -> Literal["share", "area"]:
 
 
 def overall(found: Mapping[str, Any]) -> list[str]:
-    """Return the names of the overall metrics of an evaluation, in the order of lines."""
-    names = ["top1", *METRICS, "chapter_accuracy", "chapter_accuracy_summed"]
+    """Return the names of the overall metrics of an evaluation, in the order of lines.
+
+    Metrics whose titles name a class or a floor are no overall metrics.
+    """
+    metrics = [name for name, metric in METRICS.items() if "{" not in metric.title]
+    names = ["top1", *metrics, "chapter_accuracy", "chapter_accuracy_summed"]
     present = [name for name in names if name in found]
     return [name for name in present if name != "accuracy" or "top1" not in present]
