@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy_engine import PACED
 from ray_nodes import RAY, RayNodes
 
 from visao_ray.core.storage import Location
@@ -16,8 +17,10 @@ from visao_ray.core.tables import matrix
 from visao_ray.store.store import Store
 
 DEADLINE_S = 300
-#: Settings of an extraction that is long enough for faults and short enough for a test.
-EXTRACT = (
+#: Settings of an extraction of twenty seconds on two actors: long enough for faults.
+EXTRACT = (*PACED, "--image-size=96", "--rows-per-block=16")
+#: Settings of an extraction with a real network.
+NETWORK = (
     "--backbone=mobilenetv2",
     "--weights=random",
     "--image-size=96",

@@ -1,6 +1,7 @@
 """Shared fixtures: one Ray, one S3 server, one small dataset, one tiny network."""
 
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -67,15 +68,29 @@ def _ray_at_end() -> Iterator[None]:
 
 
 def join_ray() -> None:
-    """Start Ray with two CPUs in this process, unless it runs already."""
+    """Start Ray with two CPUs in this process, as jobs start it, unless it runs already.
+
+    Its workers know the engines of `numpy_engine`.
+    """
+    import numpy_engine
     import ray
 
+    from visao_ray.core import plugins
+    from visao_ray.core.ray_internals import own_ray_variables
     from visao_ray.core.ray_session import start_ray
 
     if not ray.is_initialized():
-        ray.init(
-            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(plugins.VARIABLE, numpy_engine.__name__)
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+            for name, value in own_ray_variables().items():
+                patch.setenv(name, value)
+            ray.init(
+                num_cpus=2,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     start_ray()  # connects to it, and configures Ray Data as jobs do
 
 
@@ -83,6 +98,17 @@ def join_ray() -> None:
 def ray_cluster(_ray_at_end: None) -> None:
     """A running Ray in this process."""
     join_ray()
+
+
+@pytest.fixture
+def same_ray(ray_cluster: None) -> dict[str, str]:
+    """The environment of a job in its own process that uses the Ray of this process.
+
+    A Ray of its own would take the job ten seconds more.
+    """
+    import ray
+
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 IMAGES = 3072
 UNIT = 16  # images a block, as in EXTRACT
 ACTORS = 2
-#: Images are so large that the commit interval is a small part of the work.
-FLAGS = (*(flag for flag in EXTRACT if "image-size" not in flag), "--image-size=160")
 
 #: Images that may be computed and not written: a fragment that is being collected, the fragments of
 #: the writers (two per actor), and a block in each actor.
@@ -136,7 +134,7 @@ class KilledJobs:
         self.old = self.written()
         store, out = self.place.join("store").uri, self.place.join("runs", str(self.runs)).uri
         where = (f"--store={store}", f"--out={out}")
-        self.run = self.site.nodes.begin("extract", *source(self.images), *where, *FLAGS)
+        self.run = self.site.nodes.begin("extract", *source(self.images), *where, *EXTRACT)
 
     def written(self) -> set[str]:
         """Return the names of the files of vectors that any task wrote."""
@@ -248,7 +246,7 @@ class KilledJobs:
 def undisturbed(site, images) -> Location:
     """An extraction without kills."""
     out = site.place("kills/undisturbed")
-    run = site.nodes.submit("extract", *source(images), f"--out={out.uri}", *FLAGS)
+    run = site.nodes.submit("extract", *source(images), f"--out={out.uri}", *EXTRACT)
     assert run.returncode == 0, run.stdout
     assert result(out)["counts"]["computed"] == IMAGES
     return out

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from cluster_runs import (
     EXTRACT,
+    NETWORK,
     committed,
     features,
     finish,
@@ -83,7 +84,7 @@ def test_a_pipeline(site, images):
         "--limit=200",
         "--trials=2",
         "--epochs=2",
-        *EXTRACT,
+        *NETWORK,
     )
     assert run.returncode == 0, run.stdout
     found = result(out)

@@ -119,7 +119,7 @@ def test_the_lease_of_a_killed_holder_is_taken(place):
     assert place.is_local or took >= TTL - BEAT
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_the_lease_of_a_killed_holder_is_taken_with_real_times(bucket):
     place = bucket.join("lease")
     with holder(place, 30.0, 5.0) as process:

@@ -33,10 +33,10 @@ def cloths(tmp_path_factory):
     return folder
 
 
-def test_a_job_needs_nothing_but_the_file(cloths, tmp_path):
+def test_a_job_needs_nothing_but_the_file(cloths, tmp_path, same_ray):
     out, file = tmp_path / "out", cloths / "cloths.toml"
     flags = ["--dataset", file, "--data", cloths / "images", "--out", out]
-    run = run_job("manifest", *map(str, flags))
+    run = run_job("manifest", *map(str, flags), environment=same_ray)
     assert run.returncode == 0, run.stderr
     result = json.loads((out / "result.json").read_text())
     assert result["counts"]["listed"] == 3 * PICTURES

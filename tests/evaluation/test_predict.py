@@ -354,13 +354,13 @@ def test_missing_files_are_errors_and_tried_again(outside, models, tmp_path):
 
 
 @pytest.mark.slow
-def test_from_the_command_line_without_a_secret(grown, tmp_path, monkeypatch):
+def test_from_the_command_line_without_a_secret(grown, tmp_path, monkeypatch, same_ray):
     root, model, _, _ = grown
     secret = "canary-8f3a61d2c07b"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     out = tmp_path / "out"
     arguments = ["--model", model, "--store", str(root / "store"), "--since", "2020-01-01"]
-    done = run_job("predict", *arguments, "--out", str(out))
+    done = run_job("predict", *arguments, "--out", str(out), environment=same_ray)
     assert done.returncode == 0, done.stderr
     assert "51 listed = 0 new + 51 known; 0 new = 0 predicted + 0 errors" in done.stdout
     assert len(listed(out)) == 51

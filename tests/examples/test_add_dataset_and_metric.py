@@ -1,4 +1,4 @@
-"""The examples of a dataset and a metric, through the pipeline to its report."""
+"""The examples of a dataset, a metric and an engine, through the pipeline to its report."""
 
 import json
 
@@ -15,7 +15,7 @@ from visao_ray.models import artifact
 
 NAME, TITLE = "matthews_correlation", "Matthews correlation"
 CLOTHS = Dataset("cloths", CLASSES, positive="silk", group_pattern=r"bolt\d+")
-PLUGINS = ["examples/add_dataset.py", "examples/add_metric.py"]
+PLUGINS = [f"examples/add_{noun}.py" for noun in ("dataset", "metric", "engine")]
 
 
 def flags_of(**options):
@@ -23,11 +23,11 @@ def flags_of(**options):
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory, tiny_backbone):
+def pipeline(tmp_path_factory):
     """A folder with `images` and with `out`, the output of `jobs/pipeline.py`."""
     folder = tmp_path_factory.mktemp("cloths")
     flags = flags_of(dataset="cloths", data=write_cloths(folder / "images"), out=folder / "out")
-    flags += flags_of(weights=tiny_backbone, trials=3, epochs=5, replicates=100, seed=1)
+    flags += flags_of(engine="thumbnail", trials=3, epochs=5, replicates=100, seed=1)
     flags += ["--val-share", "0.2", "--test-share", "0.2", "--objective", NAME]
     flags += [part for plugin in PLUGINS for part in ("--plugin", plugin)]
     run = run_job("pipeline", *flags, timeout=300)
@@ -87,11 +87,11 @@ def test_the_metric_is_evaluated_and_reported(pipeline):
     assert f"compared by {NAME} on val" in text
 
 
-def test_later_commands_need_no_plugin_for_the_dataset(pipeline, tmp_path):
+def test_later_commands_need_no_plugin_for_the_dataset(pipeline, tmp_path, same_ray):
     """The store and the model have the dataset; a metric is computed only with its plugin."""
     out, again = pipeline / "out", tmp_path / "again"
     flags = flags_of(model=out / "sweep" / "head.keras", store=out / "store", out=again)
-    run = run_job("evaluate", *flags, timeout=200)
+    run = run_job("evaluate", *flags, timeout=200, environment=same_ray)
     assert run.returncode == 0, run.stderr
     found = json.loads((again / "result.json").read_text())
     assert found["inputs"]["dataset"] == CLOTHS.to_json()

@@ -31,9 +31,10 @@ def thumbnails(pixels):
 
 
 @pytest.mark.slow
-def test_the_engine_extracts(scans, tmp_path):
+def test_the_engine_extracts(scans, tmp_path, same_ray):
     place = ["--dataset", "vazios", "--data", str(scans), "--store", str(tmp_path / "store")]
-    run = run_job("extract", *PLUGIN, *place, "--limit", "6", "--out", str(tmp_path / "out"))
+    flags = [*PLUGIN, *place, "--limit", "6", "--out", str(tmp_path / "out")]
+    run = run_job("extract", *flags, environment=same_ray)
     assert run.returncode == 0, run.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert (result["counts"]["ok"], result["counts"]["errors"]) == (6, 0)

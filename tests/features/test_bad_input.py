@@ -1,9 +1,6 @@
 """Bad and odd files among good ones: each has one row, with the right pixels or a reason."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +8,19 @@ import pyarrow as pa
 import pytest
 from odd_files import OddFile, encoded, film, write_odd_files
 
+from visao_ray.core.errors import InputError
+from visao_ray.core.run import execute
 from visao_ray.core.storage import locate
 from visao_ray.datasets.listing import APPEND, LISTING
+from visao_ray.features.extract import extract_images
+from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.loading import Loading, Unit, load_unit
 from visao_ray.store import schemas
 from visao_ray.store.store import Store
 from visao_ray.store.table import Table, append, write_fragments
 
-REPOSITORY = Path(__file__).parents[2]
 GOOD = 60
+SIZE = 224
 
 
 @pytest.fixture(scope="module")
@@ -37,51 +38,41 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[OddFil
     return folder, odd, GOOD + len(odd) + 1
 
 
-@pytest.fixture(scope="module")
-def averager(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save an "extractor" whose features are grey levels: average and maximum of patch means."""
-    path = tmp_path_factory.mktemp("weights") / "averager.keras"
-    code = (
-        "import sys, keras; i = keras.Input((224, 224, 3)); "
-        "keras.Model(i, keras.layers.AveragePooling2D(32)(i)).save(sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
-    return path
+def extract(folder: Path, out: Path, **options: float) -> dict:
+    how = {"dataset": "vazios", "engine": "cells", "image_size": SIZE, **options}
+    settings = ExtractSettings(data=str(folder), out=str(out), **how)
+    return execute(settings, extract_images)
 
 
-def extract(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "jobs/extract.py", *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "RAY_ADDRESS": "local"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-
-
-def patch_means(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    patches = pixels.astype(np.float64).reshape(7, 32, 7, 32, 3).mean(axis=(1, 3)).reshape(49, 3)
-    return patches.mean(axis=0), patches.max(axis=0)
+def cell_means(pixels: np.ndarray) -> np.ndarray:
+    """Return the expected `avg` in 0..255: the mean of each colour in each cell."""
+    side = SIZE // 4
+    cells = pixels.astype(np.float64).reshape(4, side, 4, side, 3)
+    return cells.mean(axis=(1, 3)).reshape(-1)
 
 
 def test_every_file_has_one_row(
-    dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
+    dataset: tuple[Path, list[OddFile], int], tmp_path: Path, ray_cluster: None
 ) -> None:
+    """Too many errors end the job, but only after their rows are written."""
     folder, odd, files = dataset
-    arguments = ["--dataset", "vazios", "--data", str(folder), "--weights", str(averager)]
-    run = extract([*arguments, "--out", str(tmp_path), "--max-errors", "0.5"])
-    assert run.returncode == 0, run.stderr
+    bad = sum(not file.readable for file in odd) + 1
+    message = rf"{bad} of {files} new images .*--max-errors 0\.05"
+    with pytest.raises(InputError, match=message):
+        extract(folder, tmp_path / "strict", store=str(tmp_path / "store"))
+    assert Store.open(str(tmp_path / "store")).images.latest().count("status != 'ok'") == bad
+    assert not (tmp_path / "strict" / "result.json").exists()
 
-    store = Store.open(str(tmp_path / "store"))
+    result = extract(folder, tmp_path / "out", max_errors=0.5)
+    store = Store.open(str(tmp_path / "out" / "store"))
     images = {
         row["key"][len(str(folder)) + 1 :]: row
         for row in store.images.latest().read(schemas.IMAGES.names).to_pylist()
     }
     table = store.vectors(store.the_extractor(None)).latest()
-    columns = ["content_id", "status", "error_type", "message", "avg", "max"]
+    columns = ["content_id", "status", "error_type", "message", "avg"]
     vectors = {row["content_id"]: row for row in table.read(columns).to_pylist()}
-    counts = json.loads((tmp_path / "result.json").read_text())["counts"]
+    counts = result["counts"]
     assert counts["listed"] == counts["ok"] + counts["errors"] == files == len(images)
     usable = {name for name, row in images.items() if row["status"] == "ok"}
     assert len(usable) == counts["ok"]
@@ -103,37 +94,15 @@ def test_every_file_has_one_row(
         assert image["status"] == "ok", key
         row = vectors[image["content_id"]]
         assert file.pixels is not None
-        for pool, expected in zip(("avg", "max"), patch_means(file.pixels), strict=True):
-            assert np.abs(np.array(row[pool]) - expected).max() <= max(
-                2.0, file.tolerance[0] * 2
-            ), key
+        difference = np.abs(np.array(row["avg"]) * 255 - cell_means(file.pixels)).max()
+        assert difference <= max(2.0, file.tolerance[0] * 2), key
         kinds += 1
     assert kinds >= 20
     assert images[".DS_Store"]["error"].startswith("not_an_image: ")
     assert all(f"nvazio/good {n}.jpg" in usable for n in range(GOOD // 2))
 
 
-@pytest.mark.slow
-def test_too_many_errors_fail_after_writing_them(
-    dataset: tuple[Path, list[OddFile], int], averager: Path, tmp_path: Path
-) -> None:
-    folder, odd, files = dataset
-    bad = sum(not file.readable for file in odd) + 1
-    arguments = ["--dataset", "vazios", "--data", str(folder), "--weights", str(averager)]
-    run = extract([*arguments, "--out", str(tmp_path)])
-    assert run.returncode == 2
-    assert f"{bad} of {files} new images" in run.stderr
-    assert "--max-errors 0.05" in run.stderr
-    assert "Traceback" not in run.stderr
-    images = Store.open(str(tmp_path / "store")).images.latest()
-    assert images.count("status != 'ok'") == bad
-    assert not (tmp_path / "result.json").exists()
-
-    lenient = extract([*arguments, "--out", str(tmp_path), "--max-errors", "1"])
-    assert lenient.returncode == 0, lenient.stderr
-
-
-def test_vanished_and_forbidden_files(averager: Path, tmp_path: Path) -> None:
+def test_vanished_and_forbidden_files(tmp_path: Path) -> None:
     """Listed files that are gone or not readable when they are loaded."""
     present, forbidden = tmp_path / "present.jpg", tmp_path / "forbidden.jpg"
     for path in (present, forbidden):

@@ -57,13 +57,12 @@ def each_group_in_one_split(rows: dict[str, dict]) -> bool:
 
 
 @pytest.fixture
-def extract(tiny_backbone, tmp_path, ray_cluster):
+def extract(tmp_path, ray_cluster):
     """Return a function that extracts a folder into the test's store and checks the counts."""
 
     def run(data: Path, dataset: str | None = "chest_xray", **options) -> dict:
         options.setdefault("store", str(tmp_path / "store"))
-        options.setdefault("weights", tiny_backbone)
-        settings = ExtractSettings(data=str(data), dataset=dataset, **options)
+        settings = ExtractSettings(data=str(data), dataset=dataset, engine="cells", **options)
         result = execute(settings, extract_images)
         counts = result["counts"]
         assert counts["listed"] == counts["new"] + counts["known"]

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from job_runs import run_job
+from numpy_engine import CELLS
 from odd_files import encoded
 from s3_proxy import Faults, proxy
 from s3_server import S3, free_ports
@@ -60,7 +61,6 @@ class Bucket:
     scans: Scans
     store: str
     faults: Faults
-    weights: str
 
     def extract(self, *flags: str) -> tuple[dict, dict[str, int]]:
         """Run the extract job; return its result and the number of reads of each scan."""
@@ -68,15 +68,7 @@ class Bucket:
         endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.faults.port}"}
         out = f"{self.store}-runs/{next(_numbers)}"
         where = ["--data", self.scans.place.uri, "--store", self.store, "--out", out]
-        run = run_job(
-            "extract",
-            *where,
-            *flags,
-            "--weights",
-            self.weights,
-            timeout=400,
-            environment=endpoint,
-        )
+        run = run_job("extract", *where, *flags, *CELLS, timeout=400, environment=endpoint)
         assert run.returncode == 0, run.stdout + run.stderr
         print(run.stdout)
         start = len(self.scans.place.path) + 1
@@ -110,29 +102,16 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(s3: S3, tiny_backbone: str, tmp_path: Path) -> Iterator[Bucket]:
+def bucket(s3: S3, tmp_path: Path) -> Iterator[Bucket]:
     (port,) = free_ports(1)
     place = locate(f"{s3.uri}/growth-{os.getpid()}-{next(_numbers)}")
     with proxy(port, s3.port, tmp_path) as faults:
-        yield Bucket(Scans(place.join("scans")), place.join("store").uri, faults, tiny_backbone)
+        yield Bucket(Scans(place.join("scans")), place.join("store").uri, faults)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "copies", "replaced", "relabelled", "sweeps"),
-    [
-        pytest.param(200, 15, 5, 1, 2, False, marks=pytest.mark.slow),
-        pytest.param(2000, 150, 50, 10, 20, True, marks=pytest.mark.faults),
-    ],
-)
-def test_growth(
-    bucket: Bucket,
-    old: int,
-    new: int,
-    copies: int,
-    replaced: int,
-    relabelled: int,
-    sweeps: bool,
-) -> None:
+@pytest.mark.faults
+def test_growth(bucket: Bucket) -> None:
+    old, new, copies, replaced, relabelled = 2000, 150, 50, 10, 20
     scans = bucket.scans
     scans.put({f"{('vazio', 'nvazio')[n % 2]}/C{n:06d}.png": n for n in range(old)})
     names = list(scans.files)
@@ -140,7 +119,7 @@ def test_growth(
     assert fetched == dict.fromkeys(names, 1)
     assert result["counts"]["ok"] == result["counts"]["computed"] == old
     before = bucket.images()
-    searched = bucket.sweep() if sweeps else None
+    searched, table = bucket.sweep()
 
     scans.put({f"vazio/D{n:06d}.png": 100_000 + n for n in range(new)})
     scans.put({f"nvazio/copy-{n:06d}.png": scans.files[names[n]] for n in range(copies)})
@@ -176,15 +155,14 @@ def test_growth(
     vectors = store.vectors(store.the_extractor(None)).latest()
     assert vectors.count() == old + new + replaced
 
-    if searched is not None:
-        again, trials = bucket.sweep("--as-of", searched[0]["run"])
-        assert trials == searched[1]
-        assert bucket.learned(again) == bucket.learned(searched[0])
-        assert bucket.learned(searched[0]).keys() == set(names)
-        now, _ = bucket.sweep()
-        assert {name: bucket.learned(now)[name] for name in wrong} == wrong
-        assert not set(wrong.items()) & bucket.learned(searched[0]).items()
-        print(f"{relabelled} labels are new in the next sweep, {len(trials)} trials are the same")
+    again, trials = bucket.sweep("--as-of", searched["run"])
+    assert trials == table
+    assert bucket.learned(again) == bucket.learned(searched)
+    assert bucket.learned(searched).keys() == set(names)
+    now, _ = bucket.sweep()
+    assert {name: bucket.learned(now)[name] for name in wrong} == wrong
+    assert not set(wrong.items()) & bucket.learned(searched).items()
+    print(f"{relabelled} labels are new in the next sweep, {len(trials)} trials are the same")
 
     result, fetched = bucket.extract()
     assert not fetched

@@ -106,7 +106,7 @@ def test_binary_report_shows_all_values_escaped():
                 GalleryItem(EVIL, EVIL, "vazio", 0.987, thumbnail("PNG")),
             ],
             samples=[GalleryItem("s.jpg", "vazio", None, None, thumbnail())],
-            weights_note=EVIL,
+            vectors_note=EVIL,
             errors=[(EVIL, "decode", EVIL)],
         )
     )

@@ -258,16 +258,16 @@ def test_a_damaged_store(damage, says, small, tool):
     assert "/rust" not in line
 
 
-def test_from_the_command_line(store, tmp_path):
+def test_from_the_command_line(store, tmp_path, same_ray):
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
     copied = Store.open(str(copy))
     (extractor,) = copied.extractors()
-    run = run_job("store", "status", "--store", str(copy), "--json")
+    run = run_job("store", "status", "--store", str(copy), "--json", environment=same_ray)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["tables"][plain_vectors(extractor)]["rows"] > 0
     copied.vectors(extractor).latest().open().delete("view = 0")
-    run = run_job("store", "verify", "--store", str(copy))
+    run = run_job("store", "verify", "--store", str(copy), environment=same_ray)
     assert run.returncode == 1
     assert "40 of 40 readable images have no row" in run.stdout
     run = run_job("store", "status", "--store", str(tmp_path / "none"))

@@ -198,20 +198,7 @@ def test_classes_are_separable_but_not_trivially(recipe, low, high):
     assert low < score < high
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="error")
-    yield
-    if started:
-        ray.shutdown()
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_render_dataset_follows_the_plan_and_resumes(tmp_path):
+def test_render_dataset_follows_the_plan_and_resumes(tmp_path, ray_cluster):
     recipe = SyntheticRecipe("vazios", 150, seed=2, wrong_labels=0.04, duplicates=0.04)
     out = locate(str(tmp_path / "dataset"))
     counts = render_dataset(recipe, out)

@@ -50,7 +50,6 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
     history = tables.open_table(sweep.join("history"), "history").to_table()
     history = history.filter(pc.equal(history["number"], winner)).sort_by("epoch")
     objective = stages["sweep"]["details"]["objective"]["name"]
-    metadata = stages["extract"]["details"]["metadata"]
     counts = stages["extract"]["counts"]["store"]
     images = Store.open(store).images.latest()
     return write_report(
@@ -73,11 +72,17 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
             },
             gallery=_gallery(evaluation["mistakes"][:GALLERY_SHOWN]),
             samples=_gallery(_samples(images, counts["by_split"])),
-            weights_note=f"{metadata['backbone']}, {metadata['weights']} weights "
-            f"(sha256 {metadata['weights_digest'][:12]}…)",
+            vectors_note=_vectors_note(stages["extract"]),
             errors=_errors(images),
         )
     )
+
+
+def _vectors_note(extract: Mapping[str, Any]) -> str:
+    """Return the name of the vectors, and the digest of the weights of an engine that has some."""
+    digest = extract["details"]["metadata"].get("weights_digest", "")
+    weights = f" (weights with sha256 {digest[:12]}…)" if digest else ""
+    return f"vectors of {extract['inputs']['extractor']}{weights}"
 
 
 def _samples(

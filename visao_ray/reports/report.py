@@ -65,7 +65,7 @@ class ReportInputs:
         history: metric to values per epoch of the winning trial (`loss`, `val_loss`, …).
         gallery: mistakes; the most confident ones are shown first.
         samples: a few images of each class.
-        weights_note: one line about the weights of the backbone.
+        vectors_note: a few words about the engine that computed the vectors.
         errors: (key, stage, reason) of unreadable images; the first ones are shown.
     """
 
@@ -84,7 +84,7 @@ class ReportInputs:
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
     gallery: Sequence[GalleryItem] = ()
     samples: Sequence[GalleryItem] = ()
-    weights_note: str = ""
+    vectors_note: str = ""
     errors: Sequence[tuple[str, str, str]] = ()
 
 
