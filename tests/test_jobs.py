@@ -187,10 +187,10 @@ def test_weights_that_do_not_fit(weights, says, misfits, s3, scans, ray_cluster,
     assert not (tmp_path / "store" / "store.json").exists()
 
 
-def test_weights_that_are_not_there(scans, tmp_path):
-    """The same in a separate process with its own Ray."""
+def test_weights_that_are_not_there(scans, tmp_path, same_ray):
+    """The same in a separate process."""
     flags = ["--dataset", "vazios", "--data", str(scans), "--out", str(tmp_path / "out")]
-    run = run_job("extract", *flags, "--weights", f"{tmp_path}/none.keras")
+    run = run_job("extract", *flags, "--weights", f"{tmp_path}/none.keras", environment=same_ray)
     assert run.returncode == 2, run.stderr
     one_line(run.stderr, f"--weights {tmp_path}/none.keras", "cannot be read")
     assert not (tmp_path / "out" / "result.json").exists()

@@ -14,9 +14,7 @@ from visao_ray.core.run import execute
 from visao_ray.core.storage import Location, locate
 from visao_ray.features.extract import extract_images
 from visao_ray.features.settings import ExtractSettings
-from visao_ray.models.settings import TrainSettings
 from visao_ray.store.store import Store
-from visao_ray.training.train import train_model
 
 WARNING = re.compile(r"(\S+?):\d+: \w*(?:Deprecat|Future)\w*Warning: (.*)")
 #: Interfaces of Ray, Keras and others that the jobs use; warnings about these are caused by us.
@@ -117,28 +115,6 @@ def test_a_whole_pipeline(out):
     assert tables.rows(out.join("sweep/trials")) == 2
     assert out.join("sweep/head.keras").exists()
     assert not [file.uri for file in out.files() if "/work/" in file.uri]
-
-
-def test_training_from_s3_to_s3(s3_pipeline, out, ray_cluster):
-    train = locate(f"{out.uri}-train")
-    settings = TrainSettings.of_family("transfer")(
-        store=out.join("store").uri,
-        weights=json.loads(out.join("run.json").read_bytes())["settings"]["weights"],
-        head=out.join("sweep/head.keras").uri,
-        fine_tune_from="conv2d",
-        fine_tune_epochs=2,
-        batch_size=16,
-        out=train.uri,
-    )
-    result = execute(settings, train_model)
-    assert result["counts"]["ok"] == 40
-    assert [row["phase"] for row in result["details"]["history"]] == ["fine-tune"] * 2
-    assert max(result["details"]["export"]["differences"].values()) <= 1e-5
-    assert train.join("savedmodel/1/saved_model.pb").exists()
-    assert train.join("checkpoints/fit/0002/model.keras").exists()
-    assert any("events" in file.uri for file in train.join("tensorboard").files())
-    evaluated = table(out.join("evaluate/predictions"))
-    assert table(train.join("predictions")).keys() == evaluated.keys()
 
 
 def test_no_secret_is_written(s3_pipeline, out):

@@ -72,6 +72,9 @@ def test_training(site, images):
     assert max(found["details"]["export"]["differences"].values()) <= 1e-5
     evaluated = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
     assert rows(out.join("predictions")).num_rows == evaluated
+    assert out.join("savedmodel/1/saved_model.pb").exists()
+    assert out.join("checkpoints/fit/0002/model.keras").exists()
+    assert any("events" in file.uri for file in out.join("tensorboard").files())
 
 
 def test_a_pipeline(site, images):

@@ -16,11 +16,12 @@ FLAGS = ("--image-size", "32", "--filters", "4", "--blocks", "2", "--focal", "1"
 
 
 @pytest.mark.slow
-def test_the_family_on_two_workers(store, tmp_path):
+def test_the_family_on_two_workers(store, tmp_path, same_ray):
     out = tmp_path / "out"
     how = ["--workers", "2", "--batch-size", "12", "--seed", str(SEED), "--replicates", "100"]
     place = ["--store", str(store), "--out", str(out)]
-    run = run_job("train", *PLUGIN, "--family", "separable_cnn", *FLAGS, *how, *place)
+    flags = [*PLUGIN, "--family", "separable_cnn", *FLAGS, *how, *place]
+    run = run_job("train", *flags, timeout=300, environment=same_ray)
     assert run.returncode == 0, run.stderr
     assert "separable_cnn on 2 CPU workers" in run.stdout
     result = json.loads((out / "result.json").read_text())

@@ -19,15 +19,16 @@ from visao_ray.training.train import train_model
 
 BROKEN = "vazio/broken.jpg"
 READS = "simple_cnn-1"  # the case that reads the dataset; other cases use its store
+GIVEN_HEAD = "transfer-1 with a head"  # which is trained; only fine-tuning runs
 
 #: Family and workers: its inputs, whether it gives probabilities and embeddings, its settings.
-#: simple_cnn on two workers: test_resume.py; fine-tuning a trained head: test_s3.py.
+#: simple_cnn on two workers: test_resume.py.
 CASES = {
     "simple_cnn-1": ("pixels", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
     "head-2": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "class_weight": "balanced"}),
-    "transfer-2": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
+    "transfer-1": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
+    GIVEN_HEAD: ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
     "siamese-1": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
-    "siamese-1 of pixels": ("pixels", True, True, {"join": "concatenation", "image_size": 128}),
     "autoencoder-1": ("pixels", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
     "svm-1": ("pixels", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
 }
@@ -71,6 +72,8 @@ def trained(dataset, store, tiny_backbone, tmp_path_factory, _ray_at_end):
                 how = {**how, "inputs": takes}
             if family == "transfer":
                 how = {**how, "weights": tiny_backbone}
+            if case == GIVEN_HEAD:
+                how |= {"head": str(train("head-2")[0] / "model.keras"), "epochs": None}
             out = tmp_path_factory.mktemp(family) / "out"
             paths = {name: str(place) for name, place in source.items()}
             result = execute(settings(out, family, int(workers), **paths, **how), train_model)
@@ -180,7 +183,7 @@ def test_a_family(case, trained, store, dataset):
         grid = [(row["C"], row["gamma"]) for row in history]
         assert grid == [(C, gamma) for C in how["svm_c"] for gamma in how["svm_gamma"]]
         return
-    epochs = how.get("epochs", 1) + how.get("fine_tune_epochs", 0)
+    epochs = (how.get("epochs", 1) if case != GIVEN_HEAD else 0) + how.get("fine_tune_epochs", 0)
     assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
     for row in history:
         assert math.isfinite(row["loss"])
@@ -190,7 +193,8 @@ def test_a_family(case, trained, store, dataset):
     assert details["peak_memory_bytes"] > 0
     assert result["throughput"]["images_per_second_per_worker"] > 0
     if case.startswith("transfer"):
-        assert [row["phase"] for row in history] == ["train", "fine-tune"]
+        phases = ["fine-tune"] * 2 if case == GIVEN_HEAD else ["train", "fine-tune"]
+        assert [row["phase"] for row in history] == phases
 
 
 def test_a_learning_rate_that_diverges(store, tmp_path, ray_cluster):

@@ -518,7 +518,7 @@ def test_several_datasets_side_by_side(chest, tmp_path, same_ray):
 
     ablation = result["details"]["ncm"]["class_weights"]
     weights = ["none", "root", "effective", "balanced"]
-    assert [one["class_weight"] for one in ablation] == weights
+    assert [one["class_weight"] for one in ablation] == weights * 2
     assert all(one["over_none"]["value"] == 0 for one in ablation if one["class_weight"] == "none")
     values = {
         one["trial"]: one["objective"]["value"] for one in result["details"]["ncm"]["finalists"]
