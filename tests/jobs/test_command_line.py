@@ -119,9 +119,10 @@ def test_errors_are_one_line(
 def test_the_wheel_has_every_job(environment: Path, tmp_path: Path) -> None:
     """Jobs can be imported from it, and reports find their templates."""
     code = (
-        "from visao_ray.jobs.registry import JOBS; import visao_ray.reports.report\n"
+        "from pkgutil import resolve_name; from visao_ray.jobs.registry import JOBS\n"
+        "import visao_ray.reports.report\n"
         "from importlib.resources import files\n"
-        "print(*{job.work.__module__ for job in JOBS.values()})\n"
+        "print(*{resolve_name(job.path).__module__ for job in JOBS.values()})\n"
         "print(*(path.name for path in files('visao_ray.reports').iterdir()))\n"
         "print(visao_ray.__file__)"
     )

@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.storage import Location, reason, with_retries
+from visao_ray.core.table_format import TableFormat
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
-_CURRENT = b"1"
-_NAME, _VERSION, _METADATA = b"visao_ray.table", b"visao_ray.version", b"visao_ray.metadata"
+_FORMAT = TableFormat("version", "1", "create it again")
+_METADATA = b"visao_ray.metadata"
 
 SPLITS = ("train", "val", "test")
 
@@ -35,7 +36,7 @@ _AHEAD = 4  # files read at once
 
 def named_schema(name: str, fields: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """Return a schema with the table's name and version in its metadata, for `validate`."""
-    return pa.schema(fields, metadata={_NAME: name.encode(), _VERSION: _CURRENT})
+    return pa.schema(fields, metadata=_FORMAT.metadata(name))
 
 
 def predictions(classes: Sequence[str]) -> pa.Schema:
@@ -169,16 +170,7 @@ def validate(schema: pa.Schema, name: str, where: str) -> None:
     Raises:
         InputError: it does not; the message says which table it is instead.
     """
-    metadata = schema.metadata or {}
-    found = metadata.get(_NAME, b"none of visao_ray's").decode()
-    if found != name:
-        raise InputError(f"{where}: a table '{name}' is needed, but this one is '{found}'")
-    version = metadata.get(_VERSION, b"?")
-    if version != _CURRENT:
-        raise InputError(
-            f"{where}: table '{name}' has version {version.decode()}, this program reads "
-            f"{_CURRENT.decode()}; create it again"
-        )
+    _FORMAT.validate(schema, name, where)
 
 
 def rows(location: Location) -> int:

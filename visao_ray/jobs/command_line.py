@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from visao_ray import __version__
 from visao_ray.core.console import main, print_input_error, run_command
@@ -45,13 +45,9 @@ def _run(verb: str, flags: Sequence[str], program: str) -> int:
         job = find_job(verb)
     except InputError as error:
         return print_input_error(error)
-
-    def work(*given: Any) -> Any:
-        return job.work(*given)  # it is imported here, after --help and the check of the settings
-
     if issubclass(job.settings, JobSettings):
-        return main(job.settings, work, flags, program)
-    return run_command(job.settings, work, flags, program)
+        return main(job.settings, job.work, flags, program)
+    return run_command(job.settings, job.work, flags, program)
 
 
 def _help() -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +44,9 @@ class Job:
         """The first line of its help."""
         return inspect.cleandoc(self.settings.__doc__ or "").splitlines()[0]
 
-    @property
-    def work(self) -> Callable[..., Any]:
-        """The function that does the work; its module is imported here."""
-        function: Callable[..., Any] = pkgutil.resolve_name(self.path)
-        return function
+    def work(self, *given: Any) -> Any:
+        """Import the function that does the work, and call it: after --help and all checks."""
+        return pkgutil.resolve_name(self.path)(*given)
 
 
 #: By verb, in the order in which `visao-ray --help` lists them.

@@ -12,11 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from visao_ray.core.errors import InputError
+from visao_ray.core.table_format import TableFormat
 
 #: Increased whenever the meaning of a column changes; a store of another format is refused.
 FORMAT = "1"
-_NAME, _FORMAT, _DESCRIPTION = b"visao_ray.table", b"visao_ray.format", b"visao_ray.description"
+_FORMAT = TableFormat(
+    "format",
+    FORMAT,
+    "use the release of visao_ray that made it, or extract into a new store",
+)
+_DESCRIPTION = b"visao_ray.description"
 
 #: Lance's mark of a key column. Without it, two upserts of the same new key insert two rows.
 KEY_MARK = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -43,7 +48,7 @@ def _schema(
         pa.field(column, kind, nullable=column != key, metadata=KEY_MARK if column == key else None)
         for column, kind in fields
     ]
-    metadata = {_NAME: name.encode(), _FORMAT: FORMAT.encode()}
+    metadata = _FORMAT.metadata(name)
     if description is not None:
         metadata[_DESCRIPTION] = json.dumps(dict(description), sort_keys=True).encode()
     return pa.schema(columns, metadata=metadata)
@@ -141,13 +146,4 @@ def validate(schema: pa.Schema, name: str, where: str) -> None:
     Raises:
         InputError: it does not; the message says which table or format it is instead.
     """
-    metadata = schema.metadata or {}
-    found = metadata.get(_NAME, b"none of visao_ray's").decode()
-    if found != name:
-        raise InputError(f"{where}: a table '{name}' is needed, but this one is '{found}'")
-    version = metadata.get(_FORMAT, b"?").decode()
-    if version != FORMAT:
-        raise InputError(
-            f"{where}: table '{name}' has format {version}, this program reads {FORMAT}; use the "
-            "release of visao_ray that made it, or extract into a new store"
-        )
+    _FORMAT.validate(schema, name, where)
