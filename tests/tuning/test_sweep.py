@@ -497,7 +497,7 @@ def test_several_datasets_side_by_side(chest, tmp_path, same_ray):
         "--trials",
         "2",
         "--finalists",
-        "1",
+        "2",
         "--space",
         '{"units": [8, 16]}',
         "--plugin",
