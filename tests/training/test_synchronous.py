@@ -137,13 +137,16 @@ def results(
     """The result of worker `rank` of `workers`, by (workers, rank)."""
     from conftest import join_ray
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.tensorflow import TensorflowTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from visao_ray.training.tensorflow_cluster import TensorflowCluster
 
     join_ray()
     folder = tmp_path_factory.mktemp("synchronous")
     for workers in (1, 2):
-        TensorflowTrainer(
+        DataParallelTrainer(
             work,
+            backend_config=TensorflowCluster(),
             train_loop_config={"folder": str(folder)},
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
             run_config=RunConfig(storage_path=str(folder), name=f"fit{workers}"),

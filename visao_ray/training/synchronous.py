@@ -15,7 +15,7 @@ scope; `fit` runs as on one machine; and one step does three things differently.
 Batch normalisation must be built with `synchronized=True`: its moments are then those of the whole
 step, and one worker or many give the same weights for the same rows.
 
-Use it like this, on every worker, with `TF_CONFIG` set (Ray's TensorflowTrainer does):
+Use it like this, on every worker, with `TF_CONFIG` set (`tensorflow_cluster.py` does):
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()   # before TensorFlow does anything else
     parallel = DataParallel(model, losses, [accuracy], strategy)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
-from visao_ray.core.ray_session import muted_stderr, start_ray
+from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import Worker, current_cluster, fit_actors, fit_workers
 from visao_ray.core.run import Run, to_json
 from visao_ray.core.storage import Location
@@ -250,16 +251,16 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, resources: WorkerResource
     """Start the workers and report every epoch; after a failure they resume from a checkpoint."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _CHECK_S)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    with muted_stderr():  # Ray Train imports TensorFlow here too, which logs CPU features
-        from ray.train.tensorflow import TensorflowTrainer
-
+    from visao_ray.training.tensorflow_cluster import TensorflowCluster
     from visao_ray.training.worker_failures import WorkerFailures
 
     settings: GradientSettings = spec.settings
     checkpoints = run.out.join("checkpoints")
-    trainer = TensorflowTrainer(
+    trainer = DataParallelTrainer(
         _train_loop,
+        backend_config=TensorflowCluster(),
         train_loop_config={"spec": spec, "rows": [rows]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -292,6 +293,7 @@ def _fit_in_steps(run: Run[Any], spec: Any, rows: Any, resources: WorkerResource
 
 
 def _train_loop(config: dict[str, Any]) -> None:
+    import_keras()  # before TensorFlow, to keep it quiet and its import short
     from visao_ray.training.worker import train_worker
 
     train_worker(config)
