@@ -20,7 +20,7 @@ def run_job(
     return subprocess.run(
         [sys.executable, f"jobs/{verb}.py", *arguments],
         cwd=ROOT,
-        env=os.environ | OWN_RAY | {"PYTHONPATH": str(ROOT)} | (environment or {}),
+        env=os.environ | OWN_RAY | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"} | (environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,10 +24,9 @@ _GRID = 4  # cells per side
 _SIZE = 32  # default of --image-size, in pixels
 _PACE_S = 0.04  # of one image
 
-_FILE = str(Path(__file__).resolve())
-#: Flags of a job that extracts with each engine.
-CELLS = (f"--plugin={_FILE}", "--engine=cells")
-PACED = (f"--plugin={_FILE}", "--engine=paced")
+#: Flags of a job that extracts with each engine; its `PYTHONPATH` must have the folder of tests.
+CELLS = (f"--plugin={__name__}", "--engine=cells")
+PACED = (f"--plugin={__name__}", "--engine=paced")
 
 
 @dataclass(frozen=True)

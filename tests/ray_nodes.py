@@ -192,6 +192,7 @@ def ray_nodes(
     own = {name: value for name, value in os.environ.items() if name not in hidden}
     # A job runs the first `python` on the head's PATH, which may not be that of these tests.
     own["PATH"] = f"{_BIN}{os.pathsep}{own['PATH']}"
+    own["PYTHONPATH"] = str(Path(__file__).parent)  # plugins of tests
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **(environment or {})}
     port, dashboard = free_ports(2)
     nodes = RayNodes(folder, own, port, dashboard)

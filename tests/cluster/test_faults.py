@@ -49,6 +49,7 @@ class Extraction:
     @contextmanager
     def loss(self):
         """Count the images at risk by a kill in this block: computed and not committed."""
+        time.sleep(2)  # after a commit, so that some are
         safe = committed(self.out)
         yield
         self._at_risk = self._extracted()[0] - safe

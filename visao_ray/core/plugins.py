@@ -74,8 +74,11 @@ def runtime_env() -> dict[str, Any]:
     """Return the `runtime_env` that gives workers this process's plugins; empty without plugins."""
     if not _loaded:
         return {}
+    found: dict[str, Any] = {"env_vars": {VARIABLE: ",".join(_loaded)}}
     files = [str(file) for file in _loaded.values() if file is not None]
-    return {"py_modules": files, "env_vars": {VARIABLE: ",".join(_loaded)}}
+    if files:  # Ray fails on an empty list
+        found["py_modules"] = files
+    return found
 
 
 def _import_file(plugin: str, file: Path) -> None:
