@@ -19,6 +19,7 @@ from job_runs import OWN_RAY
 from prometheus_client.parser import text_string_to_metric_families
 from s3_server import free_ports
 
+from visao_ray.core import plugins
 from visao_ray.core.counters import COUNTERS, prometheus_name
 from visao_ray.features.settings import ManifestSettings
 
@@ -64,19 +65,20 @@ class Metered:
 
 
 @pytest.fixture(scope="module")
-def run(scans, tiny_backbone, tmp_path_factory) -> Metered:
+def run(scans, tmp_path_factory) -> Metered:
     folder = tmp_path_factory.mktemp("metered")
     shutil.copytree(scans, folder / "scans")
     (folder / "scans" / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
     settings = {"dataset": "vazios", "data": str(folder / "scans"), "out": str(folder / "out")}
-    settings |= {"weights": tiny_backbone, "batch_size": 7, "rows_per_block": 9}
+    settings |= {"engine": "cells", "rows_per_block": 9}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", plugins.VARIABLE: "numpy_engine"}
     port = str(free_ports(1)[0])
     found = folder / "metrics.txt"
     # A short path: paths of sockets below it may have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         process = subprocess.run(
             [sys.executable, "-c", JOB, port, json.dumps(settings), str(found)],
-            env=os.environ | OWN_RAY | {"RAY_TMPDIR": session},
+            env=os.environ | OWN_RAY | environment | {"RAY_TMPDIR": session},
             capture_output=True,
             text=True,
             timeout=120,
