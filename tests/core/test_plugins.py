@@ -53,10 +53,12 @@ def test_from_a_flag_from_a_file_and_by_import_path(tmp_path, monkeypatch, no_pl
     }
 
 
-def test_an_import_path_alone_needs_no_files(no_plugins):
+def test_an_import_path_alone_needs_no_files(tmp_path, monkeypatch, no_plugins):
     """Ray fails on an empty list of `py_modules`."""
-    plugins.load(["numpy_engine"])
-    assert plugins.runtime_env() == {"env_vars": {plugins.VARIABLE: "numpy_engine"}}
+    (tmp_path / "installed_plugin.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.load(["installed_plugin"])
+    assert plugins.runtime_env() == {"env_vars": {plugins.VARIABLE: "installed_plugin"}}
 
 
 def test_without_plugins_the_runtime_env_is_empty(no_plugins):
