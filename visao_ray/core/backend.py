@@ -18,7 +18,7 @@ def import_keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Actors may share a GPU, so the first one must not allocate all of its memory.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    with _hidden(_OPTIONAL):
+    with _hidden(_OPTIONAL) if "keras" not in sys.modules else contextlib.nullcontext():
         import keras
 
     return keras
@@ -30,7 +30,7 @@ def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
 
     Python documents this use of None in `sys.modules`.
     """
-    hidden = [name for name in packages if name not in sys.modules and "keras" not in sys.modules]
+    hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield

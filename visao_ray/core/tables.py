@@ -159,18 +159,8 @@ def _parquet_files(location: Location) -> list[str]:
     return sorted(file.path for file in location.files() if file.path.endswith(".parquet"))
 
 
-def validate(schema: pa.Schema, name: str, where: str) -> None:
-    """Check that a schema belongs to a table, in the version that this code writes.
-
-    Args:
-        schema: the schema.
-        name: expected name of the table.
-        where: location of the table, for the error message.
-
-    Raises:
-        InputError: it does not; the message says which table it is instead.
-    """
-    _FORMAT.validate(schema, name, where)
+#: Checks that a schema belongs to a table of a run; see `TableFormat.validate`.
+validate = _FORMAT.validate
 
 
 def rows(location: Location) -> int:

@@ -135,15 +135,5 @@ def description(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads((schema.metadata or {}).get(_DESCRIPTION, b"{}")))
 
 
-def validate(schema: pa.Schema, name: str, where: str) -> None:
-    """Check that a schema belongs to a table, in the format that this code writes.
-
-    Args:
-        schema: the schema.
-        name: expected name of the table.
-        where: location of the table, for the error message.
-
-    Raises:
-        InputError: it does not; the message says which table or format it is instead.
-    """
-    _FORMAT.validate(schema, name, where)
+#: Checks that a schema belongs to a table of a store; see `TableFormat.validate`.
+validate = _FORMAT.validate
