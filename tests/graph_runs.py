@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain_engine
 from odd_files import encoded
-from plain_engine import SIZE, Means, means
-from ray import cloudpickle
+from plain_engine import CELLS, SIZE, Means
 
 from visao_ray.core.resources import current_cluster, fit_actors
 from visao_ray.core.run import Run
@@ -26,8 +24,6 @@ from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion
 
 EXTRACTOR = "means-00000000"
-
-cloudpickle.register_pickle_by_value(plain_engine)  # workers cannot import the modules of tests
 
 
 def write_images(folder: Path, count: int, first: int = 0, bright: int = 0) -> Path:
@@ -77,7 +73,7 @@ def check_store(store: Path | str, folder: Path) -> None:
     assert sorted(row["content_id"] for row in vectors) == sorted(set(contents.values()))
     made = {row["content_id"]: row for row in vectors}
     for name, data in files.items():
-        expected = means(decode(data, SIZE, "stretch")[None])
+        expected = CELLS(decode(data, SIZE, "stretch")[None])
         for pool, values in expected.items():
             np.testing.assert_allclose(made[contents[name]][pool], values[0], rtol=1e-5)
 

@@ -12,6 +12,9 @@ SHARED = ROOT.parent / "shared"
 #: Without it `ray.init()` would connect to a cluster that happens to run on this machine.
 OWN_RAY = {"RAY_ADDRESS": "local"}
 
+#: Jobs and their workers import the library of this checkout, and the plugins of the tests.
+IMPORTS = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
 
 def run_job(
     verb: str, *arguments: str, timeout: float = 120, environment: Mapping[str, str] | None = None
@@ -20,7 +23,7 @@ def run_job(
     return subprocess.run(
         [sys.executable, f"jobs/{verb}.py", *arguments],
         cwd=ROOT,
-        env=os.environ | OWN_RAY | {"PYTHONPATH": f"{ROOT}:{ROOT}/tests"} | (environment or {}),
+        env=os.environ | OWN_RAY | IMPORTS | (environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
-from job_runs import OWN_RAY
+from job_runs import IMPORTS, OWN_RAY
 from prometheus_client.parser import text_string_to_metric_families
 from s3_server import free_ports
 
@@ -71,14 +71,14 @@ def run(scans, tmp_path_factory) -> Metered:
     (folder / "scans" / "vazio" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 but no more")
     settings = {"dataset": "vazios", "data": str(folder / "scans"), "out": str(folder / "out")}
     settings |= {"engine": "cells", "rows_per_block": 9}
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/tests", plugins.VARIABLE: "numpy_engine"}
+    environment = OWN_RAY | IMPORTS | {plugins.VARIABLE: "numpy_engine"}
     port = str(free_ports(1)[0])
     found = folder / "metrics.txt"
     # A short path: paths of sockets below it may have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as session:
         process = subprocess.run(
             [sys.executable, "-c", JOB, port, json.dumps(settings), str(found)],
-            env=os.environ | OWN_RAY | environment | {"RAY_TMPDIR": session},
+            env=os.environ | environment | {"RAY_TMPDIR": session},
             capture_output=True,
             text=True,
             timeout=120,

@@ -54,7 +54,7 @@ def test_2_workers_killed_in_their_tasks_lose_and_double_nothing(
 
     def kill() -> None:
         with contextlib.suppress(TimeoutError):
-            for stage in STAGES:
+            for stage in (*STAGES, *STAGES):
                 kill_worker(stage)
                 killed.append(stage)
                 time.sleep(0.5)
