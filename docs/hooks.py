@@ -145,7 +145,7 @@ def _tables() -> dict[str, pa.Schema]:
         "images": schemas.IMAGES,
         "groups": schemas.GROUPS,
         "verdicts": schemas.VERDICTS,
-        "vectors/EXTRACTOR/RECIPE": schemas.results({"avg": 1, "max": 1}, {}),
+        "vectors/EXTRACTOR/RECIPE": schemas.results({"avg": 1, "max": 1}, {}, pictures=True),
         "predictions/MODEL": schemas.results({"probability": 1, "embedding": 1}, {}),
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),

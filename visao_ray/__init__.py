@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from visao_ray.evaluation.metric import Metric
     from visao_ray.inference.engines.base import Engine
     from visao_ray.jobs.functions import (
+        audit,
         evaluate,
         export,
         extract,
@@ -35,6 +36,7 @@ __all__ = [
     "InputError",
     "Metric",
     "Store",
+    "audit",
     "evaluate",
     "export",
     "extract",

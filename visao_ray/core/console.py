@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from visao_ray.core.errors import InputError, cause_of
 from visao_ray.core.lease import LeaseLost
-from visao_ray.core.run import Work, execute
+from visao_ray.core.run import FAILED, Work, execute
 from visao_ray.core.settings import CommandSettings, JobSettings, parse
 from visao_ray.core.storage import is_outage, reason
 
@@ -30,8 +30,11 @@ def main(kind: type[S], work: Work[S], arguments: Sequence[str], program: str | 
     command = f"{program or kind.job} {shlex.join(arguments)}".strip()
 
     def job(settings: S) -> int:
-        execute(settings, work, command)
-        return 0
+        result = execute(settings, work, command)
+        if result["status"] != FAILED:
+            return 0
+        print(f"error: {result['failure']}", file=sys.stderr)
+        return 1
 
     return run_command(kind, job, arguments, program)
 

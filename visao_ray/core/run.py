@@ -28,6 +28,9 @@ from visao_ray.core.lease import Lease, LeaseLost, Owner
 from visao_ray.core.settings import JobSettings, StoreJobSettings
 from visao_ray.core.storage import Location, is_outage, locate, reason
 
+#: Status of a finished run whose result is not good enough; see `Run.failure`.
+FAILED = "failed"
+
 S = TypeVar("S", bound=JobSettings)
 Work = Callable[[S, "Run[S]"], None]
 
@@ -62,6 +65,8 @@ class Run(Generic[S]):
         inputs: store, table versions and digests that were read.
         details: further facts.
         warnings: lines that users must see.
+        failure: why the result is not good enough, in one line: the run is finished, but its status
+            is `failed` and the exit status 1. Empty if it is good enough.
     """
 
     settings: S
@@ -78,6 +83,7 @@ class Run(Generic[S]):
     inputs: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    failure: str = ""
 
     @property
     def owner(self) -> Owner:
@@ -259,7 +265,7 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "job": settings.job,
         "run": run.id,
-        "status": "finished",
+        "status": FAILED if run.failure else "finished",
         "settings": settings.model_dump(mode="json"),
         "counts": run.counts,
         "metrics": run.metrics,
@@ -272,6 +278,8 @@ def _perform(settings: S, run: Run[S], work: Work[S]) -> dict[str, Any]:
         "started": started,
         "finished": _now(),
     }
+    if run.failure:
+        content["failure"] = run.failure
     content = _plain(content)  # as in the file: infinities are null
     result.write_bytes(to_json(content))
     run.work.delete()

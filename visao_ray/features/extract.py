@@ -64,7 +64,9 @@ def extract_images(settings: ExtractSettings, run: Run[Any]) -> None:
         name = extractor_name(engine)
         vectors = store.vectors(name)
         writer.ensure(store.images, schemas.IMAGES)
-        found = read_new(run, writer, source, engine, vectors, pool, settings.rows_per_block)
+        found = read_new(
+            run, writer, source, engine, vectors, pool, settings.rows_per_block, pictures=True
+        )
         if settings.augmented_views:
             augment_train(run, writer, engine, name, settings, pool)
         maintain_store(run, writer)
@@ -225,6 +227,7 @@ def read_new(
     results: Table | None,
     pool: ActorPool,
     unit_rows: int,
+    pictures: bool = False,
 ) -> GraphResult:
     """List --data, read what is new, set labels and splits, and check that the counts add up.
 
@@ -237,6 +240,7 @@ def read_new(
         results: table of the results, or None.
         pool: numbers and resources of actors and tasks.
         unit_rows: number of files that one task loads.
+        pictures: store a small copy of each image beside its results; see `images.summary`.
 
     Returns:
         The counts of the committed work.
@@ -250,7 +254,9 @@ def read_new(
         computed = writer.version(results) if results.exists() else None
         without = remotely(proof.contents_without, at, computed, 1, keep=True)
     table, counts = list_source(run, source, at, without)
-    loading = Loading(engine.image_size, engine.resize) if engine else Loading(32, "stretch")
+    loading = Loading(32, "stretch")
+    if engine is not None:
+        loading = Loading(engine.image_size, engine.resize, pictures=pictures)
     work = Work(
         step="extract" if engine else "read",
         listing=table,

@@ -88,7 +88,7 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Gra
     at = schema = None
     if work.engine is not None and work.results is not None:
         made_by = dict(work.engine.metadata)
-        schema = schemas.results(work.engine.outputs, made_by)
+        schema = schemas.results(work.engine.outputs, made_by, _stores_pictures(writer, work))
         at = writer.ensure(work.results, schema)
     target = Target(
         images.uri,
@@ -143,6 +143,13 @@ def run_graph(run: Run[Any], writer: Writer, work: Work, pool: ActorPool) -> Gra
         )
     _report_costs(run, work, done.costs, pool, started)
     return done
+
+
+def _stores_pictures(writer: Writer, work: Work) -> bool:
+    """Whether rows get the columns about the picture: tables of release 0.2 stay without them."""
+    if work.results is None or not work.results.exists():
+        return work.loading.pictures
+    return bool(schemas.pictures(writer.version(work.results).schema))
 
 
 def _report_costs(

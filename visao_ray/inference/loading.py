@@ -23,6 +23,7 @@ from visao_ray.datasets.listing import APPEND, LATE, STAY
 from visao_ray.images.augment import augment_view
 from visao_ray.images.decode import DecodeError, decode, read_header
 from visao_ray.images.recipes import RECIPES
+from visao_ray.images.summary import summarize
 from visao_ray.inference.lookup import FIRST, KNOWN, REPEATED, Answer
 from visao_ray.store import schemas
 from visao_ray.store.table import TableVersion
@@ -30,7 +31,7 @@ from visao_ray.store.table import TableVersion
 _READERS = 8  # threads of a task that read files and decode images
 
 _IMAGE = [field.remove_metadata().with_nullable(True) for field in schemas.IMAGES]
-_RESULT = [field for field in schemas.results({}, {}) if field.name != "content_id"]
+_RESULT = [field for field in schemas.results({}, {}, pictures=True) if field.name != "content_id"]
 
 #: Rows between loading and the engine, one per view. `image` says what happens to the file's row in
 #: `images` and is set on the first view only. `result` says whether the row goes to the results.
@@ -57,6 +58,7 @@ class Loading:
         recipe: augmentation recipe.
         views: numbers of the views of each image; 0 is the unchanged image.
         seed: seed of the augmentation.
+        pictures: whether to make the small copy of each image that is stored beside its vectors.
     """
 
     image_size: int
@@ -64,6 +66,7 @@ class Loading:
     recipe: str = "none"
     views: tuple[int, ...] = (0,)
     seed: int = 0
+    pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,9 @@ def _views(row: dict[str, Any], data: bytes, loading: Loading) -> list[dict[str,
     image = decode(data, loading.image_size, loading.resize, repeat_grey=False)
     if not row["result"]:
         return [row]  # only a check: another file computes these pixels, or no engine needs them
+    if loading.pictures:
+        thumbnail, sharpness = summarize(image, schemas.THUMBNAIL_SIDE)
+        row = {**row, "thumbnail": thumbnail.tobytes(), "sharpness": sharpness}
     recipe = RECIPES[loading.recipe]
     rows = []
     for view in loading.views:

@@ -58,6 +58,11 @@ def predict(**settings: Any) -> Result:
     return _run("predict", settings)
 
 
+def audit(**settings: Any) -> Result:
+    """Check a store for leaks, duplicates, conflicts, outliers and shifts."""
+    return _run("audit", settings)
+
+
 def export(**settings: Any) -> Result:
     """Write a table of a store as Parquet files."""
     return _run("export", settings)

@@ -1,6 +1,7 @@
-"""The pipeline job: extract, sweep, evaluate and report, from images to an evaluated classifier.
+"""The pipeline job: from images to an evaluated classifier, in one command.
 
-Each stage is a job with its own folder below --out, and resumes by itself after an interruption.
+Extract, audit (its quick part), sweep, evaluate, report. Each stage is a job with its own folder
+below --out, and resumes by itself after an interruption.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from visao_ray.features.extract import extract_images, open_source
 from visao_ray.features.settings import ExtractSettings
 from visao_ray.inference.engines.registry import find_engine
 from visao_ray.jobs.settings import PipelineSettings
+from visao_ray.quality.audit import audit_store
+from visao_ray.quality.settings import AuditSettings
 from visao_ray.reports.pipeline import pipeline_report
 from visao_ray.synthetic.job import render_scans
 from visao_ray.synthetic.settings import RenderSettings
@@ -47,6 +50,9 @@ def run_pipeline(settings: PipelineSettings, run: Run[Any]) -> None:
     read = {"extractor": stages["extract"]["inputs"]["extractor"]}
     if extract.augmented_views:
         read["recipe"] = f"{extract.augment}@{extract.seed}"
+    audit = settings.part(AuditSettings, out=out.join("audit").uri, quick=True, **place)
+    with run.timed("audit"):
+        stages["audit"] = execute(audit, audit_store, run.command)
     sweep = settings.part(
         SweepSettings, out=out.join("sweep").uri, **{**place, **read, "store": [store]}
     )

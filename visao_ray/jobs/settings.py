@@ -33,6 +33,7 @@ class PipelineSettings(
         "synthetic",
         "store",
         "extract",
+        "audit",
         "sweep",
         "evaluate",
         "report.html",

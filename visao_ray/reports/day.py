@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from visao_ray.core.resources import remotely
 from visao_ray.core.run import Run
-from visao_ray.core.storage import Location, locate
+from visao_ray.core.storage import Location
 from visao_ray.evaluation.predict import CSV, PredictionResult
 from visao_ray.evaluation.worklist import (
     ERROR,
@@ -22,15 +19,13 @@ from visao_ray.evaluation.worklist import (
     POSITIVE,
     DecisionRule,
 )
-from visao_ray.images.decode import DecodeError, thumbnail
 from visao_ray.reports import figures
 from visao_ray.reports.figures import Figure
 from visao_ray.reports.formats import estimate
+from visao_ray.reports.pictures import data_uri, read_pictures
 from visao_ray.reports.report import render
 
 PAGE = "day.html"
-_THUMBNAIL = 224  # longer side in pixels
-_READERS = 8  # pictures to read at once
 _CLASSES_SHOWN = 12
 
 
@@ -60,19 +55,8 @@ def render_day(
 
 def _write(predicted: PredictionResult, warnings: Sequence[str], place: Location) -> None:
     keys = [row["key"] for row in predicted.worklist.first[:FIRST]]
-    with ThreadPoolExecutor(_READERS) as pool:
-        pictures = list(pool.map(_picture, keys))
+    pictures = read_pictures(keys)  # None if a file was deleted since; its card says so
     place.write_bytes(render_day(predicted, pictures, warnings).encode())
-
-
-def _picture(key: str) -> bytes | None:
-    try:
-        image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
-    except (OSError, DecodeError):
-        return None  # deleted since it was predicted; its card says so
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return sink.getvalue()
 
 
 def _page(
@@ -80,7 +64,7 @@ def _page(
 ) -> dict[str, Any]:
     worklist, decision = predicted.worklist, predicted.decision
     cards = [
-        {**row, "percent": f"{100 * row['probability']:.1f}", "uri": _uri(picture)}
+        {**row, "percent": f"{100 * row['probability']:.1f}", "uri": data_uri(picture)}
         for row, picture in zip(worklist.first[:FIRST], pictures, strict=True)
     ]
     ranked = sum(worklist.states[state] for state in (POSITIVE, NEAR_POSITIVE, OTHER))
@@ -173,12 +157,6 @@ def _histogram(predicted: PredictionResult) -> Figure:
 
 def _kind(name: str) -> str:
     return "area" if name == "ROC AUC" else "share"
-
-
-def _uri(picture: bytes | None) -> str | None:
-    if picture is None:
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def _chosen(predicted: PredictionResult) -> str:

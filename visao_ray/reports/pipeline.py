@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
 
 from visao_ray.core import tables
 from visao_ray.core.run import Run
-from visao_ray.core.storage import locate
 from visao_ray.evaluation.metrics import METRICS
-from visao_ray.images.decode import DecodeError, thumbnail
+from visao_ray.reports.audit import SERIOUS
+from visao_ray.reports.pictures import read_pictures
 from visao_ray.reports.report import (
     ERRORS_SHOWN,
     GALLERY_SHOWN,
@@ -26,7 +24,6 @@ from visao_ray.store import schemas
 from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion, quoted
 
-_THUMBNAIL = 224  # longer side in pixels
 _SAMPLES = 24
 
 
@@ -36,7 +33,7 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
     Args:
         run: run of the pipeline; the report shows its settings, timings and warnings.
         store: URI of the store; the report shows images from it.
-        stages: result.json of `extract`, `sweep` and `evaluate`.
+        stages: result.json of `extract`, `audit`, `sweep` and `evaluate`.
 
     Returns:
         The HTML.
@@ -74,8 +71,16 @@ def pipeline_report(run: Run[Any], store: str, stages: Mapping[str, Mapping[str,
             samples=_gallery(_samples(images, counts["by_split"])),
             vectors_note=_vectors_note(stages["extract"]),
             errors=_errors(images),
+            audit=_audit_sentence(stages["audit"]),
         )
     )
+
+
+def _audit_sentence(audit: Mapping[str, Any]) -> str:
+    """Say what an audit found of the problems that make metrics wrong."""
+    summaries = audit["details"]["summaries"]
+    found = "; ".join(summaries[name] for name in SERIOUS)
+    return f"Audit: {found}. The page of the audit is audit/audit.html."
 
 
 def _vectors_note(extract: Mapping[str, Any]) -> str:
@@ -104,23 +109,12 @@ def _samples(
 
 
 def _gallery(rows: Sequence[Mapping[str, Any]]) -> list[GalleryItem]:
-    with ThreadPoolExecutor(8) as pool:
-        pictures: Iterable[bytes | None] = pool.map(lambda row: _picture(row["key"]), rows)
+    pictures = read_pictures(row["key"] for row in rows)
     return [
         GalleryItem(row["key"], row["label"], row["predicted"], row["probability"], picture)
         for row, picture in zip(rows, pictures, strict=True)
-        if picture is not None
+        if picture is not None  # else deleted since it was extracted
     ]
-
-
-def _picture(key: str) -> bytes | None:
-    try:
-        image = thumbnail(locate(key).read_bytes(), _THUMBNAIL)
-    except (OSError, DecodeError):
-        return None  # deleted since it was extracted; the page omits it
-    sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return sink.getvalue()
 
 
 def _errors(images: TableVersion) -> list[tuple[str, str, str]]:

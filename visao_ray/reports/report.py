@@ -67,6 +67,7 @@ class ReportInputs:
         samples: a few images of each class.
         vectors_note: a few words about the engine that computed the vectors.
         errors: (key, stage, reason) of unreadable images; the first ones are shown.
+        audit: what an audit of the images found, in one sentence; empty without one.
     """
 
     title: str
@@ -86,6 +87,7 @@ class ReportInputs:
     samples: Sequence[GalleryItem] = ()
     vectors_note: str = ""
     errors: Sequence[tuple[str, str, str]] = ()
+    audit: str = ""
 
 
 def write_report(inputs: ReportInputs) -> str:
@@ -119,7 +121,7 @@ def _page(inputs: ReportInputs) -> dict[str, Any]:
     return {
         "inputs": inputs,
         "shown": shown,
-        "headline": _headline(evaluation, shown),
+        "headline": [*_headline(evaluation, shown), *filter(None, [inputs.audit])],
         "warnings": list(dict.fromkeys([*inputs.warnings, *evaluation.get("warnings", ())])),
         "tiles": _tiles(evaluation, shown),
         "tables": _metric_tables(evaluation),

@@ -365,7 +365,7 @@ def _plain(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """Convert rows to the types of `_plain_type`."""
     columns = [
         pa.array([value and value.hex() for value in column.to_pylist()], pa.string())
-        if pa.types.is_fixed_size_binary(column.type)
+        if column.type == schemas.CONTENT_ID
         else column
         for column in rows.columns
     ]
@@ -373,7 +373,9 @@ def _plain(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_fixed_size_binary(kind) else kind
+    if kind == schemas.CONTENT_ID:
+        return pa.string()
+    return pa.binary() if pa.types.is_fixed_size_binary(kind) else kind
 
 
 def _row_groups(batches: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -195,7 +195,7 @@ def read_examples(
     """
     columns = ["content_id", "key", "label", "group", "split"]
     # A file of another split may have the same content, so all files are read.
-    rows = _apply_verdicts(snapshot, snapshot.images.read(columns, f"status = '{schemas.OK}'"))
+    rows = apply_verdicts(snapshot, snapshot.images.read(columns, f"status = '{schemas.OK}'"))
     if labelled:
         rows = rows.filter(rows["label"].is_valid())
     rows = _dictionary_encoded(rows)
@@ -270,8 +270,16 @@ def scan_vectors(
         yield places[hit].astype(np.int64), vectors, batch["view"].filter(pa.array(hit))
 
 
-def _apply_verdicts(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
-    """Relabel or drop rows by the latest verdict on each file."""
+def apply_verdicts(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
+    """Relabel or drop rows by the latest verdict on each file.
+
+    Args:
+        snapshot: versions to read.
+        rows: rows of `images` with the columns `key` and `label`.
+
+    Returns:
+        The rows without dropped ones.
+    """
     if snapshot.verdicts is None or not snapshot.verdicts.count():
         return rows
     verdicts = snapshot.verdicts.read(["key", "verdict", "label", "when"]).sort_by("when")

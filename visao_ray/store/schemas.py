@@ -37,6 +37,10 @@ LASTING = (OK, ERROR)
 
 VERDICT_KINDS = ("keep", "relabel", "drop")
 
+#: Side in pixels of the small grey copy of each image that is stored beside its vectors.
+THUMBNAIL_SIDE = 64
+_PICTURE = (("thumbnail", pa.binary(THUMBNAIL_SIDE**2)), ("sharpness", pa.float32()))
+
 
 def _schema(
     name: str,
@@ -97,12 +101,15 @@ VERDICTS = _schema(
 )
 
 
-def results(outputs: Mapping[str, int], description: Mapping[str, Any]) -> pa.Schema:
+def results(
+    outputs: Mapping[str, int], description: Mapping[str, Any], pictures: bool = False
+) -> pa.Schema:
     """Build the schema of `vectors` or `predictions`: one row per content and view.
 
     Args:
         outputs: name and width of each output, float32[width]; null in rows with an error.
         description: everything that decides the numbers.
+        pictures: add `thumbnail`, uint8[64, 64] grey, and `sharpness`; see `images.summary`.
 
     Returns:
         The schema.
@@ -116,6 +123,7 @@ def results(outputs: Mapping[str, int], description: Mapping[str, Any]) -> pa.Sc
             ("error_type", pa.string()),
             ("message", pa.string()),
             *((output, pa.list_(pa.float32(), width)) for output, width in outputs.items()),
+            *(_PICTURE if pictures else ()),
         ],
         description=description,
     )
@@ -128,6 +136,11 @@ def outputs(schema: pa.Schema) -> dict[str, int]:
         for field in schema
         if pa.types.is_fixed_size_list(field.type)
     }
+
+
+def pictures(schema: pa.Schema) -> list[str]:
+    """Return the columns about the picture itself in a table of results; empty if it has none."""
+    return [name for name, _ in _PICTURE if name in schema.names]
 
 
 def description(schema: pa.Schema) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _check_images(images: TableVersion) -> list[str]:
 
 
 def _check_results(name: str, results: TableVersion) -> list[str]:
-    outputs = schemas.outputs(results.schema)
+    outputs = [*schemas.outputs(results.schema), *schemas.pictures(results.schema)]
     empty = " OR ".join(f"{output} IS NULL" for output in outputs)
     wrong = {
         f"status IS NULL OR status NOT IN ('{schemas.OK}', '{schemas.ERROR}')": "have no valid "

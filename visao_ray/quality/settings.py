@@ -1,0 +1,46 @@
+"""Settings of the audit job."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from visao_ray.core.settings import JobSettings, PluginOptions
+from visao_ray.store.settings import VersionOptions
+
+
+def _split_commas(given: object) -> object:
+    """Accept `leak,conflict` beside repeated flags and lists."""
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return [name.strip() for one in given for name in one.split(",") if name.strip()]
+    return given
+
+
+class AuditSettings(VersionOptions, PluginOptions, JobSettings):
+    """Check a store before a model is trusted: leaks, duplicates, conflicts, outliers, shifts.
+
+    Reads no image file but those on its page: vectors and small copies come from the store. Writes
+    audit.html, a table with a score and a flag per file and check, and a table of pairs.
+    """
+
+    job: ClassVar[str] = "audit"
+    example: ClassVar[str] = "--store s3://bucket/store --fail-on leak,conflict --out out/audit"
+    writes: ClassVar[tuple[str, ...]] = ("audit.html", "findings", "pairs")
+
+    store: str = Field(description="store of jobs/extract.py")
+    extractor: str | None = Field(
+        None,
+        description="extractor of the vectors, if the store has more than one (see jobs/store.py)",
+    )
+    fail_on: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+        [],
+        description="checks that must find nothing, such as leak,conflict: else the exit status is "
+        "1, so that the command can be a gate",
+    )
+    quick: bool = Field(
+        False,
+        description="only checks that need no vectors or pictures: seconds for a million images",
+    )
