@@ -17,6 +17,8 @@ _CRASH = re.compile(
 )
 #: Key in pytest's cache of the failed tests and the log line of the crash.
 _CACHE_KEY = "visao_ray/crashed"
+#: Name of the property of a test's report that has the log line.
+_PROPERTY = "ray_crash"
 
 
 def find_crash(since: float, root: Path | None = None) -> str | None:
@@ -55,9 +57,15 @@ class RayCrashes:
         """Check for a crash if a test failed."""
         report = yield
         if report.failed and (line := find_crash(self._since)):
-            self._crashed[item.nodeid] = line
+            report.user_properties.append((_PROPERTY, line))
             report.sections.append(("Ray itself crashed", line))
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Record a crash; with several processes, this is called in the main one too."""
+        for name, line in report.user_properties:
+            if name == _PROPERTY:
+                self._crashed[report.nodeid] = line
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """With --crashed-alone, select the failed tests of the last run if all met a crash of Ray.
@@ -78,6 +86,8 @@ class RayCrashes:
         items[:] = [item for item in items if item.nodeid in failed]
 
     def pytest_sessionfinish(self) -> None:
-        """Save the tests with a crash for the next run."""
-        if self._config.cache is not None and not self._config.getoption("--crashed-alone"):
+        """Save the tests with a crash for the next run; one of several processes saves nothing."""
+        if hasattr(self._config, "workerinput") or self._config.getoption("--crashed-alone"):
+            return
+        if self._config.cache is not None:
             self._config.cache.set(_CACHE_KEY, self._crashed)

@@ -167,13 +167,15 @@ class KilledJobs:
             time.sleep(self.rng.uniform(0, 4))
         else:
             self.wait(self.uncommitted, "files that are not committed")
+        name = self.rng.choice(["worker1", "worker2"])
+        if kind == "raylet":  # the one that the last kill stopped may still be starting
+            self.wait(lambda: self.raylets(name), f"raylet of {name}")
         self.wait(self.actors, "actors")
         with self.counted(f"{kind}, {when}"):
             if kind == "actor":
                 os.kill(self.rng.choice(self.actors()), signal.SIGKILL)
                 return
-            name = self.rng.choice(["worker1", "worker2"])
-            (raylet,) = self.programs(name, lambda words: words[0].endswith("/raylet"))
+            (raylet,) = self.raylets(name)
             os.kill(raylet, signal.SIGKILL)
         self.site.nodes.kill(name)  # what is left of it
         self.site.nodes.start(name, "--num-cpus=1")
@@ -228,6 +230,10 @@ class KilledJobs:
         """Return the processes that hold an engine."""
         nodes = list(self.site.nodes.nodes.values())
         return [one for node in nodes for one in processes(node.processes(), "ModelActor")]
+
+    def raylets(self, node: str) -> list[int]:
+        """Return the raylet of a node, if it runs."""
+        return self.programs(node, lambda words: words[0].endswith("/raylet"))
 
     def programs(self, node: str, is_meant) -> list[int]:
         """Return the processes of a node whose command line matches."""

@@ -137,7 +137,8 @@ def test_blocks_find_near_points_without_comparing_all_pairs():
         np.float32
     )
     blocks = Blocks(points, seed=0)
-    assert len(blocks._members) == 9
+    assert len(blocks.sizes) == 9
+    assert blocks.sizes.sum() == 9000
     queries = points[:300] + draw.normal(0, 0.01, (300, 12)).astype(np.float32)
     rows, hits, distances = blocks.within(queries, np.full(300, -1), 0.2, 3)
     assert set(zip(rows.tolist(), hits.tolist(), strict=True)) >= {(at, at) for at in range(300)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,7 +11,8 @@ Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
 _BLOCK_POINTS = 1000  # points per block, on average
-_SEARCHED = 4  # blocks whose points are compared with a query
+_NEAR = 2  # blocks that are searched for points within a small distance ...
+_NEAREST = 4  # ... and for the nearest points, however far they are
 _TRAINED = 64  # points per block from which the blocks are found
 _QUERIES = 4096  # compared at once
 _SINGLE = 4000  # up to so many points are one block: every point is compared
@@ -24,12 +27,17 @@ class Blocks:
     """
 
     def __init__(self, points: Floats, seed: int) -> None:
-        self._points = points
         self._centres = _find_centres(points, seed)
         nearest = self._nearest_centres(points, 1)[:, 0]
-        order = np.argsort(nearest, kind="stable")
-        edges = np.searchsorted(nearest[order], np.arange(len(self._centres) + 1))
-        self._members = [order[edges[at] : edges[at + 1]] for at in range(len(self._centres))]
+        self._order = np.argsort(nearest, kind="stable")
+        self._edges = np.searchsorted(nearest[self._order], np.arange(len(self._centres) + 1))
+        self._points = points[self._order]  # the points of a block are one slice
+        self._lengths = (self._points**2).sum(axis=1)
+
+    @property
+    def sizes(self) -> Positions:
+        """Number of points of each block, int64[B]."""
+        return np.diff(self._edges)
 
     def within(
         self, queries: Floats, own: Positions, distance: float, most: int
@@ -46,17 +54,21 @@ class Blocks:
             Query, point and distance of each hit: int64[H], int64[H], float32[H].
         """
         rows, points, distances = [], [], []
-        for chosen, members in self._searches(queries):
-            squared = self._squared(queries[chosen], members)
+        for chosen, block in self._searches(queries, _NEAR):
+            squared = self._squared(queries[chosen], block)
+            members = self._order[block]
             squared[own[chosen][:, None] == members] = np.inf
-            near = np.flatnonzero(squared.min(axis=1, initial=np.inf) <= distance**2)
-            for row in near.tolist():
-                line = squared[row]
-                hits = np.flatnonzero(line <= distance**2)
-                hits = hits[np.argsort(line[hits], kind="stable")][:most]
-                rows.append(np.full(len(hits), chosen[row]))
-                points.append(members[hits])
-                distances.append(np.sqrt(line[hits]))
+            near = np.flatnonzero(squared.min(axis=1) <= distance**2)
+            if not len(near):
+                continue
+            lines = squared[near]
+            count = min(most, lines.shape[1])
+            best = np.argpartition(lines, count - 1, axis=1)[:, :count]
+            values = np.take_along_axis(lines, best, axis=1)
+            hit = values <= distance**2
+            rows.append(np.broadcast_to(chosen[near][:, None], hit.shape)[hit])
+            points.append(members[best][hit])
+            distances.append(np.sqrt(values[hit]))
         return (
             np.concatenate([*rows, np.zeros(0, np.int64)]),
             np.concatenate([*points, np.zeros(0, np.int64)]),
@@ -65,39 +77,38 @@ class Blocks:
 
     def mean_distance(self, count: int) -> Floats:
         """Return the mean distance of each point to its `count` nearest others, float32[N]."""
-        total = len(self._points)
-        best = np.full((total, count), np.inf, np.float32)
-        for chosen, members in self._searches(self._points):
-            squared = self._squared(self._points[chosen], members)
-            squared[chosen[:, None] == members] = np.inf
+        best = np.full((len(self._points), count), np.inf, np.float32)
+        for chosen, block in self._searches(self._points, _NEAREST):
+            squared = self._squared(self._points[chosen], block)
+            squared[chosen[:, None] == np.arange(block.start, block.stop)] = np.inf
             both = np.concatenate([best[chosen], squared], axis=1)
             best[chosen] = np.partition(both, count - 1, axis=1)[:, :count]
         distances = np.sqrt(best)
         known = np.isfinite(distances)
         sums = np.where(known, distances, 0).sum(axis=1)
-        return np.asarray(sums / np.maximum(known.sum(axis=1), 1), np.float32)
+        found = np.empty(len(best), np.float32)
+        found[self._order] = sums / np.maximum(known.sum(axis=1), 1)
+        return found
 
-    def _searches(self, queries: Floats) -> list[tuple[Positions, Positions]]:
-        """Return the queries to compare with the points of each block, in parts."""
-        places = self._nearest_centres(queries, min(_SEARCHED, len(self._centres)))
+    def _searches(self, queries: Floats, count: int) -> Iterator[tuple[Positions, slice]]:
+        """Yield the queries to compare with each of the nearest blocks, in parts."""
+        places = self._nearest_centres(queries, min(count, len(self._centres)))
         flat = places.reshape(-1)
         order = np.argsort(flat, kind="stable")
         edges = np.searchsorted(flat[order], np.arange(len(self._centres) + 1))
-        found = []
-        for block, members in enumerate(self._members):
+        for block in range(len(self._centres)):
+            members = slice(int(self._edges[block]), int(self._edges[block + 1]))
             chosen = order[edges[block] : edges[block + 1]] // places.shape[1]
-            if len(members):
-                found += [
-                    (chosen[at : at + _QUERIES], members) for at in range(0, len(chosen), _QUERIES)
-                ]
-        return found
+            if members.stop > members.start:
+                for at in range(0, len(chosen), _QUERIES):
+                    yield chosen[at : at + _QUERIES], members
 
-    def _squared(self, queries: Floats, members: Positions) -> Floats:
-        """Return squared distances, float32[Q, M]."""
-        points = self._points[members]
-        squared = -2 * (queries @ points.T)
+    def _squared(self, queries: Floats, block: slice) -> Floats:
+        """Return squared distances to the points of a block, float32[Q, M]."""
+        squared = queries @ self._points[block].T
+        squared *= -2
         squared += (queries**2).sum(axis=1)[:, None]
-        squared += (points**2).sum(axis=1)
+        squared += self._lengths[block]
         np.maximum(squared, 0, out=squared)
         return np.asarray(squared, np.float32)
 
