@@ -21,6 +21,7 @@ PUBLIC = [
     "InputError",
     "Metric",
     "Store",
+    "audit",
     "evaluate",
     "export",
     "extract",

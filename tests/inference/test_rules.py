@@ -42,7 +42,7 @@ def small_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
 # 2. A stage emits its rows in input order, so a task that is retried yields the same rows.
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_2_workers_killed_in_their_tasks_lose_and_double_nothing(
     tmp_path: Path, ray_cluster: None, small_fragments: None
 ) -> None:

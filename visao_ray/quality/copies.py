@@ -7,7 +7,7 @@ Then the two pictures of 64 × 64 pixels are aligned, and their correlation deci
 
 Measured on 5,216 real chest films with 1,600 planted copies: the correlation of a copy was at least
 0.9945 and that of other pairs at most 0.9888, but for two films of one patient (0.993). A copy in
-which large parts became white by brightening is often missed: container scans have a light background.
+which large parts became white by brightening is often missed: scans have a light background.
 """
 
 from __future__ import annotations
