@@ -158,7 +158,7 @@ class PluginOptions(BaseSettings):
     plugin: list[str] = Field(
         [],
         description="FILE.py, or import path of a module on all nodes, that registers a dataset, "
-        "metric, family, recipe or engine (see examples/); may be repeated",
+        "metric, family, recipe, engine or check (see examples/); may be repeated",
     )
 
     @model_validator(mode="before")

@@ -100,7 +100,7 @@ def audit_store(settings: AuditSettings, run: Run[Any]) -> None:
         evidence = _gather(run, settings, snapshot, files, {check.needs for check in checks})
     with run.timed("check"):
         names = [check.name for check in checks]
-        audited = remotely(inspect, names, files, *evidence, settings.seed, run.out)
+        audited = remotely(run_checks, names, files, *evidence, settings.seed, run.out)
     _report(run, store, settings, audited, skipped, snapshot)
 
 
@@ -178,7 +178,7 @@ def _align(results: TableVersion, pairs: Positions, rows: Positions) -> Copies:
     return copies.decide(pairs, similarity)
 
 
-def inspect(
+def run_checks(
     names: Sequence[str],
     files: list[Any],
     near: Copies | None,

@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from visao_ray.quality import copies
 from visao_ray.quality.evidence import Pictures, Vectors
@@ -131,12 +132,12 @@ def read_vectors(results: TableVersion, contents: Contents, seed: int) -> Vector
     return Vectors(np.flatnonzero(seen).astype(np.int64), values[seen])
 
 
-def _greys(column: object) -> npt.NDArray[np.uint8]:
+def _greys(column: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
     """Return a column of small copies as uint8[N, S, S]; 0 for null."""
     side = schemas.THUMBNAIL_SIDE
-    raw = np.frombuffer(column.buffers()[1], np.uint8)  # type: ignore[attr-defined]
-    start = column.offset * side**2  # type: ignore[attr-defined]
-    return raw[start : start + len(column) * side**2].reshape(-1, side, side)  # type: ignore[arg-type]
+    raw = np.frombuffer(column.buffers()[1], np.uint8)
+    start = column.offset * side**2
+    return raw[start : start + len(column) * side**2].reshape(-1, side, side)
 
 
 def _levels(grey: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:

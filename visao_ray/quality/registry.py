@@ -32,3 +32,6 @@ CHECKS: Registry[Check] = Registry(
         SHIFT,
     ),
 )
+
+#: Add a check; a plugin calls this when it is imported.
+register = CHECKS.register
