@@ -96,6 +96,7 @@ benchmark: $(VENV)/.dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/audit.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
