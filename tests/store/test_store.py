@@ -83,6 +83,13 @@ def test_tables_by_name(store, owner):
     assert schemas.outputs(store.vectors("one").latest().schema) == {"avg": 2}
 
 
+def test_columns_about_the_picture_are_no_outputs():
+    schema = schemas.results({"avg": 2}, {}, pictures=True)
+    assert schemas.pictures(schema) == ["thumbnail", "sharpness"]
+    assert schemas.outputs(schema) == {"avg": 2}
+    assert schemas.pictures(VECTORS) == []
+
+
 def test_no_vectors_yet(store):
     with pytest.raises(InputError, match=r"has no vectors yet; jobs/extract\.py"):
         store.the_extractor(None)
