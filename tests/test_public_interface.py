@@ -32,6 +32,7 @@ PUBLIC = [
     "submit",
     "sweep",
     "train",
+    "verdicts",
 ]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         render,
         sweep,
         train,
+        verdicts,
     )
     from visao_ray.jobs.submission import submit
     from visao_ray.store.store import Store
@@ -47,6 +48,7 @@ __all__ = [
     "submit",
     "sweep",
     "train",
+    "verdicts",
 ]
 
 _MODULES = {

@@ -63,6 +63,11 @@ def audit(**settings: Any) -> Result:
     return _run("audit", settings)
 
 
+def verdicts(**settings: Any) -> Result:
+    """Write people's decisions on images to a store, or save them as a CSV."""
+    return _run("verdicts", settings)
+
+
 def export(**settings: Any) -> Result:
     """Write a table of a store as Parquet files."""
     return _run("export", settings)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from visao_ray.core.settings import JobSettings, PluginOptions
+from visao_ray.core.settings import JobSettings, PluginOptions, StoreJobSettings
 from visao_ray.store.settings import VersionOptions
 
 
@@ -44,3 +44,31 @@ class AuditSettings(VersionOptions, PluginOptions, JobSettings):
         False,
         description="only checks that need no vectors or pictures: seconds for a million images",
     )
+
+
+class VerdictsSettings(PluginOptions, StoreJobSettings):
+    """Write people's decisions on images to a store: keep, relabel, drop, unsure.
+
+    Every later job reads the store with them; no image is read again. The latest verdict on a file
+    counts: keep undoes a relabel or a drop.
+    """
+
+    job: ClassVar[str] = "verdicts"
+    example: ClassVar[str] = "--store s3://bucket/store --file decisions.csv --source 'Dr. Silva'"
+    again: ClassVar[str] = "The same command again adds only decisions that are new."
+
+    file: str | None = Field(
+        None,
+        description="CSV with the columns key, verdict (keep, relabel, drop, unsure) and, if "
+        "needed, label and note",
+    )
+    source: str | None = Field(None, description="who decided (the name of --file)")
+    save: str | None = Field(
+        None, description="write the latest verdict on each file as such a CSV, after --file"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> VerdictsSettings:
+        if self.file is None and self.save is None:
+            raise ValueError("--file is missing: a CSV of decisions (or --save, to write one)")
+        return self

@@ -282,21 +282,27 @@ def apply_verdicts(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
     """
     if snapshot.verdicts is None or not snapshot.verdicts.count():
         return rows
-    verdicts = snapshot.verdicts.read(["key", "verdict", "label", "when"]).sort_by("when")
-    latest = {row["key"]: row for row in verdicts.to_pylist()}
+    latest = latest_verdicts(snapshot.verdicts)
     places = pc.index_in(rows["key"], pa.array(latest)).to_numpy(zero_copy_only=False)
     labels = rows["label"].to_pylist() if latest else []
     keep = np.ones(rows.num_rows, bool)
     decisions = list(latest.values())
     for row in np.flatnonzero(~np.isnan(places.astype(float))):
         decision = decisions[int(places[row])]
-        if decision["verdict"] == "drop":
+        if decision["verdict"] == schemas.DROP:
             keep[row] = False
-        elif decision["verdict"] == "relabel":
+        elif decision["verdict"] == schemas.RELABEL:
             labels[row] = decision["label"]
     place = rows.schema.get_field_index("label")
     rows = rows.set_column(place, "label", pa.array(labels, pa.string()))
     return rows.filter(pa.array(keep))
+
+
+def latest_verdicts(verdicts: TableVersion) -> dict[str, dict[str, Any]]:
+    """Return the row of the latest verdict on each file, by key."""
+    rows = verdicts.read(schemas.VERDICTS.names).to_pylist()
+    rows.sort(key=lambda row: row["when"])  # of two at one time, the one that was written later
+    return {row["key"]: row for row in rows}
 
 
 def _dictionary_encoded(rows: pa.Table) -> pa.Table:

@@ -35,7 +35,10 @@ TIME = pa.timestamp("us", tz="UTC")
 OK, ERROR, UNREAD, MISSING = "ok", "error", "unread", "missing"
 LASTING = (OK, ERROR)
 
-VERDICT_KINDS = ("keep", "relabel", "drop")
+#: Decisions of people: the label is right, another label is right, the image is of no use, or
+#: nobody can tell. Only the second and the third change what jobs read.
+KEEP, RELABEL, DROP, UNSURE = "keep", "relabel", "drop", "unsure"
+VERDICT_KINDS = (KEEP, RELABEL, DROP, UNSURE)
 
 #: Side in pixels of the small grey copy of each image that is stored beside its vectors.
 THUMBNAIL_SIDE = 64
