@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
-	@echo "make test       run the tests (12 to 15 minutes on two cores)"
-	@echo "make test-faults break things in the middle, on a cluster of three nodes (25 minutes)"
+	@echo "make test       run the tests (12 to 24 minutes on two cores)"
+	@echo "make test-faults break things in the middle, on a cluster of three nodes (37 to 50 minutes)"
 	@echo "make coverage   check that the tests of pure functions reach every line (a minute)"
 	@echo "make check      lint, types, docstrings, the order of packages, spelling (half a minute)"
 	@echo "make docs       build the documentation site into build/site (seconds)"
@@ -54,10 +54,9 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
 
-# These tests wait more than they compute, so two files at once take little more than half the time.
-# Each process has its own clusters and object store.
+# One at a time: a test that breaks things must not wait for another that computes.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m faults $(FLAGS)
+	$(BIN)/python -m pytest -m faults $(FLAGS)
 
 # The tests of modules that are pure functions; `[tool.coverage]` names the modules.
 PURE := tests/datasets/test_splits.py tests/datasets/test_decisions.py tests/evaluation/test_metric.py \
