@@ -188,7 +188,7 @@ def test_rare_classes_are_flagged(tmp_path):
 def test_unusual_sizes_are_flagged(tmp_path):
     rows = [{"key": f"{number}", "width": 1000 + number, "height": 800} for number in range(30)]
     rows += [
-        {"key": "wide", "width": 2600, "height": 800},
+        {"key": "wide", "width": 4000, "height": 800},
         {"key": "tiny", "width": 100, "height": 80},
         {"key": "larger", "width": 1500, "height": 1200},
     ]

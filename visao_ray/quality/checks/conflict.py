@@ -39,11 +39,16 @@ def find_conflicts(evidence: Evidence) -> Found:
                 note = f"{relation.name}: {files.label.text(one)} and {files.label.text(other)}"
                 pairs.append(Pair(one, other, note))
     count, labelled = int(flags.sum()), int((labels >= 0).sum())
+    summary = "no two copies of an image have different labels"
+    if count:
+        summary = (
+            f"{count:,} of {labelled:,} labelled files are copies of a file with another label "
+            f"({percent(count, labelled)})"
+        )
     return Found(
         scores=(~flags).astype(np.float32),
         flags=flags,
-        summary=f"{count:,} of {labelled:,} labelled files are copies of a file with another label "
-        f"({percent(count, labelled)})",
+        summary=summary,
         metrics={"all": {"conflict": share(count, labelled)}},
         pairs=tuple(pairs),
     )

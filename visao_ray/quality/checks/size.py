@@ -10,7 +10,7 @@ from visao_ray.quality.evidence import Evidence
 #: An image is unusual if its side (the root of its area) differs from the median by this factor ...
 SIDE_FACTOR = 4.0
 #: ... or its width divided by its height by this one.
-SHAPE_FACTOR = 2.0
+SHAPE_FACTOR = 3.0
 
 
 def find_odd_sizes(evidence: Evidence) -> Found:
