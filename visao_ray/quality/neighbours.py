@@ -11,8 +11,7 @@ Floats = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
 _BLOCK_POINTS = 1000  # points per block, on average
-_NEAR = 2  # blocks that are searched for points within a small distance ...
-_NEAREST = 4  # ... and for the nearest points, however far they are
+_SEARCHED = 4  # blocks whose points are compared with a query
 _TRAINED = 64  # points per block from which the blocks are found
 _QUERIES = 4096  # compared at once
 _SINGLE = 4000  # up to so many points are one block: every point is compared
@@ -54,7 +53,7 @@ class Blocks:
             Query, point and distance of each hit: int64[H], int64[H], float32[H].
         """
         rows, points, distances = [], [], []
-        for chosen, block in self._searches(queries, _NEAR):
+        for chosen, block in self._searches(queries):
             squared = self._squared(queries[chosen], block)
             members = self._order[block]
             squared[own[chosen][:, None] == members] = np.inf
@@ -78,7 +77,7 @@ class Blocks:
     def mean_distance(self, count: int) -> Floats:
         """Return the mean distance of each point to its `count` nearest others, float32[N]."""
         best = np.full((len(self._points), count), np.inf, np.float32)
-        for chosen, block in self._searches(self._points, _NEAREST):
+        for chosen, block in self._searches(self._points):
             squared = self._squared(self._points[chosen], block)
             squared[chosen[:, None] == np.arange(block.start, block.stop)] = np.inf
             both = np.concatenate([best[chosen], squared], axis=1)
@@ -90,9 +89,9 @@ class Blocks:
         found[self._order] = sums / np.maximum(known.sum(axis=1), 1)
         return found
 
-    def _searches(self, queries: Floats, count: int) -> Iterator[tuple[Positions, slice]]:
+    def _searches(self, queries: Floats) -> Iterator[tuple[Positions, slice]]:
         """Yield the queries to compare with each of the nearest blocks, in parts."""
-        places = self._nearest_centres(queries, min(count, len(self._centres)))
+        places = self._nearest_centres(queries, min(_SEARCHED, len(self._centres)))
         flat = places.reshape(-1)
         order = np.argsort(flat, kind="stable")
         edges = np.searchsorted(flat[order], np.arange(len(self._centres) + 1))
