@@ -34,14 +34,12 @@ class Pictures:
 
     Attributes:
         contents: int64[P], positions in `Files.contents`, ascending.
-        mean: float32[P], mean grey level, 0 to 255.
-        low: float32[P], 5th percentile of the grey levels.
+        low: float32[P], 5th percentile of the grey levels, 0 to 255.
         high: float32[P], 95th percentile of them.
         sharpness: float32[P]; see `images.summary`.
     """
 
     contents: npt.NDArray[np.int64]
-    mean: npt.NDArray[np.float32]
     low: npt.NDArray[np.float32]
     high: npt.NDArray[np.float32]
     sharpness: npt.NDArray[np.float32]

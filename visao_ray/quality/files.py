@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from visao_ray.datasets.spec import SPLITS
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, apply_verdicts
 from visao_ray.store.proof import Contents, as_bytes
@@ -31,8 +32,6 @@ _COLUMNS = (
     "width",
     "height",
 )
-#: A model is fitted on the first split and judged on the others.
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

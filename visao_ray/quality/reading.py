@@ -69,11 +69,11 @@ def read_pictures(
         pairs = copies.propose(mapped, seed)
         pairs[:, :2] = order[pairs[:, :2]]
     by_content = np.argsort(order)
-    low, high, mean, sharp = (
+    low, high, sharp = (
         np.concatenate([part[place] for part in figures] or [np.zeros(0, np.float32)])[by_content]
-        for place in range(4)
+        for place in range(3)
     )
-    return Pictures(order[by_content], mean, low, high, sharp), pairs, rows
+    return Pictures(order[by_content], low, high, sharp), pairs, rows
 
 
 def align_pairs(
@@ -141,8 +141,8 @@ def _greys(column: pa.FixedSizeBinaryArray) -> npt.NDArray[np.uint8]:
 
 
 def _levels(grey: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], ...]:
-    """Return the 5th and 95th percentile and the mean of each picture, float32[N] each."""
+    """Return the 5th and 95th percentile of each picture, float32[N] each."""
     flat = np.sort(grey.reshape(len(grey), -1), axis=1)
     last = flat.shape[1] - 1
     low, high = flat[:, round(0.05 * last)], flat[:, round(0.95 * last)]
-    return low.astype(np.float32), high.astype(np.float32), flat.mean(axis=1, dtype=np.float32)
+    return low.astype(np.float32), high.astype(np.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from visao_ray.datasets.spec import SPLITS
 from visao_ray.quality.check import Check, Found, share
 from visao_ray.quality.evidence import Evidence
-from visao_ray.quality.files import SPLITS
 
 #: A class is rare below this share of what it would have if all classes were equally frequent.
 RARE = 0.1

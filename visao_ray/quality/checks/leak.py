@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from visao_ray.datasets.spec import SPLITS
 from visao_ray.quality.check import MOST_PAIRS, Check, Flags, Found, Pair, percent, share
 from visao_ray.quality.evidence import Evidence, Relation
-from visao_ray.quality.files import SPLITS, Codes, Column
+from visao_ray.quality.files import Codes, Column
 
 
 def find_leaks(evidence: Evidence) -> Found:

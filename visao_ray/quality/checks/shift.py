@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from visao_ray.datasets.spec import SPLITS
 from visao_ray.evaluation.bootstrap import Estimate, estimates, group_multiplicities
 from visao_ray.quality.check import Check, Found
 from visao_ray.quality.evidence import Evidence
-from visao_ray.quality.files import SPLITS
 
 #: Two sets of images differ if the lower limit of the AUC that tells them apart is above this.
 LIMIT = 0.6
