@@ -2,15 +2,14 @@
 
 import logging
 import os
-import subprocess
+import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from job_runs import OWN_RAY, SHARED, run_job
+from filelock import FileLock
+from job_runs import OWN_RAY, SHARED
 from ray_crashes import RayCrashes
 from s3_server import S3, environment, free_ports, program, serve
 
@@ -111,39 +110,57 @@ def same_ray(ray_cluster: None) -> dict[str, str]:
     return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that the processes of a test run share; the first one fills it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    place = root / "shared" / name
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if not Path(f"{place}.made").exists():
+            place.mkdir()
+            make(place)
+            Path(f"{place}.made").touch()
+    return place
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered vazios dataset: nvazio/… and vazio/…, 40 scans."""
     from visao_ray.synthetic.recipe import SyntheticRecipe, plan
     from visao_ray.synthetic.scan import encode, render
 
-    root = tmp_path_factory.mktemp("scans")
-    for image in plan(SyntheticRecipe("vazios", SCANS, seed=3)):
-        grey = render("vazios", image.true_label, image.index, 3, image.difficulty)
-        path = root / image.key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(grey, image.quality))
-    return root
+    def make(root: Path) -> None:
+        for image in plan(SyntheticRecipe("vazios", SCANS, seed=3)):
+            grey = render("vazios", image.true_label, image.index, 3, image.difficulty)
+            path = root / image.key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(grey, image.quality))
+
+    return made_once(tmp_path_factory, "scans", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A `.keras` feature extractor that costs nothing: 32×32×3 in 0–255 → 8×8×8."""
-    from visao_ray.core.backend import import_keras
 
-    keras = import_keras()
-    first = keras.initializers.GlorotUniform(seed=11)
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras.layers.Rescaling(1 / 127.5, offset=-1),
-            keras.layers.Conv2D(8, 4, strides=4, kernel_initializer=first, activation="relu"),
-        ],
-        name="tiny",
-    )
-    path = tmp_path_factory.mktemp("backbone") / "tiny.keras"
-    model.save(path)
-    return str(path)
+    def make(folder: Path) -> None:
+        from visao_ray.core.backend import import_keras
+
+        keras = import_keras()
+        first = keras.initializers.GlorotUniform(seed=11)
+        model = keras.Sequential(
+            [
+                keras.Input((32, 32, 3)),
+                keras.layers.Rescaling(1 / 127.5, offset=-1),
+                keras.layers.Conv2D(8, 4, strides=4, kernel_initializer=first, activation="relu"),
+            ],
+            name="tiny",
+        )
+        model.save(folder / "tiny.keras")
+
+    return str(made_once(tmp_path_factory, "backbone", make) / "tiny.keras")
 
 
 @pytest.fixture(scope="session")
@@ -154,60 +171,29 @@ def store(
 
     Tests may read it and add predictions and tags; a test that adds images must copy it first.
     """
-    from visao_ray.core.run import execute
-    from visao_ray.features.extract import extract_images
-    from visao_ray.features.settings import ExtractSettings
 
-    join_ray()
-    place = tmp_path_factory.mktemp("stores") / "store"
-    settings = ExtractSettings(
-        dataset="vazios",
-        data=str(scans),
-        store=str(place),
-        out=str(place.parent / "extract"),
-        seed=SEED,
-        weights=tiny_backbone,
-        batch_size=7,
-        rows_per_block=9,
-    )
-    execute(settings, extract_images)
-    return place
+    def make(folder: Path) -> None:
+        from visao_ray.core.run import execute
+        from visao_ray.features.extract import extract_images
+        from visao_ray.features.settings import ExtractSettings
 
+        join_ray()
+        settings = ExtractSettings(
+            dataset="vazios",
+            data=str(scans),
+            store=str(folder / "store"),
+            out=str(folder / "extract"),
+            seed=SEED,
+            weights=tiny_backbone,
+            batch_size=7,
+            rows_per_block=9,
+        )
+        execute(settings, extract_images)
 
-@dataclass(frozen=True)
-class PipelineRun:
-    """A pipeline run in its own process, with all Python warnings enabled."""
-
-    process: "subprocess.CompletedProcess[str]"
-    out: str
-    logs: Path  # logs of its Ray: of drivers and workers
-
-
-@pytest.fixture(scope="session")
-def s3_pipeline(s3: S3, scans: Path, tiny_backbone: str) -> Iterator[PipelineRun]:
-    """A run of jobs/pipeline.py with images, weights and output on S3.
-
-    The dataset is described by a TOML file, with the fields of `vazios`.
-    """
-    from visao_ray.core.storage import locate
-
-    data = locate(f"{s3.uri}/pipeline/in")
-    for file in scans.rglob("*.jpg"):
-        data.join(file.relative_to(scans).as_posix()).write_bytes(file.read_bytes())
-    weights = locate(f"{s3.uri}/pipeline/tiny.keras")
-    weights.write_bytes(Path(tiny_backbone).read_bytes())
-    out = f"{s3.uri}/pipeline/out"
-    dataset = scans.parent / "gate.toml"
-    dataset.write_text('classes = ["nvazio", "vazio"]\npositive = "nvazio"\n')
-    options = {"dataset": str(dataset), "data": data.uri, "out": out, "weights": weights.uri}
-    options |= {"trials": "2", "epochs": "2", "replicates": "100", "seed": str(SEED)}
-    options |= {"finalists": "0"}  # tests/examples compares finalists in a pipeline
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    # The path must be short: paths of sockets are limited to 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        environment = {"RAY_TMPDIR": folder, "PYTHONWARNINGS": "always"}
-        process = run_job("pipeline", *arguments, timeout=280, environment=environment)
-        yield PipelineRun(process, out, Path(folder))
+    # A copy for each process: two runs that write to one store would wait for each other.
+    place = tmp_path_factory.mktemp("stores") / "copy"
+    shutil.copytree(made_once(tmp_path_factory, "stores", make), place)
+    return place / "store"
 
 
 @pytest.fixture(scope="session")

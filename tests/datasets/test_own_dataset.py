@@ -1,6 +1,6 @@
 """A user's dataset from a TOML file in a job, and the error message for a wrong file.
 
-`tests/examples` runs the whole pipeline on such a dataset.
+`tests/test_pipeline.py` runs the whole pipeline on such a dataset.
 """
 
 import json
