@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -44,6 +44,57 @@ class AuditSettings(VersionOptions, PluginOptions, JobSettings):
         False,
         description="only checks that need no vectors or pictures: seconds for a million images",
     )
+
+
+class CleanSettings(VersionOptions, PluginOptions, JobSettings):
+    """Find labels that are probably wrong, and make a page to decide on them.
+
+    Every label is judged by models that saw neither the image nor its group, and by the labels of
+    the other images of the group. Writes the table issues (a row per file), filter.csv (the flagged
+    files as decisions to drop them) and clean.html, where keys decide: its CSV is what
+    jobs/verdicts.py reads. Test labels are never judged.
+    """
+
+    job: ClassVar[str] = "clean"
+    example: ClassVar[str] = "--store s3://bucket/store --minutes 30 --out out/clean"
+    writes: ClassVar[tuple[str, ...]] = ("clean.html", "filter.csv", "issues")
+
+    store: str = Field(description="store of jobs/extract.py")
+    extractor: str | None = Field(
+        None,
+        description="extractor of the vectors, if the store has more than one (see jobs/store.py)",
+    )
+    rule: Literal["confident", "thresholds"] = Field(
+        "confident",
+        description="which labels are flagged: confident learning (cleanlab), or the study's "
+        "thresholds --high and --low",
+    )
+    high: float = Field(
+        0.9, gt=0.5, lt=1, description="thresholds: least probability of another class"
+    )
+    low: float = Field(
+        0.3, gt=0, lt=0.5, description="thresholds: greatest probability of the positive class"
+    )
+    minutes: float = Field(
+        10, gt=0, description="minutes that a person has: so many images are on the page"
+    )
+    seconds_per_image: float = Field(6, gt=0, description="seconds that a decision takes")
+    include_val: bool = Field(False, description="judge the labels of val too")
+    test: bool = Field(
+        False,
+        description="compare the ways to train on test instead of val: once, at the very end",
+    )
+    folds: int = Field(5, ge=2, le=100, description="parts that are judged by the others")
+    repeats: int = Field(3, ge=1, le=20, description="how often the parts are drawn anew")
+    c: float | None = Field(
+        None, gt=0, description="inverse L2 penalty of the models (the one with the least log loss)"
+    )
+    replicates: int = Field(1000, ge=0, description="bootstrap replicates of the intervals")
+
+    @property
+    def shown(self) -> int:
+        """How many images are on the page."""
+        return max(1, int(self.minutes * 60 / self.seconds_per_image))
 
 
 class VerdictsSettings(PluginOptions, StoreJobSettings):
