@@ -22,6 +22,7 @@ PUBLIC = [
     "Metric",
     "Store",
     "audit",
+    "clean",
     "evaluate",
     "export",
     "extract",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from visao_ray.inference.engines.base import Engine
     from visao_ray.jobs.functions import (
         audit,
+        clean,
         evaluate,
         export,
         extract,
@@ -38,6 +39,7 @@ __all__ = [
     "Metric",
     "Store",
     "audit",
+    "clean",
     "evaluate",
     "export",
     "extract",

@@ -63,6 +63,11 @@ def audit(**settings: Any) -> Result:
     return _run("audit", settings)
 
 
+def clean(**settings: Any) -> Result:
+    """Find labels that are probably wrong, and make a page to decide on them."""
+    return _run("clean", settings)
+
+
 def verdicts(**settings: Any) -> Result:
     """Write people's decisions on images to a store, or save them as a CSV."""
     return _run("verdicts", settings)
