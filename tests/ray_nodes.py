@@ -152,7 +152,7 @@ class RayNodes:
             return answer.read()
 
     def submit(
-        self, verb: str, *arguments: str, timeout: float = 300
+        self, verb: str, *arguments: str, timeout: float = 450
     ) -> "subprocess.CompletedProcess[str]":
         """Run `python jobs/submit.py` to its end."""
         process = self.begin(verb, *arguments)
@@ -163,6 +163,13 @@ class RayNodes:
             output, _ = process.communicate()
             raise RuntimeError(f"{verb} did not end within {timeout} s:\n{output}") from None
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+    def stop_jobs(self) -> None:
+        """Stop the jobs that a failed test has left, so that they starve no other test."""
+        for job in self.get("/api/jobs/"):
+            if job["status"] in ("PENDING", "RUNNING"):
+                command = [RAY, "job", "stop", "--address", self.address, job["submission_id"]]
+                subprocess.run(command, env=self.environment, check=False, capture_output=True)
 
     def begin(self, verb: str, *arguments: str) -> "subprocess.Popen[str]":
         """Start `python jobs/submit.py`."""

@@ -78,8 +78,9 @@ def calm(site: Site, images: Location) -> Location:
 
 @pytest.fixture(autouse=True)
 def whole(site: Site) -> None:
-    """Start the two workers again before every test, if the test before stopped them."""
+    """Before every test, start workers again and stop jobs that the test before has left."""
     for name in ("worker1", "worker2"):
         if name not in site.nodes.nodes:
             site.nodes.start(name, "--num-cpus=1")
     site.nodes.wait()
+    site.nodes.stop_jobs()

@@ -1,4 +1,7 @@
-"""Every model family trains on a rendered dataset, on one worker and on two."""
+"""Every model family trains on a rendered dataset, on one worker.
+
+On two workers: `test_synchronous`, `test_resume`, `tests/examples` and the submitted training.
+"""
 
 import json
 import math
@@ -22,13 +25,12 @@ READS = "simple_cnn-1"  # the case that reads the dataset; other cases use its s
 GIVEN_HEAD = "transfer-1 with a head"  # which is trained; only fine-tuning runs
 
 #: Family and workers: its inputs, whether it gives probabilities and embeddings, its settings.
-#: simple_cnn on two workers: test_resume.py.
 CASES = {
     "simple_cnn-1": ("pixels", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
-    "head-2": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "class_weight": "balanced"}),
+    "head-1": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "class_weight": "balanced"}),
     "transfer-1": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
     GIVEN_HEAD: ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
-    "siamese-2": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
+    "siamese-1": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
     "autoencoder-1": ("pixels", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
     "svm-1": ("pixels", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
 }
@@ -73,7 +75,7 @@ def trained(dataset, store, tiny_backbone, tmp_path_factory, _ray_at_end):
             if family == "transfer":
                 how = {**how, "weights": tiny_backbone}
             if case == GIVEN_HEAD:
-                how |= {"head": str(train("head-2")[0] / "model.keras"), "epochs": None}
+                how |= {"head": str(train("head-1")[0] / "model.keras"), "epochs": None}
             out = tmp_path_factory.mktemp(family) / "out"
             paths = {name: str(place) for name, place in source.items()}
             result = execute(settings(out, family, int(workers), **paths, **how), train_model)
