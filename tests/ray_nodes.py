@@ -167,7 +167,7 @@ class RayNodes:
     def stop_jobs(self) -> None:
         """Stop the jobs that a failed test has left, so that they starve no other test."""
         for job in self.get("/api/jobs/"):
-            if job["status"] in ("PENDING", "RUNNING"):
+            if job["submission_id"] and job["status"] in ("PENDING", "RUNNING"):
                 command = [RAY, "job", "stop", "--address", self.address, job["submission_id"]]
                 subprocess.run(command, env=self.environment, check=False, capture_output=True)
 
