@@ -16,6 +16,7 @@ import csv
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def measure(root: Path, before: Rows, kind: str, seed: int, share: float) -> lis
     shutil.copytree(root / "store", place / "store")
     rng = np.random.default_rng(seed)
     count = round(share * len(before))
-    least_sure = sorted(before, key=lambda row: row["probability"])
+    least_sure = sorted(before, key=lambda row: row["model_probability"])
     pool = before if kind == "random" else least_sure[: len(before) // 5]
     planted = {pool[row]["key"]: pool[row] for row in rng.choice(len(pool), count, replace=False)}
     labels = place / "labels.csv"
@@ -121,10 +122,14 @@ def measure(root: Path, before: Rows, kind: str, seed: int, share: float) -> lis
 
 
 def clean(store: Path, out: Path, *flags: str) -> tuple[Rows, dict[str, Any]]:
-    """Run the job; return one row per image in the order to look at them, and the result."""
+    """Run the job; return one row per image in the order to look at them, and the result.
+
+    Identical files are left out: a wrong label of one of them would be a contradiction.
+    """
     job = run_job("clean", out, "--store", str(store), "--minutes", "0.1", *flags)
     rows = pads.dataset(out / "issues").to_table().to_pylist()
-    return [row for row in rows if row["rank"] is not None], job.result
+    files = Counter(row["rank"] for row in rows)
+    return [row for row in rows if row["rank"] and files[row["rank"]] == 1], job.result
 
 
 def data_of(rows: Rows) -> str:

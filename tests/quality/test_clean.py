@@ -74,9 +74,9 @@ def number_of(row):
     return int(row["key"].rsplit("/")[-1][:3])
 
 
-def rows_of(base, labelled=None):
+def rows_of(base, splits=("train", "val")):
     snapshot = pin(Store.open(str(base / "store")), "rows", plain_vectors("tiny-00000000"))
-    return read_rows(snapshot, VAZIOS, ("train", "val"), ("train",), 5, 2, 0)
+    return read_rows(snapshot, VAZIOS, splits, ("train",), 5, 2, 0)
 
 
 def test_wrong_labels_come_first(found):
@@ -92,6 +92,7 @@ def test_wrong_labels_come_first(found):
         assert row["suggestion"] == CLASSES[1 - CLASSES.index(row["label"])]
         total = row["probability"] + row["suggestion_probability"]
         assert total == pytest.approx(1, abs=1e-5)
+        assert row["model_probability"] == pytest.approx(row["probability"], abs=0.05)
         assert row["is_issue"] == row["is_confident"]
     twice = [row for row in rows if number_of(row) == 5]
     assert len(twice) == 2
@@ -138,7 +139,10 @@ def test_a_model_never_sees_the_labels_that_it_judges(base, ray_cluster):
         for fold in range(5):
             train, held = rows.of_fold(repeat, fold)
             assert not set(rows.groups[train]) & set(rows.groups[held])
-            assert set(rows.splits[train]) == set(rows.splits[held]) == {"train"}
+            assert (set(rows.splits[train]), set(rows.splits[held])) == (
+                {"train", "val"},
+                {"train"},
+            )
             before = fold_probabilities(rows, repeat, fold, 1.0)
             labels = rows.labels.copy()
             rows.labels[held] = 1 - rows.labels[held]

@@ -58,6 +58,7 @@ ISSUES = tables.named_schema(
         ("group", pa.string()),
         ("split", pa.string()),
         ("probability", pa.float32()),
+        ("model_probability", pa.float32()),
         ("suggestion", pa.string()),
         ("suggestion_probability", pa.float32()),
         ("is_confident", pa.bool_()),
@@ -231,6 +232,7 @@ def judge_labels(
     issue = flags[settings.rule]
     places = {
         "probability": probability,
+        "model_probability": of_models[known, labels],
         "suggestion": present[suggested],
         "suggestion_probability": probabilities[np.arange(len(known)), suggested],
         "is_confident": flags["confident"],

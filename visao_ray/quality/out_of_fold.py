@@ -1,9 +1,10 @@
 """Probabilities of the labels of images, from models that saw neither the image nor its group.
 
-Rows are split into folds by group, several times. For each fold, a logistic regression is fitted
-on the other folds and gives the probabilities of this one. There is no other way to probabilities
-here, so no model ever judges a label that it was fitted on (Kohavi, IJCAI 1995, for the estimate;
-Northcutt, Jiang & Chuang, JAIR 70, 2021, for its use on labels).
+The rows to judge are split into folds by group, several times. For each fold, a logistic regression
+is fitted on the other folds, and on val if that is not judged; it gives the probabilities of this
+fold. There is no other way to probabilities here, so no model ever judges a label that it was
+fitted on (Kohavi, IJCAI 1995, for the estimate; Northcutt, Jiang & Chuang, JAIR 70, 2021, for its
+use on labels).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from visao_ray.core.errors import InputError
 from visao_ray.datasets.classes import class_numbers, find_classes
-from visao_ray.datasets.spec import Dataset
+from visao_ray.datasets.spec import SPLITS, Dataset
 from visao_ray.models.logistic import fit_logistic
 from visao_ray.models.normalization import FeatureStats, Vectors
 from visao_ray.store import schemas
@@ -31,6 +32,8 @@ Probabilities = npt.NDArray[np.float32]
 _COMPONENTS = 256
 _SAMPLE = 20_000  # vectors from which the components are found
 _BLOCK = 8192
+#: In place of the number of a fold.
+ALWAYS, NEVER = -1, -2
 #: Inverse penalties that are tried, for vectors of mean square 1.
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 
@@ -48,7 +51,8 @@ class Rows:
         groups: int32[N], group numbers; an image without a group is a group of its own.
         splits: [N], names of splits.
         judged: bool[N], whether the label is to be judged.
-        folds: int8[R, N], the fold of each judged row in each repeat; -1 for others.
+        folds: int8[R, N], the fold of each judged row in each repeat; ALWAYS for rows that every
+            model is fitted on (val, if it is not judged), NEVER for those of test.
     """
 
     examples: Examples
@@ -66,7 +70,8 @@ class Rows:
     def of_fold(self, repeat: int, fold: int) -> tuple[Numbers, Numbers]:
         """Return the rows to fit on and the rows of the fold, int64[n] each."""
         of_row = self.folds[repeat]
-        return np.flatnonzero((of_row >= 0) & (of_row != fold)), np.flatnonzero(of_row == fold)
+        fitted = (of_row != fold) & (of_row != NEVER)
+        return np.flatnonzero(fitted), np.flatnonzero(of_row == fold)
 
 
 def read_rows(
@@ -117,7 +122,7 @@ def read_rows(
         groups=numbers,
         splits=of_split,
         judged=is_judged,
-        folds=_draw_folds(labels, numbers, is_judged, folds, repeats, seed),
+        folds=_draw_folds(labels, numbers, of_split, is_judged, folds, repeats, seed),
     )
 
 
@@ -150,6 +155,7 @@ def _components(snapshot: Snapshot, examples: Examples, seed: int) -> Vectors:
 def _draw_folds(
     labels: npt.NDArray[np.int32],
     groups: npt.NDArray[np.int32],
+    splits: npt.NDArray[np.str_],
     judged: npt.NDArray[np.bool_],
     folds: int,
     repeats: int,
@@ -164,7 +170,8 @@ def _draw_folds(
             f"--folds {folds}: the labels to judge are of {count} groups; folds keep a group "
             f"together, so choose at most {count}"
         )
-    found = np.full((repeats, len(labels)), -1, np.int8)
+    others = np.where(splits == SPLITS[-1], NEVER, ALWAYS).astype(np.int8)
+    found = np.tile(others, (repeats, 1))
     for repeat in range(repeats):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
         with warnings.catch_warnings():
