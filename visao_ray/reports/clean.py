@@ -136,7 +136,12 @@ def _lead(entry: Mapping[str, Any]) -> str:
     """Return a difference in percentage points with its interval."""
     if entry["value"] is None:
         return "—"
-    text = f"{100 * entry['value']:+.1f}"
+    text = _points(entry["value"])
     if entry["low"] is not None:
-        text += f" ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f})"
+        text += f" ({_points(entry['low'])} to {_points(entry['high'])})"
     return text
+
+
+def _points(share: float) -> str:
+    """Return a difference of shares in percentage points, with its sign; never -0.0."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
