@@ -23,6 +23,7 @@ PUBLIC = [
     "Store",
     "audit",
     "clean",
+    "compare",
     "evaluate",
     "export",
     "extract",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from visao_ray.jobs.functions import (
         audit,
         clean,
+        compare,
         evaluate,
         export,
         extract,
@@ -40,6 +41,7 @@ __all__ = [
     "Store",
     "audit",
     "clean",
+    "compare",
     "evaluate",
     "export",
     "extract",

@@ -140,29 +140,13 @@ def evaluate_in(
         InputError: no labelled val or test image was predicted, the store has no vectors that the
             model takes, or another job is writing to the store.
     """
-    store = Store.open(snapshot.store)
-    name = f"predictions/{table_name(model)}"
-    images = replace(snapshot, results=None, augmented=None)
     splits = (*SPLITS, "train") if "embedding" in model.outputs else SPLITS
-    wanted = remotely(_labelled_contents, images, splits, keep=True)
-    table = store.predictions(table_name(model))
-    before = table.latest() if table.exists() else None
-    missing = remotely(_missing, images.images, before, wanted, keep=True)
-    failed: Counter[str] = Counter()
-    if before is None or remotely(_length, missing):
-        with store.writing(run.owner, run.say, run.predecessor) as writer:
-            done = predict_contents(run, writer, model, missing, pool)
-            maintain_store(run, writer)
-        table.untag(RUN_TAG + run.id)  # an earlier start tagged a version that lacks some rows
-        failed = done.errors
-        if done.computed and run.timings.get("predict"):
-            run.throughput["images_per_second"] = done.computed / run.timings["predict"]
-    predicted = replace(images, results=pin_table(store, name, run.id))
+    predicted, wanted, failed = predict_labelled(run, snapshot, model, pool, splits)
     run.inputs |= {
         **predicted.to_json(),
         "model": model.at.uri,
         "model_digest": model.digest,
-        "predictions": name,
+        "predictions": f"predictions/{table_name(model)}",
     }
     with run.timed("evaluate"):
         default = "gone" if model.model_metadata.takes == "images" else "no_vectors"
@@ -177,6 +161,44 @@ def evaluate_in(
     for line in summary(evaluation):
         run.say(line)
     return EvaluationResult(evaluation, ok, errors)
+
+
+def predict_labelled(
+    run: Run[Any], snapshot: Snapshot, model: KerasModel, pool: ActorPool, splits: Sequence[str]
+) -> tuple[Snapshot, Any, Counter[str]]:
+    """Predict the labelled images of some splits that have no predictions by a model yet.
+
+    Args:
+        run: the run of any job; its id tags the predictions.
+        snapshot: the result of `pin` for this run.
+        model: see `inference.open_model`.
+        pool: actors that hold the model.
+        splits: the splits.
+
+    Returns:
+        The snapshot with the predictions, a reference to the contents of the images, and the number
+        of images that could not be predicted, by reason.
+
+    Raises:
+        InputError: the store has no vectors that the model takes, or another job is writing to it.
+    """
+    store = Store.open(snapshot.store)
+    images = replace(snapshot, results=None, augmented=None)
+    wanted = remotely(_labelled_contents, images, splits, keep=True)
+    table = store.predictions(table_name(model))
+    before = table.latest() if table.exists() else None
+    missing = remotely(_missing, images.images, before, wanted, keep=True)
+    failed: Counter[str] = Counter()
+    if before is None or remotely(_length, missing):
+        with store.writing(run.owner, run.say, run.predecessor) as writer:
+            done = predict_contents(run, writer, model, missing, pool)
+            maintain_store(run, writer)
+        table.untag(RUN_TAG + run.id)  # an earlier start tagged a version that lacks some rows
+        failed = done.errors
+        if done.computed and run.timings.get("predict"):
+            run.throughput["images_per_second"] = done.computed / run.timings["predict"]
+    at = pin_table(store, f"predictions/{table_name(model)}", run.id)
+    return replace(images, results=at), wanted, failed
 
 
 def _read_images(run: Run[Any], source: Source, model: KerasModel, pool: ActorPool) -> None:

@@ -68,6 +68,11 @@ def clean(**settings: Any) -> Result:
     return _run("clean", settings)
 
 
+def compare(**settings: Any) -> Result:
+    """Compare models on the same images, with tests of their differences."""
+    return _run("compare", settings)
+
+
 def verdicts(**settings: Any) -> Result:
     """Write people's decisions on images to a store, or save them as a CSV."""
     return _run("verdicts", settings)

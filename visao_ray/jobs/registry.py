@@ -16,7 +16,12 @@ from visao_ray.evaluation.settings import EvaluateSettings, PredictSettings
 from visao_ray.features.settings import ExtractSettings, ManifestSettings
 from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.models.settings import TrainSettings
-from visao_ray.quality.settings import AuditSettings, CleanSettings, VerdictsSettings
+from visao_ray.quality.settings import (
+    AuditSettings,
+    CleanSettings,
+    CompareSettings,
+    VerdictsSettings,
+)
 from visao_ray.store.settings import ExportSettings, StoreToolSettings
 from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.settings import SweepSettings
@@ -64,6 +69,7 @@ JOBS = {
         Job(PredictSettings, "visao_ray.jobs.predict:predict_images"),
         Job(AuditSettings, "visao_ray.quality.audit:audit_store"),
         Job(CleanSettings, "visao_ray.quality.clean:find_label_issues"),
+        Job(CompareSettings, "visao_ray.quality.compare:compare_models"),
         Job(VerdictsSettings, "visao_ray.quality.verdicts:record_verdicts"),
         Job(StoreToolSettings, "visao_ray.store.operate:operate_store"),
         Job(ExportSettings, "visao_ray.store.export:export_table"),

@@ -6,7 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from visao_ray.core.settings import JobSettings, PluginOptions, StoreJobSettings
+from visao_ray.core.settings import (
+    OPERATIONAL,
+    ActorOptions,
+    JobSettings,
+    PluginOptions,
+    StoreJobSettings,
+)
 from visao_ray.store.settings import VersionOptions
 
 
@@ -89,12 +95,42 @@ class CleanSettings(VersionOptions, PluginOptions, JobSettings):
     c: float | None = Field(
         None, gt=0, description="inverse L2 penalty of the models (the one with the least log loss)"
     )
-    replicates: int = Field(1000, ge=0, description="bootstrap replicates of the intervals")
+    replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
 
     @property
     def shown(self) -> int:
         """How many images are on the page."""
         return max(1, int(self.minutes * 60 / self.seconds_per_image))
+
+
+class CompareSettings(VersionOptions, ActorOptions, PluginOptions, JobSettings):
+    """Compare models on the same images: metrics with intervals, paired tests, disagreements.
+
+    Predictions that the store has are read, others are computed. Writes compare.html and the table
+    images (a row per image with the prediction of each model). Compares on val; with --test on
+    test, once.
+    """
+
+    job: ClassVar[str] = "compare"
+    example: ClassVar[str] = (
+        "--store s3://bucket/store --models out/a/head.keras --models out/b/model.keras "
+        "--out out/compare"
+    )
+    writes: ClassVar[tuple[str, ...]] = ("compare.html", "images")
+
+    store: str = Field(description="store with the images")
+    models: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+        min_length=2, description="models of jobs/sweep.py or jobs/train.py (.keras): two or more"
+    )
+    metric: str = Field("accuracy", description="metric that differences are computed for")
+    by: str | None = Field(
+        None, description="column of the table images, such as batch: results for each value"
+    )
+    test: bool = Field(False, description="compare on test instead of val: once, at the very end")
+    replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
+    batch_size: int = Field(
+        32, ge=1, le=4096, description="rows per batch", json_schema_extra=OPERATIONAL
+    )
 
 
 class VerdictsSettings(PluginOptions, StoreJobSettings):
