@@ -16,7 +16,7 @@ from visao_ray.core.storage import Location
 from visao_ray.core.tables import matrix
 from visao_ray.store.store import Store
 
-DEADLINE_S = 300
+DEADLINE_S = 450
 #: Settings of an extraction of twenty seconds on two actors: long enough for faults.
 EXTRACT = (*PACED, "--image-size=96", "--rows-per-block=16")
 #: Settings of an extraction with a real network.

