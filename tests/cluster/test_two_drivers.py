@@ -85,12 +85,15 @@ def test_a_suspended_driver_is_fenced(site, images, calm):
     drivers = Drivers(site, images, "suspended")
     with drivers.first() as (first, process):
         os.kill(process, signal.SIGSTOP)
+        site.nodes.start("worker3", "--num-cpus=2")  # a suspended driver keeps its actors' CPUs
+        site.nodes.wait()
         try:
             finish(drivers.begin(drivers.place))
         finally:
             os.kill(process, signal.SIGCONT)
         site.faults.release()  # its commit goes on
         output, _ = first.communicate(timeout=120)
+    site.nodes.kill("worker3")
     assert first.returncode == 1, output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert re.search("lease was (lost|not renewed)|another writer changed", line), line

@@ -80,7 +80,7 @@ class Bucket:
         """Run a sweep on the store; return its result and the rows of its table of trials."""
         out = f"{self.store}-runs/{next(_numbers)}"
         few = ["--trials", "2", "--epochs", "2", "--finalists", "0"]
-        run = run_job("sweep", "--store", self.store, "--out", out, *few, *flags)
+        run = run_job("sweep", "--store", self.store, "--out", out, *few, *flags, timeout=400)
         assert run.returncode == 0, run.stdout + run.stderr
         place = locate(out)
         trials = pq.read_table(place.join("trials").path, filesystem=place.filesystem)
@@ -110,6 +110,7 @@ def bucket(s3: S3, tmp_path: Path) -> Iterator[Bucket]:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1500)
 def test_growth(bucket: Bucket) -> None:
     old, new, copies, replaced, relabelled = 2000, 150, 50, 10, 20
     scans = bucket.scans
