@@ -151,8 +151,6 @@ def test_a_lost_node_in_a_sweep(site, calm):
             site.nodes.kill("worker2")
         finish(run)
         found = result(out)
-        auc = found["metrics"]["val"]["roc_auc"]
-        assert 0 < auc["low"] <= auc["value"] <= auc["high"] <= 1
         assert found["details"]["winner"]["objective"] == pytest.approx(
             found["metrics"]["val"]["matthews_correlation"]["value"], abs=1e-9
         )
