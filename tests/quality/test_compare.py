@@ -178,7 +178,6 @@ def test_the_headline_names_what_is_more_than_chance():
             dataset="vazios",
             store="/s",
             split="val",
-            classes=2,
             metric="accuracy",
             names=("a", "b"),
             sizes=(1_500_000, 20),

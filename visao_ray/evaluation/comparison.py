@@ -48,6 +48,15 @@ class Measure(Protocol):
 
 
 @dataclass(frozen=True)
+class MetricMeasure:
+    """A metric with its parameters; see `Measure`."""
+
+    metric: Metric
+    positive: int = 0
+    floor: float = 0.9
+
+
+@dataclass(frozen=True)
 class Standing:
     """The result of one candidate.
 

@@ -6,8 +6,6 @@ fitting and judging run in tasks; the driver holds counts and what the page show
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +21,8 @@ from visao_ray.core.ray_session import start_ray
 from visao_ray.core.resources import current_cluster, remotely
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location
-from visao_ray.datasets.spec import Dataset
-from visao_ray.evaluation.comparison import Standing, compare
-from visao_ray.evaluation.metric import Metric
+from visao_ray.datasets.spec import SPLITS, Dataset
+from visao_ray.evaluation.comparison import MetricMeasure, Standing, compare
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.quality import suspicion
 from visao_ray.quality.files import Files, read_files
@@ -38,14 +35,14 @@ from visao_ray.quality.out_of_fold import (
     read_rows,
 )
 from visao_ray.quality.settings import CleanSettings
-from visao_ray.quality.verdicts import COLUMNS
+from visao_ray.quality.verdicts import to_csv
 from visao_ray.reports.clean import CleanPage, Suspect, write_clean
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, latest_verdicts, pin, plain_vectors
 from visao_ray.store.proof import Contents
 from visao_ray.store.store import Store
 
-TRAIN, VAL, TEST = "train", "val", "test"
+TRAIN, VAL, TEST = SPLITS
 #: Ways to train: with all labels, without flagged images, with flagged labels replaced.
 AS_THEY_ARE, FILTERED, RELABELLED = "as they are", "without flagged", "relabelled"
 _OTHERS_SHOWN = 3
@@ -71,15 +68,6 @@ ISSUES = tables.named_schema(
 
 
 @dataclass(frozen=True)
-class _By:
-    """The metric that ways to train are compared by; see `comparison.Measure`."""
-
-    metric: Metric
-    positive: int = 0
-    floor: float = 0.0
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What was found, for the driver.
 
@@ -92,7 +80,6 @@ class Judgement:
         decided: number of labels with each verdict.
         agreement: how far groups agree.
         views: result of each way to train, by name.
-        evaluated: number of rows on which they were compared.
         suspects: what to look at first.
     """
 
@@ -104,7 +91,6 @@ class Judgement:
     decided: dict[str, int]
     agreement: suspicion.Agreement
     views: dict[str, Standing]
-    evaluated: int
     suspects: tuple[Suspect, ...]
 
 
@@ -243,7 +229,7 @@ def judge_labels(
     table = _issues(rows, known, places, verdicts, files)
     tables.write(out.join("issues"), table, ISSUES)
     out.join("filter.csv").write_bytes(_filter(table))
-    views, evaluated = _compare_views(
+    views = _compare_views(
         rows, known[issue & undecided], present[suggested][issue & undecided], settings, c
     )
     return Judgement(
@@ -255,7 +241,6 @@ def judge_labels(
         decided=dict(Counter(verdict for verdict in verdicts if verdict is not None)),
         agreement=agrees,
         views=views,
-        evaluated=evaluated,
         suspects=_suspects(rows, known, order[: settings.shown], places, files),
     )
 
@@ -344,14 +329,15 @@ def _issues(
 
 def _filter(table: pa.Table) -> bytes:
     """Return the flagged files without a verdict as decisions to drop them."""
-    sink = io.StringIO(newline="")
-    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in table.to_pylist():
-        if row["is_issue"] and row["verdict"] is None:
-            note = f"flagged: {row['label']} {row['probability']:.3f}"
-            writer.writerow({"key": row["key"], "verdict": schemas.DROP, "note": note})
-    return sink.getvalue().encode()
+    return to_csv(
+        {
+            "key": row["key"],
+            "verdict": schemas.DROP,
+            "note": f"flagged: {row['label']} {row['probability']:.3f}",
+        }
+        for row in table.to_pylist()
+        if row["is_issue"] and row["verdict"] is None
+    )
 
 
 def _compare_views(
@@ -360,12 +346,12 @@ def _compare_views(
     suggested: npt.NDArray[np.int64],
     settings: CleanSettings,
     c: float,
-) -> tuple[dict[str, Standing], int]:
+) -> dict[str, Standing]:
     """Fit on train as it is, without flagged images and relabelled; compare on other rows."""
     held = np.flatnonzero(rows.splits == (TEST if settings.test else VAL))
     train = np.flatnonzero(rows.splits == TRAIN)
     if not len(held):
-        return {}, 0
+        return {}
     relabelled = rows.labels.copy()
     relabelled[flagged] = suggested
     filtered = np.setdiff1d(train, flagged)
@@ -381,12 +367,12 @@ def _compare_views(
         probabilities,
         rows.labels[held],
         rows.groups[held],
-        _By(METRICS["accuracy"]),
+        MetricMeasure(METRICS["accuracy"]),
         references={"all": 0},
         replicates=settings.replicates,
         seed=settings.seed,
     )
-    return dict(zip(ways, standings, strict=True)), len(held)
+    return dict(zip(ways, standings, strict=True))
 
 
 def _suspects(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
@@ -18,10 +19,9 @@ from visao_ray.core.resources import current_cluster, fit_actors, remotely
 from visao_ray.core.run import Run
 from visao_ray.core.storage import Location
 from visao_ray.evaluation.classification import classification_metrics
-from visao_ray.evaluation.comparison import Standing, compare
+from visao_ray.evaluation.comparison import MetricMeasure, Standing, compare
 from visao_ray.evaluation.evaluate import predict_labelled
 from visao_ray.evaluation.inference import check_model, open_model, table_name
-from visao_ray.evaluation.metric import Metric
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.paired import McNemar, holm, mcnemar
 from visao_ray.inference.engines.keras import KerasModel
@@ -47,15 +47,6 @@ IMAGES = tables.named_schema(
 )
 
 Matrices = list[npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class _By:
-    """The metric that models are compared by; see `comparison.Measure`."""
-
-    metric: Metric
-    positive: int
-    floor: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -126,7 +117,6 @@ def compare_models(settings: CompareSettings, run: Run[Any]) -> None:
     names = _names(models)
     with run.timed("compare"):
         found = remotely(compare_task, predicted, models, names, split, settings, run.out)
-    classes = models[0].model_metadata.classes
     title = metric.title.format(positive=_positive(models[0]), floor="0.90")
     sizes = [len(model.at.read_bytes()) for model in models]
     _report(run, settings, found, models, sizes, names, split, title)
@@ -144,12 +134,11 @@ def compare_models(settings: CompareSettings, run: Run[Any]) -> None:
         dataset=models[0].model_metadata.dataset.name,
         store=store.uri,
         split=split,
-        classes=len(classes),
         metric=title,
         names=names,
         sizes=sizes,
         compared=run.details,
-        metrics=[found.metrics[number] for number in range(len(names))],
+        metrics=found.metrics,
         images=found.images,
         left_out=found.left_out,
         column=settings.by,
@@ -245,15 +234,8 @@ def compare_task(
     ]
     place = {name: index for index, name in enumerate(classes)}
     labels = np.array([place[name] for name in names_of_labels], np.int32)
-    groups = np.array(
-        [
-            group if group is not None else key
-            for group, key in zip(
-                rows.groups.dictionary_decode().to_pylist(), rows.keys.to_pylist(), strict=True
-            )
-        ],
-        object,
-    )
+    named = pc.coalesce(rows.groups.dictionary_decode(), rows.keys)
+    groups = np.array(named.to_pylist(), object)
     positive = _positive(models[0])
     metrics = [
         classification_metrics(
@@ -261,7 +243,7 @@ def compare_task(
         )
         for matrix in matrices
     ]
-    measure = _By(METRICS[settings.metric], classes.index(positive) if positive else 0)
+    measure = MetricMeasure(METRICS[settings.metric], classes.index(positive) if positive else 0)
 
     def standings(chosen: npt.NDArray[np.int64]) -> list[Standing]:
         return compare(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -214,10 +214,22 @@ def _save(store: Store, uri: str) -> int:
     found = {}
     if store.verdicts.exists():
         found = remotely(latest_verdicts, store.verdicts.latest())
-    sink = io.StringIO(newline="")
-    writer = csv.DictWriter(sink, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for key in sorted(found):
-        writer.writerow({name: found[key][name] or "" for name in COLUMNS})
-    locate(uri).write_bytes(sink.getvalue().encode())
+    locate(uri).write_bytes(to_csv([found[key] for key in sorted(found)]))
     return len(found)
+
+
+def to_csv(decisions: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return decisions as a CSV that this job reads.
+
+    Args:
+        decisions: values by the names of COLUMNS; other names are ignored, missing ones are empty.
+
+    Returns:
+        The CSV in UTF-8.
+    """
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for decision in decisions:
+        writer.writerow({name: decision.get(name) or "" for name in COLUMNS})
+    return sink.getvalue().encode()

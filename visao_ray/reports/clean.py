@@ -126,22 +126,7 @@ def _views(page: CleanPage) -> list[dict[str, str]]:
             "name": name,
             "accuracy": formats.with_interval(view["objective"]),
             "n": f"{view['objective']['n']:,}",
-            "lead": _lead(view["over_all"]) if place else "",
+            "lead": formats.difference(view["over_all"]) if place else "",
         }
         for place, (name, view) in enumerate(page.views.items())
     ]
-
-
-def _lead(entry: Mapping[str, Any]) -> str:
-    """Return a difference in percentage points with its interval."""
-    if entry["value"] is None:
-        return "—"
-    text = _points(entry["value"])
-    if entry["low"] is not None:
-        text += f" ({_points(entry['low'])} to {_points(entry['high'])})"
-    return text
-
-
-def _points(share: float) -> str:
-    """Return a difference of shares in percentage points, with its sign; never -0.0."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}"

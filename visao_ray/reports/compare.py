@@ -43,7 +43,6 @@ class ComparePage:
         dataset: name of the dataset.
         store: URI of the store.
         split: split of the images.
-        classes: number of classes.
         metric: title of the metric that is compared.
         names: names of the models.
         sizes: size of each model's file, in bytes.
@@ -59,7 +58,6 @@ class ComparePage:
     dataset: str
     store: str
     split: str
-    classes: int
     metric: str
     names: Sequence[str]
     sizes: Sequence[int]
@@ -131,7 +129,12 @@ def _is_certain(pair: Mapping[str, Any]) -> bool:
 
 
 def _kind(page: ComparePage) -> str:
-    return "area" if METRICS[page.compared["metric"]].unit == "number" else "share"
+    return _kind_of(page.compared["metric"])
+
+
+def _kind_of(metric: str) -> str:
+    """Return how `formats` shows a metric."""
+    return "area" if METRICS[metric].unit == "number" else "share"
 
 
 def _columns(page: ComparePage) -> list[str]:
@@ -144,10 +147,7 @@ def _models(page: ComparePage) -> list[dict[str, Any]]:
     found = []
     for name, size, metrics in zip(page.names, page.sizes, page.metrics, strict=True):
         entries = [
-            formats.with_interval(
-                metrics[column], "area" if METRICS[column].unit == "number" else "share"
-            )
-            for column in _columns(page)
+            formats.with_interval(metrics[column], _kind_of(column)) for column in _columns(page)
         ]
         found.append({"name": name, "metrics": entries, "megabytes": f"{size / 1e6:.1f}"})
     return found
@@ -155,19 +155,10 @@ def _models(page: ComparePage) -> list[dict[str, Any]]:
 
 def _pair(pair: Mapping[str, Any], kind: str) -> dict[str, Any]:
     test = pair["mcnemar"]
-    scale, digits = (100, 1) if kind == "share" else (1, 3)
-
-    def text(value: float) -> str:
-        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"
-
-    entry = pair["difference"]
-    difference = "—" if entry["value"] is None else text(entry["value"])
-    if entry["low"] is not None:
-        difference += f" ({text(entry['low'])} to {text(entry['high'])})"
     return {
         "first": pair["first"],
         "second": pair["second"],
-        "difference": difference,
+        "difference": formats.difference(pair["difference"], kind),
         "certain": _is_certain(pair),
         "first_only": f"{test['first_only']:,}",
         "second_only": f"{test['second_only']:,}",

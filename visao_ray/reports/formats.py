@@ -60,3 +60,25 @@ def with_interval(entry: Mapping[str, Any] | None, kind: str = "share") -> str:
     """Format a value and its interval as one text: 96.1 % (93.0–98.2)."""
     texts = estimate(entry, kind)
     return f"{texts['value']} ({texts['interval']})" if texts["interval"] else texts["value"]
+
+
+def difference(entry: Mapping[str, Any], kind: str = "share") -> str:
+    """Format a difference and its interval with signs: +2.0 (+1.0 to +3.0); never -0.0.
+
+    Args:
+        entry: `{"value", "low", "high", "n"}`.
+        kind: "share" for percentage points with one decimal, "area" for three decimals.
+
+    Returns:
+        The text; an undefined value is a dash.
+    """
+    scale, digits = (100.0, 1) if kind == "share" else (1.0, 3)
+
+    def signed(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:+.{digits}f}"
+
+    if entry["value"] is None:
+        return "—"
+    if entry["low"] is None:
+        return signed(entry["value"])
+    return f"{signed(entry['value'])} ({signed(entry['low'])} to {signed(entry['high'])})"
