@@ -147,6 +147,7 @@ def _tables() -> dict[str, pa.Schema]:
         "verdicts": schemas.VERDICTS,
         "vectors/EXTRACTOR/RECIPE": schemas.results({"avg": 1, "max": 1}, {}, pictures=True),
         "predictions/MODEL": schemas.results({"probability": 1, "embedding": 1}, {}),
+        "copies/NAME": schemas.copies({}),
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),
         "truth": TRUTH,

@@ -37,9 +37,9 @@ def make_store(
         place: folder or URI.
         dataset: dataset of the store.
         rows: one image each: `key` and, if different from the default, `label` (None), `group`
-            (the key), `split` (None: not decided), `content` (text in place of the file's bytes;
-            the key) and any other column of `images`. Rows with the same content have one vector,
-            that of the first row.
+            (the key), `split` (None: not decided), `content` (text or bytes in place of the
+            file's; the key) and any other column of `images`. Rows with the same content have one
+            vector, that of the first row.
         vectors: float32[N, D] by column, of unaugmented images; None: write images only.
         extractor: name of the vectors.
         description: description of what produced the vectors.
@@ -91,9 +91,10 @@ def make_store(
     return store
 
 
-def content_id(text: str) -> bytes:
-    """Return the SHA-256 of a file with this text."""
-    return hashlib.sha256(text.encode()).digest()
+def content_id(content: str | bytes) -> bytes:
+    """Return the SHA-256 of a file with this text or these bytes."""
+    data = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(data).digest()
 
 
 def results_table(

@@ -22,6 +22,7 @@ PUBLIC = [
     "Metric",
     "Store",
     "audit",
+    "augment",
     "clean",
     "compare",
     "evaluate",

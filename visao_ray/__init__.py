@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from visao_ray.inference.engines.base import Engine
     from visao_ray.jobs.functions import (
         audit,
+        augment,
         clean,
         compare,
         evaluate,
@@ -40,6 +41,7 @@ __all__ = [
     "Metric",
     "Store",
     "audit",
+    "augment",
     "clean",
     "compare",
     "evaluate",

@@ -99,7 +99,10 @@ def test_help_of_a_verb_names_the_console_script(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["extrac"], "'extrac': no such job; there are audit, clean, compare, evaluate, export, "),
+        (
+            ["extrac"],
+            "'extrac': no such job; there are audit, augment, clean, compare, ",
+        ),
         (["extract", "--store", "s"], "--data is missing: "),
         (["store", "status", "--store", "none"], "--store none: there is no store"),
         (

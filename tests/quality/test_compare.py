@@ -8,7 +8,7 @@ from html_page import Page
 from job_runs import run_job
 from odd_files import encoded
 from stores import content_id, make_store, results_table
-from tiny_models import CLASSES, pixel_models
+from tiny_models import CLASSES, pixel_models, vector_model
 
 from visao_ray.core.errors import InputError
 from visao_ray.core.lease import Owner
@@ -155,6 +155,37 @@ def test_what_cannot_be_compared(models, change, says, tmp_path):
         execute(settings(models, tmp_path / "out", **change), compare_models)
 
 
+def test_time_and_memory(store, tiny_backbone, tmp_path, ray_cluster):
+    """From files and from vectors, each in a process of its own; other weights are refused."""
+    vectors, _ = vector_model(store, ("probability",), tmp_path)
+    given = {
+        "store": str(store),
+        "models": [vectors, pixel_models(tmp_path)["probability"]],
+        "replicates": 100,
+        "timings": 4,
+    }
+    result = execute(
+        CompareSettings(out=str(tmp_path / "out"), weights=["random", tiny_backbone], **given),
+        compare_models,
+    )
+    entries = result["details"]["models"].values()
+    assert [[one["source"] for one in entry["timings"]] for entry in entries] == [
+        ["files", "vectors"],
+        ["files"],
+    ]
+    for entry in entries:
+        for one in entry["timings"]:
+            assert (one["images"], one["device"]) == (4, "CPU")
+            assert 0 < one["seconds"] < 60
+            assert 10**8 < one["peak_bytes"] < 10**10
+    assert "Time and memory" in Page((tmp_path / "out/compare.html").read_text()).text
+    with pytest.raises(InputError, match="with the weights tiny.keras, which are needed to"):
+        execute(
+            CompareSettings(out=str(tmp_path / "other"), weights=["random"], **given),
+            compare_models,
+        )
+
+
 def test_one_model_is_too_few(models, tmp_path):
     run = run_job("compare", "--models", "a", "--store", "s", "--out", str(tmp_path / "out"))
     assert run.returncode == 2
@@ -181,7 +212,7 @@ def test_the_headline_names_what_is_more_than_chance():
             metric="accuracy",
             names=("a", "b"),
             sizes=(1_500_000, 20),
-            compared={"metric": "accuracy", "pairs": pairs, "by": []},
+            compared={"metric": "accuracy", "pairs": pairs, "by": [], "models": {"a": {}, "b": {}}},
             metrics=[{"accuracy": {"value": 0.9, "low": 0.8, "high": 0.95, "n": 100}}] * 2,
             images=100,
             left_out=3,

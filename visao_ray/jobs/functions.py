@@ -68,6 +68,11 @@ def clean(**settings: Any) -> Result:
     return _run("clean", settings)
 
 
+def augment(**settings: Any) -> Result:
+    """Write augmented copies of train images as JPEG files."""
+    return _run("augment", settings)
+
+
 def compare(**settings: Any) -> Result:
     """Compare models on the same images, with tests of their differences."""
     return _run("compare", settings)

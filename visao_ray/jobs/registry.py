@@ -18,6 +18,7 @@ from visao_ray.jobs.settings import PipelineSettings
 from visao_ray.models.settings import TrainSettings
 from visao_ray.quality.settings import (
     AuditSettings,
+    AugmentSettings,
     CleanSettings,
     CompareSettings,
     VerdictsSettings,
@@ -69,6 +70,7 @@ JOBS = {
         Job(PredictSettings, "visao_ray.jobs.predict:predict_images"),
         Job(AuditSettings, "visao_ray.quality.audit:audit_store"),
         Job(CleanSettings, "visao_ray.quality.clean:find_label_issues"),
+        Job(AugmentSettings, "visao_ray.quality.augment:augment_images"),
         Job(CompareSettings, "visao_ray.quality.compare:compare_models"),
         Job(VerdictsSettings, "visao_ray.quality.verdicts:record_verdicts"),
         Job(StoreToolSettings, "visao_ray.store.operate:operate_store"),

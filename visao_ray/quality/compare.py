@@ -21,11 +21,12 @@ from visao_ray.core.storage import Location
 from visao_ray.evaluation.classification import classification_metrics
 from visao_ray.evaluation.comparison import MetricMeasure, Standing, compare
 from visao_ray.evaluation.evaluate import predict_labelled
-from visao_ray.evaluation.inference import check_model, open_model, table_name
+from visao_ray.evaluation.inference import check_model, find_vectors, open_model, table_name
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.paired import McNemar, holm, mcnemar
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.quality.settings import CompareSettings
+from visao_ray.quality.timings import Timing, choose_sample, find_networks, measure_all
 from visao_ray.reports.compare import ComparePage, Missed, write_compare
 from visao_ray.store.join import Examples, Snapshot, pin, read_examples
 from visao_ray.store.mapped import TableRows, VectorFile
@@ -115,11 +116,14 @@ def compare_models(settings: CompareSettings, run: Run[Any]) -> None:
     split = "test" if settings.test else "val"
     predicted = [predict_labelled(run, snapshot, model, pool, (split,))[0] for model in models]
     names = _names(models)
+    timings = _measure(run, models, store, snapshot, split, settings)
     with run.timed("compare"):
         found = remotely(compare_task, predicted, models, names, split, settings, run.out)
     title = metric.title.format(positive=_positive(models[0]), floor="0.90")
     sizes = [len(model.at.read_bytes()) for model in models]
     _report(run, settings, found, models, sizes, names, split, title)
+    for name, measured in zip(names, timings, strict=True):
+        run.details["models"][name]["timings"] = [asdict(timing) for timing in measured]
     run.inputs = {
         "store": store.uri,
         "dataset": models[0].model_metadata.dataset.to_json(),
@@ -177,6 +181,29 @@ def _check(models: Sequence[KerasModel], settings: CompareSettings, store: Store
             f"--by {settings.by}: the table images has no such column; it has "
             f"{', '.join(store.images.latest().schema.names)}"
         )
+
+
+def _measure(
+    run: Run[Any],
+    models: Sequence[KerasModel],
+    store: Store,
+    snapshot: Snapshot,
+    split: str,
+    settings: CompareSettings,
+) -> list[list[Timing]]:
+    """Measure time and memory of each model if --timings asks for it."""
+    if not settings.timings:
+        return [[] for _ in models]
+    networks = remotely(
+        find_networks, models, settings.weights, settings.batch_size, settings.seed, run.work
+    )
+    vectors = [
+        None if network is None else find_vectors(model, store, "--models").latest()
+        for model, network in zip(models, networks, strict=True)
+    ]
+    sample = remotely(choose_sample, snapshot, split, settings.timings)
+    with run.timed("timings"):
+        return measure_all(run, models, networks, vectors, sample)
 
 
 def _names(models: Sequence[KerasModel]) -> list[str]:

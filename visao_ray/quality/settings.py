@@ -1,10 +1,10 @@
-"""Settings of the audit job."""
+"""Settings of the jobs about the quality of data and models."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from visao_ray.core.settings import (
     OPERATIONAL,
@@ -13,6 +13,8 @@ from visao_ray.core.settings import (
     PluginOptions,
     StoreJobSettings,
 )
+from visao_ray.images.recipes import RECIPES
+from visao_ray.images.settings import RECIPE_NAMES
 from visao_ray.store.settings import VersionOptions
 
 
@@ -103,6 +105,65 @@ class CleanSettings(VersionOptions, PluginOptions, JobSettings):
         return max(1, int(self.minutes * 60 / self.seconds_per_image))
 
 
+class AugmentSettings(PluginOptions, StoreJobSettings):
+    """Write augmented copies of train images as JPEG files, for tools that train from folders.
+
+    Val and test are never augmented. Each copy is a row of the store with its source, recipe, seed
+    and view, and says so in its JPEG comment. Writes labels.csv (label, group and split of every
+    copy, for --labels) and copies.jpg, a picture of some. The jobs of this library need no files:
+    extract --augment and train --augment draw the same pixels.
+    """
+
+    job: ClassVar[str] = "augment"
+    example: ClassVar[str] = "--store s3://bucket/store --recipe G1 --copies 3"
+    again: ClassVar[str] = (
+        "The same command again makes copies of new images, and removes those of images that were "
+        "dropped or relabelled."
+    )
+    writes: ClassVar[tuple[str, ...]] = ("labels.csv", "copies.jpg")
+
+    recipe: str = Field("G1", description=f"augmentation recipe: {RECIPE_NAMES}")
+    copies: int = Field(2, ge=0, le=1000, description="augmented copies per image")
+    balance: bool = Field(
+        False,
+        description="make as many copies of each class as of the largest one, which gets --copies "
+        "per image",
+    )
+    most_copies: int = Field(20, ge=1, le=1000, description="most copies of one image: --balance")
+    originals: bool = Field(
+        False, description="write each image itself too, resized only, as view 0"
+    )
+    name: str | None = Field(
+        None, pattern=r"^[\w@-]+$", description="name of the copies in the store (RECIPE@SEED)"
+    )
+    folder: str | None = Field(
+        None, description="empty folder or s3://bucket/prefix for the files (STORE/copies/NAME)"
+    )
+    image_size: int = Field(224, ge=16, le=2048, description="side of the copies, in pixels")
+    resize: Literal["stretch", "letterbox"] = Field(
+        "stretch", description="stretch, or letterbox to keep the aspect ratio"
+    )
+    quality: int = Field(95, ge=1, le=100, description="quality of the JPEG files")
+    rows_per_block: int = Field(
+        64, ge=1, description="images that a task reads", json_schema_extra=OPERATIONAL
+    )
+
+    @field_validator("recipe")
+    @classmethod
+    def _known_recipe(cls, name: str) -> str:
+        return RECIPES.find(name, "--recipe").name
+
+    @model_validator(mode="after")
+    def _something_to_make(self) -> AugmentSettings:
+        if self.copies and self.recipe == "none":
+            raise ValueError(
+                "--recipe none changes no pixel; choose another, or --copies 0 --originals"
+            )
+        if not self.copies and not self.originals:
+            raise ValueError("--copies 0 makes nothing; add --originals, or ask for 1 or more")
+        return self
+
+
 class CompareSettings(VersionOptions, ActorOptions, PluginOptions, JobSettings):
     """Compare models on the same images: metrics with intervals, paired tests, disagreements.
 
@@ -127,6 +188,16 @@ class CompareSettings(VersionOptions, ActorOptions, PluginOptions, JobSettings):
         None, description="column of the table images, such as batch: results for each value"
     )
     test: bool = Field(False, description="compare on test instead of val: once, at the very end")
+    timings: int = Field(
+        0,
+        ge=0,
+        description="measure time and memory of each model on so many images, from files and, if "
+        "it takes vectors, from those in the store; on an otherwise idle cluster",
+    )
+    weights: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+        ["imagenet"],
+        description="--timings: weights of the networks that made the vectors, as in extract",
+    )
     replicates: int = Field(1000, ge=100, description="bootstrap replicates (whole groups)")
     batch_size: int = Field(
         32, ge=1, le=4096, description="rows per batch", json_schema_extra=OPERATIONAL

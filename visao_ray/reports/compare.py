@@ -100,6 +100,7 @@ def render_compare(page: ComparePage, pictures: Mapping[str, str | None]) -> str
             "models": _models(page),
             "pairs": [_pair(pair, _kind(page)) for pair in page.compared["pairs"]],
             "matrix": _matrix(page),
+            "timings": _timings(page),
             "by": _by(page),
             "missed": missed,
             "pictures": pictures,
@@ -183,6 +184,23 @@ def _matrix(page: ComparePage) -> list[list[str]]:
             for other in page.names
         ]
         for one in page.names
+    ]
+
+
+def _timings(page: ComparePage) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "source": timing["source"],
+            "device": timing["device"],
+            "images": f"{timing['images']:,}",
+            "seconds": f"{timing['seconds']:.2f}",
+            "speed": f"{timing['images'] / timing['seconds']:,.0f}",
+            "start": f"{timing['start']:.1f}",
+            "memory": f"{timing['peak_bytes'] / 1e9:.2f}",
+        }
+        for name in page.names
+        for timing in page.compared["models"][name].get("timings", ())
     ]
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from visao_ray.core.errors import InputError
 from visao_ray.store import schemas
 from visao_ray.store.proof import Contents, as_bytes
-from visao_ray.store.store import PLAIN, Store, name_of
+from visao_ray.store.store import PLAIN, RESULTS, Store, name_of
 from visao_ray.store.table import TableVersion
 
 #: Prefix of the tags on versions that a run reads; the id of the run follows.
@@ -117,7 +117,7 @@ def pin_table(store: Store, name: str, run: str, as_of: str | None = None) -> Ta
     """
     tables = store.tables()
     if name not in tables:
-        existing = ", ".join(each for each in tables if "/" in each) or "no vectors"
+        existing = ", ".join(each for each in tables if each.startswith(RESULTS)) or "no vectors"
         raise InputError(f"--store {store.uri}: has no {name}; it has {existing}")
     table = tables[name]
     tags = table.tags()

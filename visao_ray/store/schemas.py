@@ -104,6 +104,34 @@ VERDICTS = _schema(
 )
 
 
+#: Columns of a table of augmented copies: one row per JPEG file.
+_COPY = [
+    ("key", pa.string()),
+    ("content_id", CONTENT_ID),
+    ("source", pa.string()),
+    ("recipe", pa.string()),
+    ("seed", pa.int64()),
+    ("view", pa.int16()),
+    ("label", pa.string()),
+    ("bytes", pa.int64()),
+]
+
+
+def copies(description: Mapping[str, Any]) -> pa.Schema:
+    """Build the schema of a table of augmented copies: one row per file, with its source.
+
+    `key` is the URI of the file, `content_id` and `source` are the content and the key of the image
+    that it shows, `view` is the number of the draw; 0 is the image itself.
+
+    Args:
+        description: everything that decides the files.
+
+    Returns:
+        The schema.
+    """
+    return _schema("copies", _COPY, description=description)
+
+
 def results(
     outputs: Mapping[str, int], description: Mapping[str, Any], pictures: bool = False
 ) -> pa.Schema:

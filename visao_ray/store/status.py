@@ -15,7 +15,7 @@ from visao_ray.core.tables import SPLITS
 from visao_ray.store import proof, schemas
 from visao_ray.store.counts import count_images
 from visao_ray.store.join import RUN_TAG
-from visao_ray.store.store import PLAIN, Store
+from visao_ray.store.store import PLAIN, RESULTS, Store
 from visao_ray.store.table import Table, TableVersion
 
 _SCAN_ROWS = 65_536
@@ -125,7 +125,7 @@ def _coverage(
     """Count, for each table of results, the readable images that have all of its views."""
     found = {}
     for name, results in versions.items():
-        if "/" not in name:
+        if not name.startswith(RESULTS):
             continue
         augmented = name.startswith("vectors/") and not name.endswith(f"/{PLAIN}")
         where = f"{_READABLE} AND split = 'train'" if augmented else _READABLE

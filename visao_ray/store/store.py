@@ -6,6 +6,7 @@
     STORE/verdicts.lance                     decisions of people
     STORE/vectors/EXTRACTOR/RECIPE.lance     one row per content and view
     STORE/predictions/MODEL.lance            one row per content
+    STORE/copies/NAME.lance                  one row per augmented copy
     STORE/lease                              the current writer
 
 Any process may read a version at any time. Writers take the store's lease: see `Store.writing`.
@@ -32,6 +33,8 @@ from visao_ray.store.table import Table, TableVersion
 _SUFFIX = ".lance"
 #: The recipe of unaugmented images.
 PLAIN = "none"
+#: First parts of the names of tables of results: one row per content and view.
+RESULTS = ("vectors/", "predictions/")
 
 #: Columns of each table that are searched by value and that no update changes.
 _INDEXED = {"images": ("key", "content_id"), "groups": ("group",)}
@@ -150,6 +153,10 @@ class Store:
         """Return the predictions of a model; the table may not exist yet."""
         return self._table("predictions", model)
 
+    def copies(self, name: str) -> Table:
+        """Return the table of the augmented copies of a name; the table may not exist yet."""
+        return self._table("copies", name)
+
     def extractors(self) -> dict[str, list[str]]:
         """Return the extractors that have vectors, with the recipes of each."""
         found = {}
@@ -202,6 +209,10 @@ class Store:
                 found[f"vectors/{extractor}/{recipe}"] = self.vectors(extractor, recipe)
         for model in self.models():
             found[f"predictions/{model}"] = self.predictions(model)
+        for entry in self._below("copies"):
+            if entry.endswith(_SUFFIX):
+                name = entry.removesuffix(_SUFFIX)
+                found[f"copies/{name}"] = self.copies(name)
         return {name: each for name, each in found.items() if each.exists()}
 
     @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from visao_ray.store import proof, schemas
-from visao_ray.store.store import PLAIN, Store
+from visao_ray.store.store import PLAIN, RESULTS, Store
 from visao_ray.store.table import TableVersion, reason_of_lance
 
 _READABLE = f"status = '{schemas.OK}'"
@@ -53,7 +53,7 @@ def find_problems(uri: str) -> list[str]:
     if "groups" in tables:
         problems += _repeated("groups", tables["groups"], "group")
     for name, results in tables.items():
-        if "/" in name:
+        if name.startswith(RESULTS):
             problems += _check_results(name, results)
         if images is not None and name.startswith("vectors/") and name.endswith(f"/{PLAIN}"):
             problems += _missing_results(name, images, results)
