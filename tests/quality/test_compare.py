@@ -179,7 +179,7 @@ def test_time_and_memory(store, tiny_backbone, tmp_path, ray_cluster):
             assert 0 < one["seconds"] < 60
             assert 10**8 < one["peak_bytes"] < 10**10
     assert "Time and memory" in Page((tmp_path / "out/compare.html").read_text()).text
-    with pytest.raises(InputError, match="with the weights tiny.keras, which are needed to"):
+    with pytest.raises(InputError, match=r"with the weights tiny\.keras, which are needed to"):
         execute(
             CompareSettings(out=str(tmp_path / "other"), weights=["random"], **given),
             compare_models,

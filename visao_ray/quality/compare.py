@@ -24,6 +24,7 @@ from visao_ray.evaluation.evaluate import predict_labelled
 from visao_ray.evaluation.inference import check_model, find_vectors, open_model, table_name
 from visao_ray.evaluation.metrics import METRICS
 from visao_ray.evaluation.paired import McNemar, holm, mcnemar
+from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.keras import KerasModel
 from visao_ray.quality.settings import CompareSettings
 from visao_ray.quality.timings import Timing, choose_sample, find_networks, measure_all
@@ -114,9 +115,10 @@ def compare_models(settings: CompareSettings, run: Run[Any]) -> None:
     pool = fit_actors(settings.workers, settings.worker(), current_cluster())
     snapshot = pin(store, run.id, results=None, as_of=settings.as_of)
     split = "test" if settings.test else "val"
+    networks = _networks(models, settings, run)  # before images are predicted
     predicted = [predict_labelled(run, snapshot, model, pool, (split,))[0] for model in models]
     names = _names(models)
-    timings = _measure(run, models, store, snapshot, split, settings)
+    timings = _measure(run, models, networks, snapshot, split, settings)
     with run.timed("compare"):
         found = remotely(compare_task, predicted, models, names, split, settings, run.out)
     title = metric.title.format(positive=_positive(models[0]), floor="0.90")
@@ -183,10 +185,22 @@ def _check(models: Sequence[KerasModel], settings: CompareSettings, store: Store
         )
 
 
+def _networks(
+    models: Sequence[KerasModel], settings: CompareSettings, run: Run[Any]
+) -> Sequence[EngineFactory | None]:
+    """Return the network that makes the vectors of each model, if --timings needs it."""
+    if not settings.timings:
+        return [None] * len(models)
+    found: list[EngineFactory | None] = remotely(
+        find_networks, models, settings.weights, settings.batch_size, settings.seed, run.work
+    )
+    return found
+
+
 def _measure(
     run: Run[Any],
     models: Sequence[KerasModel],
-    store: Store,
+    networks: Sequence[EngineFactory | None],
     snapshot: Snapshot,
     split: str,
     settings: CompareSettings,
@@ -194,9 +208,7 @@ def _measure(
     """Measure time and memory of each model if --timings asks for it."""
     if not settings.timings:
         return [[] for _ in models]
-    networks = remotely(
-        find_networks, models, settings.weights, settings.batch_size, settings.seed, run.work
-    )
+    store = Store.open(snapshot.store)
     vectors = [
         None if network is None else find_vectors(model, store, "--models").latest()
         for model, network in zip(models, networks, strict=True)
