@@ -1,6 +1,7 @@
 """The settings files of the 2019 study: each is accepted by the command in its first lines."""
 
 import re
+import runpy
 import shlex
 import tomllib
 from pathlib import Path
@@ -13,7 +14,7 @@ from visao_ray.jobs.registry import find_job
 from visao_ray.tuning.settings import SweepOptions
 from visao_ray.tuning.space import read_space
 
-FILES = sorted((ROOT / "examples" / "study").glob("*.toml"))
+FILES = sorted((ROOT / "examples" / "study").glob("*-*.toml"))
 
 
 def test_there_are_files() -> None:
@@ -46,3 +47,18 @@ def test_comments(file: Path) -> None:
         assert f"\n{part}" in comment
     assert "/work" not in comment
     assert "shared" not in comment
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    """`python examples/study/page.py` was run after the last change of a row, result or defect."""
+    names = runpy.run_path(str(ROOT / "examples" / "study" / "page.py"))
+    assert names["PAGE"].read_text() == names["page"]()
+
+
+def test_every_defect_has_tests_that_exist() -> None:
+    text = (ROOT / "examples" / "study" / "defects.toml").read_text()
+    for defect in tomllib.loads(text)["defect"]:
+        assert defect["tests"], defect["study"]
+        for test in defect["tests"]:
+            file, name = test.split("::")
+            assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), test
