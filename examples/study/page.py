@@ -155,8 +155,8 @@ def _comparison() -> list[str]:
     kept = json.loads(COMPARISON.read_text())
     (split,) = kept["metrics"]
     lines = [
-        f"`jobs/compare.py` on {kept['images']:,} images of {split}, {kept['date']}. Speed is from disk",
-        "to prediction, the median of three; CPU is all cores of one machine.",
+        f"`jobs/compare.py` on {kept['images']:,} images of {split}, {kept['date']}. Speed is from",
+        "disk to prediction, the median of three; CPU is all cores of one machine.",
         "",
         "| model | accuracy | AUC | file, MB | from | images/s | start, s | peak memory, GB |",
         "|---|---|---|---|---|---|---|---|",
