@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from visao_ray.core.errors import InputError
-from visao_ray.models.simple_cnn import NATIVE_SIZE, build_simple_cnn
+from visao_ray.core.settings import from_values
+from visao_ray.models.simple_cnn import NATIVE_SIZE, SimpleCnnSettings, build_simple_cnn
 
 
 @pytest.mark.parametrize(("architecture", "study"), [("cnn_a2", 1_034_881), ("cnn_b", 1_589_281)])
@@ -34,5 +35,8 @@ def test_smallest_size(architecture, least):
     assert len(model.losses) == {"cnn_a2": 7, "cnn_b": 8}[architecture]
     # Scaling is inside: pixels that are 255 times too bright would saturate the softmax.
     assert probability.max() < 0.9
-    with pytest.raises(InputError, match=f"image_size {least - 1} .* takes {least} or more"):
+    with pytest.raises(InputError, match=f"--image-size {least - 1} .* takes {least} or more"):
         build_simple_cnn(architecture, least - 1, classes=3)
+    given = {"family": "simple_cnn", "architecture": architecture, "image_size": least - 1}
+    with pytest.raises(InputError, match=f"--image-size {least - 1} "):  # before Ray starts
+        from_values(SimpleCnnSettings, {"dataset": "vazios", "data": "d", "out": "o", **given})

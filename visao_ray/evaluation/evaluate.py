@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from visao_ray.core import tables
@@ -373,7 +372,7 @@ def _mistakes(
 def _without_classes(examples: Examples) -> dict[str, Any]:
     """Return the evaluation of a model that only embeds, without its retrieval metrics."""
     splits = _texts(examples.splits)
-    groups = pc.coalesce(examples.groups.cast(pa.string()), examples.keys)
+    groups = examples.group_names
     counts = {}
     for split in SPLITS:
         rows = np.flatnonzero(splits == split)

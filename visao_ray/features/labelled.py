@@ -213,7 +213,7 @@ def _groups(examples: Examples) -> tuple[pa.Array, npt.NDArray[np.int32]]:
 
     An image without a group is a group of its own.
     """
-    encoded = pc.coalesce(_texts(examples.groups), examples.keys).dictionary_encode()
+    encoded = examples.group_names.dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     rank = np.empty(len(order), np.int32)
     rank[order.to_numpy()] = np.arange(len(order), dtype=np.int32)

@@ -26,7 +26,7 @@ from visao_ray.models.family import BatchSource, GradientFamily
 from visao_ray.models.normalization import FeatureStats
 from visao_ray.models.pools import standardised_pools
 from visao_ray.models.settings import EitherSettings, GradientSettings, Pool
-from visao_ray.models.simple_cnn import trunk
+from visao_ray.models.simple_cnn import check_size, trunk
 
 _NEAR = 1e-12  # squared distance below which a pair counts as coincident
 
@@ -61,6 +61,8 @@ class SiameseSettings(EitherSettings, GradientSettings):
             raise ValueError(
                 "--xla cannot compile --join concatenation with several workers; remove --xla"
             )
+        if self.image_size is not None and not self.takes_vectors:
+            check_size("cnn_b", self.image_size)
         return self
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from visao_ray.core.backend import import_keras
 from visao_ray.core.errors import InputError
@@ -71,6 +71,12 @@ class SimpleCnnSettings(PixelSettings, ClassifierSettings):
         "cnn_a2", description="layers: the study's CNN-A2 (150²) or CNN-B (224²)"
     )
     l2: float = Field(0.0, ge=0, description="L2 penalty on the weights of dense layers")
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> SimpleCnnSettings:
+        if self.image_size is not None:
+            check_size(self.architecture, self.image_size)
+        return self
 
 
 class SimpleCnn(Classifier[SimpleCnnSettings]):
@@ -143,12 +149,7 @@ def trunk(architecture: Architecture, pixels: Any, l2: float = 0.0) -> Any:
     """
     keras = import_keras()
 
-    size, least = pixels.shape[1], _least_size(architecture)
-    if size < least:
-        raise InputError(
-            f"image_size {size} is too small for {architecture}, which takes {least} or more "
-            f"(the study: {NATIVE_SIZE[architecture]})"
-        )
+    check_size(architecture, pixels.shape[1])
     x = keras.layers.Rescaling(1 / 255, name="scale")(pixels)
     for number, block in enumerate(_BLOCKS[architecture], start=1):
         x = keras.layers.Conv2D(
@@ -170,6 +171,24 @@ def trunk(architecture: Architecture, pixels: Any, l2: float = 0.0) -> Any:
 
 def _penalty(l2: float) -> Any:
     return import_keras().regularizers.L2(l2) if l2 else None
+
+
+def check_size(architecture: Architecture, image_size: int) -> None:
+    """Check that images are large enough for the layers.
+
+    Args:
+        architecture: Name of the network.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        InputError: They are too small.
+    """
+    least = _least_size(architecture)
+    if image_size < least:
+        raise InputError(
+            f"--image-size {image_size} is too small for {architecture}, which takes {least} or "
+            f"more (the study: {NATIVE_SIZE[architecture]})"
+        )
 
 
 def _least_size(architecture: Architecture) -> int:

@@ -324,11 +324,10 @@ def read_groups(snapshot: Snapshot, made: TableVersion) -> Iterator[tuple[str, s
     copies are always in one split.
     """
     examples = read_examples(snapshot, SPLITS[:1])
-    groups = examples.groups.to_pylist()
+    groups = examples.group_names.to_pylist()
     rows = made.read(["key", "content_id", "label"]).sort_by("key")
     places = np.searchsorted(examples.contents, as_bytes(rows["content_id"]))
     for key, label, place in zip(
         rows["key"].to_pylist(), rows["label"].to_pylist(), places.tolist(), strict=True
     ):
-        group = groups[place]
-        yield key, label, group if group is not None else examples.keys[place].as_py()
+        yield key, label, groups[place]

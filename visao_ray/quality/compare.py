@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
@@ -273,8 +272,7 @@ def compare_task(
     ]
     place = {name: index for index, name in enumerate(classes)}
     labels = np.array([place[name] for name in names_of_labels], np.int32)
-    named = pc.coalesce(rows.groups.dictionary_decode(), rows.keys)
-    groups = np.array(named.to_pylist(), object)
+    groups = np.array(rows.group_names.to_pylist(), object)
     positive = _positive(models[0])
     metrics = [
         classification_metrics(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 
 from visao_ray.core.errors import InputError
 from visao_ray.datasets.classes import class_numbers, find_classes
@@ -111,8 +110,7 @@ def read_rows(
         names,
         snapshot.store,
     )
-    groups = pc.coalesce(examples.groups.dictionary_decode(), examples.keys).dictionary_encode()
-    numbers = groups.indices.to_numpy().astype(np.int32)
+    numbers = examples.group_names.dictionary_encode().indices.to_numpy().astype(np.int32)
     labels = class_numbers(names, classes)
     return Rows(
         examples=examples,

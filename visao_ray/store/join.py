@@ -165,6 +165,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.contents)
 
+    @property
+    def group_names(self) -> pa.Array:
+        """Group of each image, string[N]; an image without a group is one of its own, its key."""
+        return pc.coalesce(self.groups.dictionary_decode(), self.keys)
+
     def take(self, rows: npt.NDArray[np.int64]) -> Examples:
         """Return these rows, int64[n] in ascending order."""
         chosen = pa.array(rows)
