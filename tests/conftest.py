@@ -218,8 +218,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RayCrashes(config))
 
 
+#: Files of the fault suite that one of two processes runs; the first group mostly waits, the second
+#: mostly computes and shares a cluster. Either process takes the other tests when it is free.
+FAULT_GROUPS = {
+    "waits": ("test_kills.py", "test_two_drivers.py", "test_growth.py"),
+    "computes": ("test_faults.py", "test_nodes.py", "test_submission.py"),
+}
+
+
+@pytest.hookimpl(trylast=True)  # when the tests of a cluster are marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, so that two processes end at about the same time."""
+    """Run files with slow tests first, and divide the fault suite between two processes."""
+    group_of = {file: group for group, files in FAULT_GROUPS.items() for file in files}
+    for item in items:
+        if item.get_closest_marker("faults") and item.path.name in group_of:
+            item.add_marker(pytest.mark.xdist_group(group_of[item.path.name]))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
