@@ -226,12 +226,11 @@ FAULT_GROUPS = {
 }
 
 
-@pytest.hookimpl(trylast=True)  # when the tests of a cluster are marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, and divide the fault suite between two processes."""
     group_of = {file: group for group, files in FAULT_GROUPS.items() for file in files}
     for item in items:
-        if item.get_closest_marker("faults") and item.path.name in group_of:
+        if item.path.name in group_of:
             item.add_marker(pytest.mark.xdist_group(group_of[item.path.name]))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
