@@ -226,6 +226,7 @@ FAULT_GROUPS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with slow tests first, and divide the fault suite between two processes."""
     group_of = {file: group for group, files in FAULT_GROUPS.items() for file in files}
