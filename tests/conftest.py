@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -226,13 +227,22 @@ FAULT_GROUPS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, and divide the fault suite between two processes."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide the fault suite by `FAULT_GROUPS`; `make test-faults` asks for `--dist loadscope`."""
+    from xdist.scheduler import LoadScopeScheduling
+
     group_of = {file: group for group, files in FAULT_GROUPS.items() for file in files}
-    for item in items:
-        if item.path.name in group_of:
-            item.add_marker(pytest.mark.xdist_group(group_of[item.path.name]))
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].rpartition("/")[2]
+            return group_of.get(file, nodeid)
+
+    return Groups(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first, so that two processes end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -40,11 +40,6 @@ def find_crash(since: float, root: Path | None = None) -> str | None:
     return None
 
 
-def _test(nodeid: str) -> str:
-    """Return the id of a test without the group that xdist adds to it."""
-    return nodeid.rpartition("@")[0] or nodeid
-
-
 class RayCrashes:
     """A pytest plugin that records failed tests with a crash of Ray, so that these can be repeated.
 
@@ -81,15 +76,14 @@ class RayCrashes:
         if not self._config.getoption("--crashed-alone"):
             return
         assert self._config.cache is not None
-        failed = {_test(name) for name in self._config.cache.get("cache/lastfailed", {})}
-        saved = self._config.cache.get(_CACHE_KEY, {})
-        crashed = {_test(name): line for name, line in saved.items()}
-        others = sorted(failed - set(crashed))
+        failed = self._config.cache.get("cache/lastfailed", {})
+        crashed = self._config.cache.get(_CACHE_KEY, {})
+        others = sorted(set(failed) - set(crashed))
         if others or not failed:
             raise pytest.UsageError(f"not for a crash of Ray, so not repeated: {', '.join(others)}")
         for name, line in crashed.items():
             print(f"repeated, because Ray itself crashed: {name} ({line})")
-        items[:] = [item for item in items if _test(item.nodeid) in failed]
+        items[:] = [item for item in items if item.nodeid in failed]
 
     def pytest_sessionfinish(self) -> None:
         """Save the tests with a crash for the next run; one of several processes saves nothing."""
