@@ -227,6 +227,7 @@ FAULT_GROUPS = {
 }
 
 
+@pytest.hookimpl(optionalhook=True)  # the tests also run without xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Divide the fault suite by `FAULT_GROUPS`; `make test-faults` asks for `--dist loadscope`."""
     from xdist.scheduler import LoadScopeScheduling
