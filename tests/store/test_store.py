@@ -90,6 +90,14 @@ def test_columns_about_the_picture_are_no_outputs():
     assert schemas.pictures(VECTORS) == []
 
 
+def test_copies_are_tables_beside_their_files(store, owner):
+    with store.writing(owner("copies")) as writer:
+        writer.ensure(store.copies("G1@0"), schemas.copies({"recipe": "G1"}))
+    store.location.join("copies/G1@0/vazio/a.jpg").write_bytes(b"")
+    assert list(store.tables()) == ["images", "copies/G1@0"]
+    assert schemas.description(store.copies("G1@0").latest().schema) == {"recipe": "G1"}
+
+
 def test_no_vectors_yet(store):
     with pytest.raises(InputError, match=r"has no vectors yet; jobs/extract\.py"):
         store.the_extractor(None)
