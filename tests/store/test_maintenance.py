@@ -1,9 +1,12 @@
 """Compaction, indexes and clean-up do not change rows."""
 
+import socket
 from datetime import timedelta
 
 from lance_tables import append_groups, files_of
 
+from visao_ray.core.lease import Lease, Owner
+from visao_ray.core.storage import locate
 from visao_ray.store import maintenance, schemas, table
 from visao_ray.store.store import create_or_open
 from visao_ray.store.table import TableVersion
@@ -81,6 +84,31 @@ def test_clean_up_keeps_young_and_tagged_versions(groups):
     assert at.count() == 41
     data = [name for name in files_of(at.uri) if name.startswith("data/")]
     assert len(data) == 2
+
+
+def test_the_work_of_killed_runs_is_removed(place):
+    """Of a process that has ended; on S3 of one that was silent for long. Results stay."""
+    runs = locate(place).join("runs")
+    dead = Owner(socket.gethostname(), 2**22 + 1, "extract", "dead")
+    for name in ("killed", "alive", "finished"):
+        for file in ("work/listing", "log/driver.log"):
+            runs.join(name, file).write_bytes(b"x" * 100)
+    alive = Lease(runs.join("alive/lease"), Owner.here("extract", "alive"))
+    killed = Lease(runs.join("killed/lease"), dead)
+    with alive:
+        killed.__enter__()  # and never released
+        count = maintenance.remove_abandoned(runs)
+        assert not runs.join("finished/work").exists()
+        assert runs.join("alive/work/listing").exists()
+        assert runs.join("killed/log/driver.log").exists()
+        if runs.is_local:
+            assert count == 2
+        else:
+            assert count == 1
+            assert runs.join("killed/work").exists()
+            assert maintenance.remove_abandoned(runs, timedelta(0)) == 2
+        assert not runs.join("killed/work").exists()
+    killed.__exit__(None, None, None)
 
 
 def test_all_tables_of_a_store(place, description, owner, ray_cluster):

@@ -46,6 +46,7 @@ _RELEASES = 3  # attempts to release a lease
 _POLLS = 20  # reads of a lease during its time to live
 _DEAD_SHARE = 1 / 3  # of the time to live, if the holder is known to have lost another lease
 _POLL_S = 1.0  # the longest time between two reads
+_FORMAT = "%Y-%m-%d %H:%M:%S UTC"  # of times in UTC
 _OUTAGE_S = 300.0  # about as long as Lance retries one request
 
 #: Condition of a put: that the object does not exist, or that it has this ETag.
@@ -112,6 +113,11 @@ class Holder:
     owner: Owner
     since: str
     seen: str
+
+    @property
+    def silence(self) -> timedelta:
+        """Time since the last heartbeat, by the clock of this host."""
+        return datetime.now(UTC) - datetime.strptime(self.seen, _FORMAT).replace(tzinfo=UTC)
 
 
 class _Lock(Protocol):
@@ -571,4 +577,4 @@ def _now() -> str:
 
 
 def _text(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    return moment.strftime(_FORMAT)

@@ -12,10 +12,12 @@ from datetime import timedelta
 
 from lance.optimize import Compaction, CompactionOptions
 
-from visao_ray.core.lease import LeaseLost
+from visao_ray.core.lease import LeaseLost, read_holder
+from visao_ray.core.storage import Location
 from visao_ray.store.table import TableVersion, conflict_as_lease_lost
 
 KEEP = timedelta(days=14)
+ABANDONED = timedelta(days=1)
 
 #: Pairs (rows, number): fragments with fewer rows are merged as soon as there are that many of
 #: them. With the large size alone, every sixteen small fragments would cause a rewrite of up to
@@ -38,6 +40,33 @@ class Cleaned:
     bytes: int
     versions: int
     files: int
+
+
+def remove_abandoned(runs: Location, age: timedelta = ABANDONED) -> int:
+    """Remove the work folders of runs below a store that were killed and never repeated.
+
+    A run without `--out` gets a new folder, so nobody would remove the work of a killed one. Its
+    result, log and other files stay.
+
+    Args:
+        runs: folder of the runs.
+        age: time without a heartbeat after which a run counts as dead; in S3. On a local disk its
+            process must have ended.
+
+    Returns:
+        The number of removed folders.
+    """
+    removed = 0
+    for entry in runs.children():
+        work = runs.join(entry.name, "work")
+        if not entry.is_folder or not work.exists():
+            continue
+        holder = read_holder(runs.join(entry.name, "lease"))
+        if holder is not None and (runs.is_local or holder.silence < age):
+            continue
+        work.delete()
+        removed += 1
+    return removed
 
 
 def compact(at: TableVersion, at_least: int | None = None) -> TableVersion:

@@ -370,7 +370,8 @@ class Writer:
     def maintain(self, keep: timedelta = KEEP, at_least: int | None = None) -> dict[str, Cleaned]:
         """Compact and index every table, then remove old versions and unused files; in tasks.
 
-        No uncommitted fragments may exist, because they would be removed.
+        Also removes the work folders of killed runs below the store. No uncommitted fragments may
+        exist, because they would be removed.
 
         Args:
             keep: age from which on versions without a tag are removed.
@@ -394,4 +395,5 @@ class Writer:
             columns = _INDEXED.get(name, () if name == "verdicts" else _RESULTS_INDEXED)
             after, cleaned[name] = ray.get(task.remote(self.version(found), columns))
             self.moved(found, after)
+        maintenance.remove_abandoned(self.store.location.join("runs"))
         return cleaned
