@@ -254,6 +254,7 @@ def test_wrong_input(made, tmp_path, ray_cluster):
     assert files_of(tmp_path / "mine") == {"a.jpg": b""}
 
 
+@pytest.mark.faults
 def test_killed_it_goes_on(made, tmp_path):
     """Killed after some files are written; again, it ends like one that was not disturbed."""
     old, _ = made
