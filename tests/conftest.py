@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record failed tests that met a crash of Ray."""
+    """Record failed tests that met a crash of Ray; draw the seed of kills for all processes."""
+    os.environ.setdefault("KILLS_SEED", str(time.time_ns() % 1_000_000))
     config.pluginmanager.register(RayCrashes(config))
 
 
@@ -250,4 +252,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_report_header() -> str:
     data = SHARED if SHARED.exists() else "none"
-    return f"real data: {data}; S3 server: {program() or 'none'}"
+    seed = os.environ["KILLS_SEED"]
+    return f"real data: {data}; S3 server: {program() or 'none'}; KILLS_SEED={seed}"
