@@ -84,6 +84,9 @@ def keep(result: Path, place: Path, note: str) -> None:
         "metrics": metrics,
         "seconds": sum(content["timings"].values()),
     }
+    if content["job"] == "augment":
+        kept["counts"] = {name: content["counts"][name] for name in ("images", "copies")}
+        kept["by_label"] = content["counts"]["by_label"]
     if content["job"] == "compare":
         kept["models"] = content["details"]["models"]
         kept["pairs"] = content["details"]["pairs"]
@@ -131,6 +134,10 @@ def _part(text: str, pattern: str) -> str:
 
 
 def _figures(kept: dict[str, Any]) -> str:
+    if kept["job"] == "augment":
+        each = ", ".join(f"{one['copies']:,} {label}" for label, one in kept["by_label"].items())
+        counts = kept["counts"]
+        return f"{counts['copies']:,} copies ({each}) of {counts['images']:,} train images"
     split = "test" if kept["metrics"].get("test") else "val"
     metrics = kept["metrics"][split]
     parts = [

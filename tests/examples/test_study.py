@@ -43,7 +43,9 @@ def test_settings(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_comments(file: Path) -> None:
     comment = file.read_text().split("\n\n")[0]
     assert comment.startswith(("# Row", "# The baseline"))
-    for part in ("# The study reported: ", "# Different here: ", "# Not measured "):
+    measured = (file.parent / "results" / f"{file.stem}.json").exists()
+    last = "# Measured: docs/study.md." if measured else "# Not measured with visao_ray."
+    for part in ("# The study reported: ", "# Different here: ", last):
         assert f"\n{part}" in comment
     assert "/work" not in comment
     assert "shared" not in comment
