@@ -1,7 +1,7 @@
 """Write docs/study.md: the rows of the 2019 study beside what was measured here.
 
     python examples/study/page.py record examples/study/02c-chest.toml OUT/result.json [--note TEXT]
-    python examples/study/page.py compare COMPARE/result.json
+    python examples/study/page.py compare COMPARE/result.json [--note TEXT]
     python examples/study/page.py
 
 The first command keeps the figures of a run in examples/study/results/, the second those of a
@@ -55,11 +55,12 @@ def main() -> None:
     record.add_argument("--note", default="", help="what differs from the settings file")
     compare = verbs.add_parser("compare", help="keep the figures of a comparison of models")
     compare.add_argument("result", type=Path)
+    compare.add_argument("--note", default="", help="what the models are")
     given = parser.parse_args()
     if given.verb == "record":
         keep(given.result, RESULTS / f"{given.settings.stem}.json", given.note)
     elif given.verb == "compare":
-        keep(given.result, COMPARISON, "")
+        keep(given.result, COMPARISON, given.note)
     PAGE.write_text(page())
 
 
@@ -88,7 +89,10 @@ def keep(result: Path, place: Path, note: str) -> None:
         kept["counts"] = {name: content["counts"][name] for name in ("images", "copies")}
         kept["by_label"] = content["counts"]["by_label"]
     if content["job"] == "compare":
-        kept["models"] = content["details"]["models"]
+        kept["models"] = {
+            name: {key: model[key] for key in ("file_bytes", "metrics", "timings")}
+            for name, model in content["details"]["models"].items()
+        }
         kept["pairs"] = content["details"]["pairs"]
         kept["images"] = content["counts"]["images"]
     place.parent.mkdir(exist_ok=True)
@@ -163,7 +167,8 @@ def _comparison() -> list[str]:
     (split,) = kept["metrics"]
     lines = [
         f"`jobs/compare.py` on {kept['images']:,} images of {split}, {kept['date']}. Speed is from",
-        "disk to prediction, the median of three; CPU is all cores of one machine.",
+        "disk to prediction, the median of three; CPU is both cores of one machine. Val chose the",
+        f"epochs, so its figures are slightly too good. {kept['note']}",
         "",
         "| model | accuracy | AUC | file, MB | from | images/s | start, s | peak memory, GB |",
         "|---|---|---|---|---|---|---|---|",
