@@ -227,3 +227,6 @@ def test_the_headline_names_what_is_more_than_chance():
     assert "+8.0 (+1.0 to +15.0)" in text
     assert "3 more are left out" in text
     assert "no difference in accuracy is larger than chance" in shown(pair(-0.01, 0.15))
+    three = shown(pair(0.01, 0.15), {**pair(0.01, 0.15), "p_holm": 0.06}, pair(-0.01, 0.15))
+    assert "2 of 3 pairs of models differ in accuracy" in three
+    assert "chance (1 after correction for 3 pairs)" in three

@@ -12,6 +12,7 @@ from visao_ray.reports import formats
 from visao_ray.reports.pictures import data_uri, read_pictures
 from visao_ray.reports.report import render
 
+_LEVEL = 0.05  # of a probability that is called small
 #: Metrics of the table, if the models have them; the one that is compared comes first.
 _SHOWN = ("accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss")
 
@@ -117,10 +118,14 @@ def headline(page: ComparePage) -> str:
             "than chance."
         )
     of = len(page.compared["pairs"])
+    corrected = ""
+    if of > 1 and page.compared["metric"] == "accuracy":  # which McNemar's test is about
+        count = sum(pair["p_holm"] < _LEVEL for pair in certain)
+        corrected = f" ({count} after correction for {of} pairs)"
     who = "the two models" if of == 1 else f"{len(certain)} of {of} pairs of models"
     return (
         f"On {page.images:,} images of {page.split}, {who} differ in {page.metric} by more than "
-        "chance."
+        f"chance{corrected}."
     )
 
 
