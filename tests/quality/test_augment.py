@@ -151,9 +151,12 @@ def test_the_second_time_nothing_is_made(made, tmp_path, ray_cluster):
 def test_grown_decided_and_undone_is_as_made_at_once(made, tmp_path, ray_cluster):
     """New images, a relabelled and a dropped one, a lost and a damaged file; then all undone."""
     old, _ = made
-    store = make(tmp_path / "grown", range(40))
+    store = make(tmp_path / "grown", range(30))
+    assert augment(store)["counts"]["new"] == 81
+    make_store(store, VAZIOS, rows_below(tmp_path / "grown/images", range(30, 40)))
+    counts = augment(store)["counts"]
+    assert (counts["known"], counts["new"], counts["removed"]) == (81, 27, 0)
     assert files_of(old / "copies/G1@0") != {}
-    augment(store)
     assert sorted(map(os.path.basename, files_of(store / "copies/G1@0"))) == sorted(
         map(os.path.basename, files_of(old / "copies/G1@0"))
     )

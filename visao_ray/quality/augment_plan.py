@@ -24,6 +24,7 @@ from visao_ray.datasets.spec import SPLITS
 from visao_ray.store import table
 from visao_ray.store.join import Snapshot, read_examples
 from visao_ray.store.proof import Contents, as_bytes
+from visao_ray.store.rows import places_of
 from visao_ray.store.table import Table, TableVersion, write_fragments
 
 _PREFIX = 16  # bytes of a content's digest in the name of its copies: enough to be unique
@@ -297,11 +298,11 @@ def _values_at(
     keys: Identifiers, values: npt.NDArray[np.int64], wanted: Identifiers
 ) -> npt.NDArray[np.int64]:
     """Return the value of each wanted key; -1 if it is not among the keys."""
-    if not len(keys):
-        return np.full(len(wanted), -1, np.int64)
     order = np.argsort(keys)
-    places = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-    return np.where(keys[order][places] == wanted, values[order][places], -1)
+    places = places_of(wanted, keys[order])
+    found = np.full(len(wanted), -1, np.int64)
+    found[places >= 0] = values[order][places[places >= 0]]
+    return found
 
 
 def _repeats(keys: Identifiers) -> npt.NDArray[np.bool_]:
