@@ -192,22 +192,24 @@ def plan_copies(
     _delete(strangers)
 
     missing = ~np.isin(wanted, rows[good])
-    places = np.flatnonzero(np.bincount(image[missing], minlength=len(examples)))
+    lacking = np.bincount(image[missing], minlength=len(examples))
+    places = np.flatnonzero(lacking)
+    begins = np.concatenate([[0], np.cumsum(lacking[places])])  # of the views of each place
+    missing_views = view[missing]
+    digests = _digests(examples.contents)
     target = Table(locate(listing))
     target.create(LISTING)
     fragments: list[str] = []
     for start in range(0, len(places), _CHUNK):
         chosen = places[start : start + _CHUNK]
-        part = missing & (image >= chosen[0]) & (image <= chosen[-1])
-        ends = np.cumsum(np.bincount(image[part], minlength=len(examples))[chosen])
-        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-        views = pa.ListArray.from_arrays(offsets, pa.array(view[part], pa.int16()))
-        digests = [bytes(one) for one in _digests(examples.contents)[chosen]]
+        bounds = begins[start : start + len(chosen) + 1]
+        offsets = pa.array(bounds - bounds[0], pa.int32())
+        part = pa.array(missing_views[bounds[0] : bounds[-1]], pa.int16())
         columns = [
-            pa.array(digests, pa.binary(32)),
+            pa.array([bytes(one) for one in digests[chosen]], pa.binary(32)),
             examples.keys.take(pa.array(chosen)),
             pa.array([names[label] for label in labels[chosen]], pa.string()),
-            views,
+            pa.ListArray.from_arrays(offsets, part),
         ]
         fragments += write_fragments(listing, LISTING, pa.table(columns, schema=LISTING))
     sums = np.bincount(labels, per_image, len(names)).astype(int).tolist()
