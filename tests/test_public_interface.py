@@ -32,6 +32,7 @@ PUBLIC = [
     "pipeline",
     "predict",
     "render",
+    "search",
     "submit",
     "sweep",
     "train",

@@ -58,6 +58,11 @@ def predict(**settings: Any) -> Result:
     return _run("predict", settings)
 
 
+def search(**settings: Any) -> Result:
+    """Build or query an index of similar images, or evaluate it: action="build", and so on."""
+    return _run("search", settings)
+
+
 def audit(**settings: Any) -> Result:
     """Check a store for leaks, duplicates, conflicts, outliers and shifts."""
     return _run("audit", settings)

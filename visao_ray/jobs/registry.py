@@ -23,6 +23,7 @@ from visao_ray.quality.settings import (
     CompareSettings,
     VerdictsSettings,
 )
+from visao_ray.search.settings import SearchSettings
 from visao_ray.store.settings import ExportSettings, StoreToolSettings
 from visao_ray.synthetic.settings import RenderSettings
 from visao_ray.tuning.settings import SweepSettings
@@ -62,17 +63,18 @@ JOBS = {
     for job in (
         Job(PipelineSettings, "visao_ray.jobs.pipeline:run_pipeline"),
         Job(RenderSettings, "visao_ray.synthetic.job:render_scans"),
-        Job(ExtractSettings, "visao_ray.features.extract:extract_images"),
-        Job(ManifestSettings, "visao_ray.features.manifest:make_manifest"),
+        Job(ExtractSettings, "visao_ray.jobs.indexed:extract_images"),
+        Job(ManifestSettings, "visao_ray.jobs.indexed:make_manifest"),
         Job(SweepSettings, "visao_ray.tuning.multi_dataset:sweep_all"),
         Job(TrainSettings, "visao_ray.training.train:train_model"),
         Job(EvaluateSettings, "visao_ray.evaluation.evaluate:evaluate_model"),
-        Job(PredictSettings, "visao_ray.jobs.predict:predict_images"),
+        Job(PredictSettings, "visao_ray.jobs.indexed:predict_images"),
+        Job(SearchSettings, "visao_ray.search.job:search_store"),
         Job(AuditSettings, "visao_ray.quality.audit:audit_store"),
         Job(CleanSettings, "visao_ray.quality.clean:find_label_issues"),
         Job(AugmentSettings, "visao_ray.quality.augment:augment_images"),
         Job(CompareSettings, "visao_ray.quality.compare:compare_models"),
-        Job(VerdictsSettings, "visao_ray.quality.verdicts:record_verdicts"),
+        Job(VerdictsSettings, "visao_ray.jobs.indexed:record_verdicts"),
         Job(StoreToolSettings, "visao_ray.store.operate:operate_store"),
         Job(ExportSettings, "visao_ray.store.export:export_table"),
     )

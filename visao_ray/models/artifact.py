@@ -36,7 +36,7 @@ class ModelMetadata:
 
     Attributes:
         dataset: Dataset that the model was trained on.
-        family: head, simple_cnn, transfer, siamese, autoencoder or svm.
+        family: head, simple_cnn, transfer, siamese, projection, autoencoder or svm.
         classes: Class names in the order of the probabilities; () if the model gives no
             probabilities (autoencoder).
         takes: `images`, uint8 RGB [N, S, S, 3] in 0-255, or `features`, {"avg", "max"} of

@@ -21,14 +21,12 @@ from visao_ray.core import tables
 from visao_ray.core.errors import InputError
 from visao_ray.core.resources import current_cluster
 from visao_ray.core.run import Run
-from visao_ray.core.settings import CommandSettings, from_values
 from visao_ray.core.storage import Location, locate
 from visao_ray.core.waiting import Waiting
 from visao_ray.images.decode import decode
 from visao_ray.inference.engines.base import EngineFactory
 from visao_ray.inference.engines.keras import KerasModel
-from visao_ray.inference.engines.registry import ENGINES
-from visao_ray.inference.settings import ExtractOptions
+from visao_ray.inference.network import find_network
 from visao_ray.models import artifact
 from visao_ray.store import schemas
 from visao_ray.store.join import Snapshot, read_examples
@@ -78,10 +76,6 @@ class Sample:
     contents: Contents
 
 
-class _Network(ExtractOptions, CommandSettings):
-    """The settings by which an engine is found; the environment is not read."""
-
-
 def choose_sample(snapshot: Snapshot, split: str, images: int) -> Sample:
     """Choose labelled images of a split, evenly spaced in the order of contents. For a task."""
     examples = read_examples(snapshot, (split,))
@@ -121,25 +115,13 @@ def _find_network(
     made = model.model_metadata.features
     if model.model_metadata.takes == "images":
         return None
-    names = ("engine", "preprocessing", "image_size", "resize")
-    known = {name: made[name] for name in names if made.get(name) is not None}
-    reasons = []
-    for uri in weights:
-        own = {} if uri.endswith(".keras") else {"backbone": made.get("backbone")}
-        try:
-            given = {"weights": uri, "batch_size": batch_size, **known, **own}
-            options = from_values(_Network, given)
-            factory, _ = ENGINES[options.engine].resolve(options, seed, work)
-        except InputError as error:
-            reasons.append(str(error))
-            continue
-        if factory.metadata.get("weights_digest") == made.get("weights_digest"):
-            return factory
-        reasons.append(f"--weights {uri} are others")
-    raise InputError(
-        f"--timings: {model.name} takes vectors of {made.get('backbone')} with the weights "
-        f"{made.get('weights')}, which are needed to measure it from files: {'; '.join(reasons)}"
-    )
+    try:
+        return find_network(made, weights, batch_size, seed, work)
+    except InputError as error:
+        raise InputError(
+            f"--timings: {model.name} takes vectors of {made.get('backbone')} with the weights "
+            f"{made.get('weights')}, which are needed to measure it from files: {error}"
+        ) from error
 
 
 def measure_all(

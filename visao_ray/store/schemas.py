@@ -132,6 +132,36 @@ def copies(description: Mapping[str, Any]) -> pa.Schema:
     return _schema("copies", _COPY, description=description)
 
 
+#: Columns of a search index beside the vector: what search shows and filters by.
+INDEX_COLUMNS = (
+    ("key", pa.string()),
+    ("label", pa.string()),
+    ("group", pa.string()),
+    ("split", pa.string()),
+    ("chapter", pa.string()),
+    ("batch", pa.string()),
+    ("first_seen", TIME),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("mode", pa.string()),
+    ("bytes", pa.int64()),
+)
+
+
+def index(width: int, description: Mapping[str, Any]) -> pa.Schema:
+    """Build the schema of a search index: one row per content, with one of its files.
+
+    Args:
+        width: number of values of a vector.
+        description: where the vectors come from.
+
+    Returns:
+        The schema; `vector` is float32[width].
+    """
+    fields = [("content_id", CONTENT_ID), ("vector", pa.list_(pa.float32(), width))]
+    return _schema("index", [*fields, *INDEX_COLUMNS], "content_id", description)
+
+
 def results(
     outputs: Mapping[str, int], description: Mapping[str, Any], pictures: bool = False
 ) -> pa.Schema:

@@ -7,6 +7,7 @@
     STORE/vectors/EXTRACTOR/RECIPE.lance     one row per content and view
     STORE/predictions/MODEL.lance            one row per content
     STORE/copies/NAME.lance                  one row per augmented copy
+    STORE/indexes/NAME.lance                 one row per content: a vector, columns to filter by
     STORE/lease                              the current writer
 
 Any process may read a version at any time. Writers take the store's lease: see `Store.writing`.
@@ -157,6 +158,14 @@ class Store:
         """Return the table of the augmented copies of a name; the table may not exist yet."""
         return self._table("copies", name)
 
+    def index(self, name: str) -> Table:
+        """Return the search index of a name; the table may not exist yet."""
+        return self._table("indexes", name)
+
+    def indexes(self) -> list[str]:
+        """Return the names of the search indexes."""
+        return [name.removesuffix(_SUFFIX) for name in self._below("indexes")]
+
     def extractors(self) -> dict[str, list[str]]:
         """Return the extractors that have vectors, with the recipes of each."""
         found = {}
@@ -209,6 +218,8 @@ class Store:
                 found[f"vectors/{extractor}/{recipe}"] = self.vectors(extractor, recipe)
         for model in self.models():
             found[f"predictions/{model}"] = self.predictions(model)
+        for name in self.indexes():
+            found[f"indexes/{name}"] = self.index(name)
         for entry in self._below("copies"):
             if entry.endswith(_SUFFIX):
                 name = entry.removesuffix(_SUFFIX)
