@@ -52,12 +52,12 @@ demo: $(VENV)/.run
 	@echo "look at $(DEMO)/report.html (the model) and $(DEMO)/day/day.html (the new scans)"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not faults and not long"
 
 # In two processes: one has the tests that mostly wait (for nodes, leases, commits), the other those
 # that mostly compute. Each has its own clusters; see `FAULT_GROUPS` in tests/conftest.py.
 test-faults: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m faults $(FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "faults or long" $(FLAGS)
 
 # The tests of modules that are pure functions; `[tool.coverage]` names the modules.
 PURE := tests/datasets/test_splits.py tests/datasets/test_decisions.py tests/evaluation/test_metric.py \

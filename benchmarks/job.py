@@ -16,7 +16,9 @@ from visao_ray.core.storage import locate
 
 REPOSITORY = Path(__file__).parents[1]
 
-_PAUSE_S = 0.5  # between two measurements of the memory of all processes
+_PAUSE_S = 0.5  # at least, between two measurements of the memory of all processes
+#: A measurement takes the kernel as long as the processes are large; it must not take their CPU.
+_SHARE = 1 / 50
 _DRIVER_PAUSE_S = 0.05
 
 
@@ -72,13 +74,15 @@ def run_job(
         stdout=sys.stderr,
     )
     driver = total = 0.0
-    measured = 0.0
+    next_measurement = 0.0
     while process.poll() is None:
         # Not ru_maxrss: it starts at the memory of the parent process.
         driver = max(driver, _megabytes(Path(f"/proc/{process.pid}/status"), "VmHWM"))
-        if time.monotonic() - measured >= _PAUSE_S:
+        start = time.monotonic()
+        if start >= next_measurement:
             total = max(total, sum(map(_memory, _descendants(process.pid))))
-            measured = time.monotonic()
+            end = time.monotonic()
+            next_measurement = end + max(_PAUSE_S, (end - start) / _SHARE)
         time.sleep(_DRIVER_PAUSE_S)
     seconds = time.perf_counter() - begun
     if process.returncode:

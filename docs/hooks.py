@@ -91,15 +91,22 @@ def _all_flags() -> Iterator[str]:
     for verb, job in JOBS.items():
         settings = job.settings.variant((), {})  # of all families, where a job has several
         yield from (f"## {verb}", "", *_description(verb, settings), "")
-        yield from ("| flag | takes | default | |", "|---|---|---|---|")
-        for name, field in settings.model_fields.items():
-            flag = flag_of(settings, name)
-            default = "required" if field.is_required() else _code(field.default)
-            kind = _kind(field.annotation)
-            yield f"| `{flag}` | {kind} | {default} | {_cell(field.description or '')} |"
-        yield ""
+        yield from _flags_of(settings)
+        for action, its_settings in settings.by_action().items():
+            yield from (f"### {verb} {action}", "", *_description(verb, its_settings), "")
+            yield from _flags_of(its_settings)
     usage = submission.parser(f"visao-ray {submission.VERB}").format_help()
     yield from (f"## {submission.VERB}", "", "```", usage, "```")
+
+
+def _flags_of(settings: type[CommandSettings]) -> Iterator[str]:
+    yield from ("| flag | takes | default | |", "|---|---|---|---|")
+    for name, field in settings.model_fields.items():
+        flag = flag_of(settings, name)
+        default = "required" if field.is_required() else _code(field.default)
+        kind = _kind(field.annotation)
+        yield f"| `{flag}` | {kind} | {default} | {_cell(field.description or '')} |"
+    yield ""
 
 
 def _description(verb: str, settings: type[CommandSettings]) -> Iterator[str]:
@@ -148,6 +155,7 @@ def _tables() -> dict[str, pa.Schema]:
         "vectors/EXTRACTOR/RECIPE": schemas.results({"avg": 1, "max": 1}, {}, pictures=True),
         "predictions/MODEL": schemas.results({"probability": 1, "embedding": 1}, {}),
         "copies/NAME": schemas.copies({}),
+        "indexes/NAME": schemas.index(1, {}),
         "predictions": tables.predictions(["one"]),
         "embeddings": tables.embeddings(1),
         "truth": TRUTH,

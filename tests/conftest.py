@@ -86,6 +86,8 @@ def join_ray() -> None:
             patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
             for name, value in own_ray_variables().items():
                 patch.setenv(name, value)
+            # By default, Ray ends idle workers after a second; kept ones have TensorFlow already.
+            patch.setenv("RAY_idle_worker_killing_time_threshold_ms", "60000")
             ray.init(
                 num_cpus=2,
                 include_dashboard=False,

@@ -9,9 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
-#: Without the address, `ray.init()` would connect to a cluster that happens to run on this machine.
-#: By default, Ray ends idle workers after a second; kept ones have imported TensorFlow already.
-OWN_RAY = {"RAY_ADDRESS": "local", "RAY_idle_worker_killing_time_threshold_ms": "60000"}
+#: Without it `ray.init()` would connect to a cluster that happens to run on this machine.
+OWN_RAY = {"RAY_ADDRESS": "local"}
 
 #: Jobs and their workers import the library of this checkout, and the plugins of the tests.
 IMPORTS = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

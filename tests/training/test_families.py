@@ -24,12 +24,15 @@ BROKEN = "vazio/broken.jpg"
 READS = "simple_cnn-1"  # the case that reads the dataset; other cases use its store
 GIVEN_HEAD = "transfer-1 with a head"  # which is trained; only fine-tuning runs
 
+LONG = (GIVEN_HEAD, "projection-1")  # much like transfer-1 and siamese-1
+
 #: Family and workers: its inputs, whether it gives probabilities and embeddings, its settings.
 CASES = {
     "simple_cnn-1": ("pixels", True, False, {"image_size": 80, "augment": "G1", "epochs": 2}),
     "head-1": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "class_weight": "balanced"}),
     "transfer-1": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
     GIVEN_HEAD: ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
+    "projection-1": ("vectors", False, True, {"embedding": 8, "units": 16, "epochs": 2}),
     "siamese-1": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
     "autoencoder-1": ("pixels", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
     "svm-1": ("pixels", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),
@@ -101,7 +104,9 @@ def by_key(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] * (case in LONG)) for case in CASES]
+)
 def test_a_family(case, trained, store, dataset):
     out, result = trained(case)
     takes, classifies, embeds, how = CASES[case]

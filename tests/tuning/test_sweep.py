@@ -477,6 +477,7 @@ execute(settings, lambda chosen, run: search(chosen, run, heads))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_datasets_side_by_side(chest, tmp_path, same_ray):
     """One command, one cluster, one report; each dataset has the same results as alone."""
     cargo = gauss(tmp_path / "ncm", "ncm", tuple(map(str, range(2200, 2208))), per_class=20)

@@ -83,6 +83,11 @@ class CommandSettings(BaseSettings):
         return cls
 
     @classmethod
+    def by_action(cls) -> dict[str, type[CommandSettings]]:
+        """Return the class of each action of the command; {} if it has no actions."""
+        return {}
+
+    @classmethod
     def foreign(cls, name: str) -> str | None:
         """Explain why a setting is not part of this class, if it belongs to another variant."""
         return None

@@ -14,6 +14,7 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -145,8 +146,11 @@ class Location:
         """Read the whole file; raises OSError with the file system's reason."""
 
         def read() -> bytes:
-            with self.filesystem.open_input_stream(self.path) as stream:
-                return bytes(stream.read())
+            if self.is_local:  # three times as fast as through Arrow
+                return Path(self.path).read_bytes()
+            # Its size is known, so that it is read by one request; a stream is read in parts.
+            with self.filesystem.open_input_file(self.path) as file:
+                return bytes(file.read())
 
         return with_retries(read)
 

@@ -25,7 +25,7 @@ from visao_ray.datasets.spec import Dataset
 from visao_ray.search.spaces import Space
 from visao_ray.store import schemas, table
 from visao_ray.store.join import Snapshot, read_examples
-from visao_ray.store.proof import Contents, as_bytes
+from visao_ray.store.proof import Contents, as_bytes, as_column
 from visao_ray.store.rows import find_rows, places_of, read_rows
 from visao_ray.store.store import Writer
 from visao_ray.store.table import TableVersion
@@ -35,16 +35,33 @@ VECTOR = "vector"
 _UNIT_BYTES = 64 * 1024**2  # of the vectors that a task writes as one file
 _LEAST_ROWS, _MOST_ROWS = 4096, 65_536
 _IN_FLIGHT = 4  # tasks at once
-#: Below so many rows Lance compares all of them, which takes milliseconds and is exact.
-_INDEXED_FROM = 20_000
-_PARTITION_ROWS = 4096
 _COLUMNS = [name for name, _ in schemas.INDEX_COLUMNS]
 #: Columns with few values, and columns that are searched by value or range.
 _BITMAPS = ("label", "split", "chapter", "batch")
 _TREES = ("content_id", "key", "group", "first_seen")
-_TRAINED = "visao_ray.trained_rows"
 _INDEX = f"{VECTOR}_idx"
-_MOST_PARTS = 8
+#: Facts about the index of the vectors, in the configuration of its table.
+_TRAINED, _PARTITIONS = "visao_ray.trained_rows", "visao_ray.partitions"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """When vectors are indexed, and how.
+
+    Attributes:
+        indexed_from: number of rows from which on there is an index. Fewer are all compared, which
+            takes milliseconds and is exact.
+        partition_rows: rows of a partition, on average.
+        most_parts: number of parts, one per update, from which on they are merged. Every part is
+            searched.
+    """
+
+    indexed_from: int = 20_000
+    partition_rows: int = 4096
+    most_parts: int = 8
+
+
+SIZES = Sizes()
 
 
 @dataclass(frozen=True)
@@ -70,13 +87,14 @@ def index_name(space: Space) -> str:
     return name if space.table.startswith("predictions/") else f"{name}-{space.name}"
 
 
-def update_index(run: Run[Any], writer: Writer, space: Space) -> Updated:
+def update_index(run: Run[Any], writer: Writer, space: Space, sizes: Sizes = SIZES) -> Updated:
     """Create the index of a space, or bring it to the newest versions of the store.
 
     Args:
         run: the run of any job.
         writer: writer of the store.
         space: a space without components.
+        sizes: when vectors are indexed, and how.
 
     Returns:
         What changed.
@@ -94,7 +112,7 @@ def update_index(run: Run[Any], writer: Writer, space: Space) -> Updated:
     with Waiting(run.say):
         for fragments in _written(source, at, [wanted], new):
             writer.append(place, fragments)
-    writer.moved(place, remotely(_index, writer.version(place)))
+    writer.moved(place, remotely(_index, writer.version(place), sizes))
     return Updated(writer.version(place).count(), len(new), *counts)
 
 
@@ -149,7 +167,7 @@ def _wanted(source: _Source) -> pa.Table:
     chapters = pc.utf8_slice_codeunits(labels, 0, digits) if digits else pa.nulls(len(labels))
     found = {
         **{name: images[name] for name in columns},
-        "content_id": pa.array(examples.contents.astype(object), schemas.CONTENT_ID),
+        "content_id": as_column(examples.contents),
         "label": labels,
         "group": examples.group_names,
         "split": examples.splits.dictionary_decode(),
@@ -251,16 +269,12 @@ def _read(
     )
 
 
-def trained_partitions(dataset: Any) -> int:
-    """Return the number of parts of the index of the vectors; 1 without an index."""
-    return _partitions(int(dataset.config().get(_TRAINED, 0)))
+def count_partitions(dataset: Any) -> int:
+    """Return the number of partitions of the index of the vectors; 1 without an index."""
+    return int(dataset.config().get(_PARTITIONS, 1))
 
 
-def _partitions(rows: int) -> int:
-    return max(1, rows // _PARTITION_ROWS)
-
-
-def _index(at: TableVersion) -> TableVersion:
+def _index(at: TableVersion, sizes: Sizes) -> TableVersion:
     """Create what is missing of the indexes, and add new rows to the others. For a task."""
     dataset = at.open()
     rows = dataset.count_rows()
@@ -274,19 +288,14 @@ def _index(at: TableVersion) -> TableVersion:
         if f"{column}_idx" not in existing:
             dataset.create_scalar_index(column, "BTREE")
     trained = int(dataset.config().get(_TRAINED, 0))
-    if rows >= _INDEXED_FROM and rows >= 2 * trained:
+    if rows >= sizes.indexed_from and rows >= 2 * trained:
+        partitions = max(1, rows // sizes.partition_rows)
         dataset = dataset.create_index(
-            VECTOR,
-            "IVF_RQ",
-            name=_INDEX,
-            metric="l2",
-            replace=True,
-            num_partitions=_partitions(rows),
+            VECTOR, "IVF_RQ", name=_INDEX, metric="l2", replace=True, num_partitions=partitions
         )
-        dataset.update_config({_TRAINED: str(rows)})
-    # New rows become a part of their own, so that an update costs what is new. Every part is
-    # searched, so from some number on they are merged.
+        dataset.update_config({_TRAINED: str(rows), _PARTITIONS: str(partitions)})
+    # New rows become a part of their own, so that an update costs what is new.
     parts = [len(found.segments) for found in dataset.describe_indices() if found.name == _INDEX]
-    merged = {"num_indices_to_merge": parts[0]} if parts and parts[0] >= _MOST_PARTS else {}
-    dataset.optimize.optimize_indices(**merged)
+    many = parts and parts[0] >= sizes.most_parts
+    dataset.optimize.optimize_indices(**({"num_indices_to_merge": parts[0]} if many else {}))
     return TableVersion(at.uri, int(dataset.version))

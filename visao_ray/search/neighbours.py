@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
-from visao_ray.search.index import VECTOR, trained_partitions
+from visao_ray.search.index import VECTOR, count_partitions
 from visao_ray.store import schemas
 from visao_ray.store.table import INDEX_CACHE, TableVersion, quoted, reason_of_lance
 
@@ -32,7 +32,7 @@ class Neighbours:
     def __init__(self, at: TableVersion, cache: int = INDEX_CACHE) -> None:
         self.at = at
         self._dataset = at.open(cache)
-        partitions = trained_partitions(self._dataset)
+        partitions = count_partitions(self._dataset)
         self._probes = min(partitions, max(_LEAST_PROBES, partitions // _PROBED_SHARE))
         self.width = schemas.outputs(self._dataset.schema)[VECTOR]
 

@@ -9,7 +9,12 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg
 
 from visao_ray.core.errors import InputError
-from visao_ray.core.settings import JobSettings, PluginOptions, StoreJobSettings
+from visao_ray.core.settings import (
+    CommandSettings,
+    JobSettings,
+    PluginOptions,
+    StoreJobSettings,
+)
 from visao_ray.store.settings import VersionOptions
 
 Split = Literal["train", "val", "test"]
@@ -48,8 +53,13 @@ class SearchSettings(PluginOptions, JobSettings):
     )
 
     @classmethod
+    def by_action(cls) -> dict[str, type[CommandSettings]]:
+        """Return the class of each action."""
+        return {"build": BuildSettings, "query": QuerySettings, "evaluate": RetrievalSettings}
+
+    @classmethod
     def variant(cls, arguments: Sequence[str], values: Mapping[str, Any]) -> type[Self]:
-        """Return the settings class of the action that a command line begins with.
+        """Return the settings class of the action on a command line.
 
         Args:
             arguments: arguments of the command line.
@@ -61,11 +71,12 @@ class SearchSettings(PluginOptions, JobSettings):
         Raises:
             InputError: there is no such action.
         """
-        words = [one for one in arguments[:1] if not one.startswith("-")]
+        actions = cls.by_action()
+        words = [one for one in arguments if one in actions]
+        words += [one for one in arguments[:1] if not one.startswith("-")]
         action = words[0] if words else values.get("action")
         if action is None:
             return cls
-        actions = _actions()
         if action not in actions:
             raise InputError(f"ACTION {action}: choose one of {', '.join(actions)}")
         return actions[action]  # type: ignore[return-value]
@@ -166,7 +177,3 @@ class RetrievalSettings(SpaceOptions, VersionOptions, SearchSettings):
         if len(set(names)) < len(names):
             raise ValueError("the same vectors are given twice")
         return names
-
-
-def _actions() -> dict[str, type[SearchSettings]]:
-    return {"build": BuildSettings, "query": QuerySettings, "evaluate": RetrievalSettings}

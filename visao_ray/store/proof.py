@@ -57,6 +57,12 @@ def ids(of: TableVersion, where: str | None = None) -> Contents:
     return np.concatenate([*parts, np.zeros(0, "S32")])
 
 
+def as_column(contents: Contents) -> pa.Array:
+    """Convert S32[N] to a column of digests; numpy's own elements lack zeros at their end."""
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(contents).view(np.uint8))]
+    return pa.FixedSizeBinaryArray.from_buffers(schemas.CONTENT_ID, len(contents), buffers)
+
+
 def as_bytes(column: pa.Array | pa.ChunkedArray) -> Contents:
     """Convert a column of digests without nulls to S32[N], which sorts like the bytes."""
     if isinstance(column, pa.ChunkedArray):
