@@ -32,7 +32,12 @@ CASES = {
     "head-1": ("vectors", True, False, {"epochs": 2, "monitor": "auc", "class_weight": "balanced"}),
     "transfer-1": ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 1}),
     GIVEN_HEAD: ("pixels", True, False, {"fine_tune_from": "conv2d", "fine_tune_epochs": 2}),
-    "projection-1": ("vectors", False, True, {"embedding": 8, "units": 16, "epochs": 2}),
+    "projection-1": (
+        "vectors",
+        False,
+        True,
+        {"embedding": 8, "units": 16, "epochs": 2, "batch_size": 24},
+    ),
     "siamese-1": ("vectors", True, True, {"join": "contrastive", "embedding": 8, "epochs": 2}),
     "autoencoder-1": ("pixels", False, True, {"image_size": 32, "embedding": 8, "epochs": 2}),
     "svm-1": ("pixels", True, False, {"image_size": 64, "svm_c": [1, 10], "svm_gamma": [1]}),

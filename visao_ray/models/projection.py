@@ -38,12 +38,24 @@ class ProjectionSettings(VectorSettings, GradientSettings):
         "many classes with few images",
     )
     units: int = Field(256, ge=0, le=4096, description="units of the hidden layer (0: none)")
-    dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate of the hidden layer")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout rate of the hidden layer")
+    input_dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate of the vectors")
     embedding: int = Field(128, ge=2, le=4096, description="width of the embedding")
     temperature: float = Field(
         0.1, gt=0, le=1, description="the smaller, the more the closest other rows count"
     )
-    batch_size: int = Field(256, ge=2, description="rows per step, divided among the workers")
+    batch_size: int = Field(256, ge=22, description="rows per step, divided among the workers")
+    monitor: Literal["precision", "loss"] = Field(  # type: ignore[assignment]
+        "precision",
+        description="val metric that selects the best epoch (precision: share of the 10 nearest "
+        "rows of a batch with the class of the row)",
+    )
+    schedule: Literal["plateau", "constant", "cosine"] = Field(
+        "cosine", description="learning rate: a cosine, constant, or reduced on plateaus"
+    )
+    patience: int = Field(
+        15, ge=1, description="stop after so many epochs without a better --monitor"
+    )
 
 
 class Projection(GradientFamily[ProjectionSettings]):
@@ -51,6 +63,7 @@ class Projection(GradientFamily[ProjectionSettings]):
 
     title = "an embedding for search, from vectors"
     settings_type = ProjectionSettings
+    usual_epochs = 15
 
     @classmethod
     def known_classes(
@@ -69,6 +82,7 @@ class Projection(GradientFamily[ProjectionSettings]):
             units=settings.units,
             dropout=settings.dropout,
             embedding=settings.embedding,
+            input_dropout=settings.input_dropout,
         )
         return trunk if settings.loss == "contrastive" else with_proxies(trunk, len(shape.classes))
 
@@ -80,6 +94,14 @@ class Projection(GradientFamily[ProjectionSettings]):
         return import_keras().losses.sparse_categorical_crossentropy(
             labels, outputs / temperature, from_logits=True
         )
+
+    def metrics(self) -> list[Any]:
+        """How many of the nearest rows of the batch have the class, or of the nearest proxies."""
+        if self.settings.loss == "proxy":
+            return [import_keras().metrics.SparseCategoricalAccuracy(name="precision")]
+        from visao_ray.models.neighbour_precision import NeighbourPrecision
+
+        return [NeighbourPrecision()]
 
     def checkpoint_model(self, model: Any) -> Any:
         """Return the projection with the output {"embedding"}."""

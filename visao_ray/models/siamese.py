@@ -154,6 +154,7 @@ def build_trunk_features(
     units: int = 256,
     dropout: float = 0.2,
     embedding: int = 128,
+    input_dropout: float = 0.0,
 ) -> Any:
     """Build a trunk on features, with the same inputs as a head.
 
@@ -165,6 +166,7 @@ def build_trunk_features(
         units: Units of the hidden layer; 0 for no hidden layer.
         dropout: Dropout rate.
         embedding: E of the output, float32[N, E] of unit length.
+        input_dropout: Dropout rate of the features.
 
     Returns:
         keras.Model.
@@ -173,6 +175,8 @@ def build_trunk_features(
 
     pools = ("avg", "max") if pool == "both" else (pool,)
     inputs, x = standardised_pools(pools, width, stats if standardise else None)
+    if input_dropout:
+        x = keras.layers.Dropout(input_dropout, name="input_dropout")(x)
     if units:
         x = keras.layers.Dense(units, "relu", name="hidden")(x)
     if dropout:
