@@ -154,6 +154,13 @@ def faiss_search(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], dict[str, float]]:
     """Search with FAISS: exactly, exactly among a seventh, and with an index in memory.
 
+    Args:
+        points: where the vectors come from.
+        images: number of vectors.
+        queries: float32[Q, D].
+        partitions: number of partitions of the index.
+        probes: number of partitions that a query searches.
+
     Returns:
         Both exact results, int64[Q, K], and the measurements of the index.
     """

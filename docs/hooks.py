@@ -40,7 +40,7 @@ PAGES = {
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 _COLUMNS = re.compile(r"<!-- columns of (.+?) -->")
 _FLAGS = "<!-- flags -->"
-_WIDTHS = {"avg": "D", "max": "D", "probability": "C", "embedding": "E"}
+_WIDTHS = {"avg": "D", "max": "D", "probability": "C", "embedding": "E", "vector": "D"}
 _KINDS = {str: "text", int: "integer", float: "number", bool: "switch"}
 
 

@@ -32,7 +32,6 @@ PUBLIC = [
     "pipeline",
     "predict",
     "render",
-    "search",
     "submit",
     "sweep",
     "train",
@@ -52,7 +51,8 @@ def test_the_names() -> None:
 def test_every_job_with_an_output_is_a_function() -> None:
     verbs = {verb for verb, job in JOBS.items() if issubclass(job.settings, JobSettings)}
     functions = {name for name in PUBLIC if inspect.isfunction(getattr(visao_ray, name))}
-    assert functions == verbs | {"submit"}
+    # `visao_ray.search` is the package; its job is `visao_ray.jobs.functions.search`.
+    assert functions == verbs - {"search"} | {"submit"}
 
 
 def test_names_are_documented() -> None:

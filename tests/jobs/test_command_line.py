@@ -125,7 +125,7 @@ def test_the_wheel_has_every_job(environment: Path, tmp_path: Path) -> None:
         "from pkgutil import resolve_name; from visao_ray.jobs.registry import JOBS\n"
         "import visao_ray.reports.report\n"
         "from importlib.resources import files\n"
-        "print(*{resolve_name(job.path).__module__ for job in JOBS.values()})\n"
+        "print(*{resolve_name(job.path) and job.path for job in JOBS.values()})\n"
         "print(*(path.name for path in files('visao_ray.reports').iterdir()))\n"
         "print(visao_ray.__file__)"
     )

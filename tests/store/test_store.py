@@ -98,6 +98,14 @@ def test_copies_are_tables_beside_their_files(store, owner):
     assert schemas.description(store.copies("G1@0").latest().schema) == {"recipe": "G1"}
 
 
+def test_indexes_are_tables(store, owner):
+    with store.writing(owner("index")) as writer:
+        writer.ensure(store.index("tiny-avg"), schemas.index(3, {"columns": ["avg"]}))
+    assert list(store.tables()) == ["images", "indexes/tiny-avg"]
+    assert store.indexes() == ["tiny-avg"]
+    assert schemas.outputs(store.index("tiny-avg").latest().schema) == {"vector": 3}
+
+
 def test_no_vectors_yet(store):
     with pytest.raises(InputError, match=r"has no vectors yet; jobs/extract\.py"):
         store.the_extractor(None)

@@ -75,6 +75,9 @@ class Hits:
             gallery_labels: int[G].
             gallery_groups: int[G].
             k: K.
+
+        Returns:
+            The hits.
         """
         found = np.array([len(near) for near in neighbours], np.int64)
         hit = np.zeros((len(found), k), bool)

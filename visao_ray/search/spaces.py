@@ -140,6 +140,9 @@ class SpaceRows:
             table: its table of results.
             images: table of files, to name an image in messages.
             examples: the images.
+
+        Returns:
+            The vectors, one row per image.
         """
         rows = np.arange(len(examples))[:, None]
         part = TableRows(table, examples.contents, 0, rows)
@@ -151,6 +154,9 @@ class SpaceRows:
         Args:
             rows: rows to fit on, int64[n]; only images of train and the gallery belong here.
             seed: seed of the sample.
+
+        Returns:
+            The vectors with their components.
 
         Raises:
             InputError: there are fewer rows than components.
@@ -173,11 +179,14 @@ class SpaceRows:
         return replace(self, mean=pca.mean_, matrix=pca.components_.T / scale)
 
     def read(self, rows: Sequence[int] | npt.NDArray[np.int64], mapped: MappedVectors) -> Vectors:
-        """Return the vectors of some rows, float32[n, width].
+        """Return the vectors of some rows.
 
         Args:
             rows: int64[n].
             mapped: the opened file.
+
+        Returns:
+            float32[n, width].
         """
         wanted = np.asarray(rows)
         parts = [mapped.vectors[column] for column in self.space.columns]
