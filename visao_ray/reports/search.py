@@ -13,11 +13,10 @@ from visao_ray.reports.report import render
 
 #: Measures of the page, and how a reader knows them.
 _TITLES = {
-    "accuracy_at_1": "nearest is of the class",
-    "map_at_5": "mean average precision of 5",
+    "accuracy_at_1": "nearest",
+    "map_at_5": "mAP of 5",
     "precision_at_10": "share of 10",
     "precision_at_20": "share of 20",
-    "recall_at_10": "at least one of 10",
 }
 _CLASSES = 30  # rows of the table of classes
 
