@@ -28,6 +28,8 @@ _FILES = sorted(
     if path.suffix not in (".json", ".png")
 )
 _JOBS = {verb: job.settings.variant((), {}) for verb, job in JOBS.items()}
+#: Settings of all actions of a job, or of the job if it has no actions.
+_SETTINGS = {verb: [*kind.by_action().values()] or [kind] for verb, kind in _JOBS.items()}
 #: Where a command ends within its line: a comment, code's end, another command.
 _END = re.compile(r"\s#|`|&&|\||;|$", re.M)
 
@@ -116,18 +118,19 @@ def test_jobs_and_their_flags_exist(name: str, command: str) -> None:
         if not rest:
             return
         job = rest.pop(0)
-    known = _flags_of(_JOBS[job])
+    kind = _JOBS[job].by_action().get(rest[0] if rest else "", _JOBS[job])
+    known = _flags_of(kind)
     unknown = set(_flags(rest)) - known - {"--settings", "--resume", "--help"}
     assert not unknown, f"{name}: jobs/{job}.py has no {', '.join(sorted(unknown))}"
     if rest and not any(word in ("", "…") or word.endswith(".toml") for word in rest):
-        parse(_JOBS[job], [word for word in rest if word != "--help"])  # values fit too
+        parse(kind, [word for word in rest if word != "--help"])  # values fit too
 
 
 @pytest.mark.parametrize(
     "name", [name for name in _FILES if name.endswith(".md") and name != "CHANGELOG.md"]
 )
 def test_flags_that_stand_alone_belong_to_a_job(name: str) -> None:
-    known = {flag for kind in _JOBS.values() for flag in _flags_of(kind)}
+    known = {flag for kinds in _SETTINGS.values() for kind in kinds for flag in _flags_of(kind)}
     named = set(re.findall(r"`(--[a-z][a-z0-9-]*)", (_ROOT / name).read_text()))
     assert named <= known | {"--settings", "--resume", "--help", "--address"}
 

@@ -23,14 +23,14 @@ FLAGS = {
     ("--no-standardise",): "head",
     ("--join", "concatenation"): "siamese",
     ("--inputs", "pixels"): "siamese and svm",
-    ("--embedding", "9"): "siamese and autoencoder",
+    ("--embedding", "9"): "siamese, projection and autoencoder",
     ("--head", "h.keras"): "transfer and head",
     ("--label-smoothing", "0.1"): "simple_cnn, transfer and head",
-    ("--extractor", "e"): "head, siamese and svm",
-    ("--recipe", "G1@0"): "head, siamese and svm",
+    ("--extractor", "e"): "head, siamese, projection and svm",
+    ("--recipe", "G1@0"): "head, siamese, projection and svm",
     ("--image-size", "64"): "simple_cnn, transfer, siamese, autoencoder and svm",
     ("--augment", "G1"): "simple_cnn, transfer, siamese, autoencoder and svm",
-    ("--epochs", "3"): "simple_cnn, transfer, head, siamese and autoencoder",
+    ("--epochs", "3"): "simple_cnn, transfer, head, siamese, projection and autoencoder",
 }
 
 
@@ -44,7 +44,7 @@ def refusal(*arguments: str) -> str:
 
 
 def place(family: str) -> tuple[str, ...]:
-    return VECTORS if family == "head" else PIXELS
+    return VECTORS if family in ("head", "projection") else PIXELS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -203,7 +203,9 @@ def _change_rows(
     at = table.delete(at, numbers[gone].tolist())
     if changed.num_rows:
         schema = pa.schema([at.schema.field(name) for name in changed.schema.names])
-        at, _ = table.merge(at, changed.cast(schema))
+        at, written = table.merge(at, changed.cast(schema))
+        if written != changed.num_rows:
+            raise RuntimeError(f"{written:,} of {changed.num_rows:,} changed rows were written")
     return at, new, (int(gone.sum()), changed.num_rows)
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from visao_ray.core import tables
 from visao_ray.core.errors import InputError
+from visao_ray.core.storage import is_outage
 from visao_ray.search.index import VECTOR, count_partitions
 from visao_ray.store import schemas
 from visao_ray.store.table import INDEX_CACHE, TableVersion, quoted, reason_of_lance
@@ -81,7 +82,7 @@ class Neighbours:
                 columns=[*_COLUMNS, "_distance"], nearest=nearest, filter=where, prefilter=True
             )
         except (ValueError, OSError) as error:
-            if where is None:
+            if where is None or is_outage(error):
                 raise
             raise InputError(f"--where {where}: {reason_of_lance(error)}") from error
         keep = np.ones(len(found), bool)
