@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 
 help:
 	@echo "make demo       render scans, find a classifier, let new scans arrive; two pages (7 minutes)"
-	@echo "make test       run the tests (12 to 24 minutes on two cores)"
+	@echo "make test       run the tests (12 to 20 minutes on two cores)"
 	@echo "make test-faults break things in the middle, on clusters of three nodes (27 to 40 minutes)"
 	@echo "make coverage   check that the tests of pure functions reach every line (a minute)"
 	@echo "make check      lint, types, docstrings, the order of packages, spelling (half a minute)"
