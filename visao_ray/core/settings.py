@@ -37,6 +37,15 @@ OPERATIONAL: dict[str, Any] = {"operational": True}
 _POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 
+def split_commas(given: object) -> object:
+    """Accept `leak,conflict` beside repeated flags and lists; to be used before validation."""
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list) and all(isinstance(one, str) for one in given):
+        return [name.strip() for one in given for name in one.split(",") if name.strip()]
+    return given
+
+
 class CommandSettings(BaseSettings):
     """Base of the settings of all commands.
 

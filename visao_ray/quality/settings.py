@@ -12,19 +12,11 @@ from visao_ray.core.settings import (
     JobSettings,
     PluginOptions,
     StoreJobSettings,
+    split_commas,
 )
 from visao_ray.images.recipes import RECIPES
 from visao_ray.images.settings import RECIPE_NAMES
 from visao_ray.store.settings import VersionOptions
-
-
-def _split_commas(given: object) -> object:
-    """Accept `leak,conflict` beside repeated flags and lists."""
-    if isinstance(given, str):
-        given = [given]
-    if isinstance(given, list) and all(isinstance(one, str) for one in given):
-        return [name.strip() for one in given for name in one.split(",") if name.strip()]
-    return given
 
 
 class AuditSettings(VersionOptions, PluginOptions, JobSettings):
@@ -43,7 +35,7 @@ class AuditSettings(VersionOptions, PluginOptions, JobSettings):
         None,
         description="extractor of the vectors, if the store has more than one (see jobs/store.py)",
     )
-    fail_on: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+    fail_on: Annotated[list[str], BeforeValidator(split_commas)] = Field(
         [],
         description="checks that must find nothing, such as leak,conflict: else the exit status is "
         "1, so that the command can be a gate",
@@ -180,7 +172,7 @@ class CompareSettings(VersionOptions, ActorOptions, PluginOptions, JobSettings):
     writes: ClassVar[tuple[str, ...]] = ("compare.html", "images")
 
     store: str = Field(description="store with the images")
-    models: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+    models: Annotated[list[str], BeforeValidator(split_commas)] = Field(
         min_length=2, description="models of jobs/sweep.py or jobs/train.py (.keras): two or more"
     )
     metric: str = Field("accuracy", description="metric that differences are computed for")
@@ -194,7 +186,7 @@ class CompareSettings(VersionOptions, ActorOptions, PluginOptions, JobSettings):
         description="measure time and memory of each model on so many images, from files and, if "
         "it takes vectors, from those in the store; on an otherwise idle cluster",
     )
-    weights: Annotated[list[str], BeforeValidator(_split_commas)] = Field(
+    weights: Annotated[list[str], BeforeValidator(split_commas)] = Field(
         ["imagenet"],
         description="--timings: weights of the networks that made the vectors, as in extract",
     )

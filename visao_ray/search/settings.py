@@ -14,18 +14,11 @@ from visao_ray.core.settings import (
     JobSettings,
     PluginOptions,
     StoreJobSettings,
+    split_commas,
 )
 from visao_ray.store.settings import VersionOptions
 
 Split = Literal["train", "val", "test"]
-_SPLITS = ("train", "val", "test")
-
-
-def split_commas(given: Any) -> Any:
-    """Return the parts of comma-separated values, which may also be given one by one."""
-    if isinstance(given, str):
-        given = [given]
-    return [part for one in given for part in one.split(",") if part] if given else given
 
 
 class SpaceOptions(BaseSettings):
