@@ -21,7 +21,7 @@ from pydantic import Field
 from visao_ray.core.backend import import_keras
 from visao_ray.models.family import GradientFamily
 from visao_ray.models.settings import GradientSettings, VectorSettings
-from visao_ray.models.siamese import build_trunk_features
+from visao_ray.models.siamese import build_trunk_features, pair_masks
 
 _FAR = 1e9  # subtracted from similarities that do not count
 
@@ -155,11 +155,9 @@ def supervised_contrastive_losses(
     """
     ops = import_keras().ops
 
-    labels = ops.reshape(labels, (-1,))
     embeddings = ops.cast(embeddings, "float32")
-    real = ops.cast(ops.reshape(weights, (-1,)) > 0, "float32")
-    others = real[:, None] * real[None, :] * (1 - ops.eye(ops.shape(labels)[0]))
-    same = others * ops.cast(labels[:, None] == labels[None, :], "float32")
+    same, different = pair_masks(labels, weights)
+    others = same + different
     similarity = ops.matmul(embeddings, ops.transpose(embeddings)) / temperature
     total = ops.logsumexp(similarity - _FAR * (1 - others), axis=1)
     partners = ops.sum(same, axis=1)

@@ -227,18 +227,34 @@ def contrastive_losses(labels: Any, embeddings: Any, weights: Any, margin: float
     """
     ops = import_keras().ops
 
-    labels = ops.reshape(labels, (-1,))
     embeddings = ops.cast(embeddings, "float32")
-    real = ops.cast(ops.reshape(weights, (-1,)) > 0, "float32")
-    pairs = real[:, None] * real[None, :]
-    same_class = ops.cast(labels[:, None] == labels[None, :], "float32")
-    different = pairs * (1 - same_class)
-    same = pairs * same_class * (1 - ops.eye(ops.shape(labels)[0]))
+    same, different = pair_masks(labels, weights)
     # Differences, not the Gram matrix: its rounding errors exceed the distances of close pairs.
     squares = ops.sum(ops.square(embeddings[:, None] - embeddings[None, :]), axis=-1)
     distance = ops.sqrt(ops.maximum(squares, _NEAR))  # the gradient of √ at 0 is infinite
     push = ops.square(ops.maximum(margin - distance, 0))
     return 0.5 * (_row_mean(squares, same) + _row_mean(push, different))
+
+
+def pair_masks(labels: Any, weights: Any) -> tuple[Any, Any]:
+    """Mark the pairs of a batch: other rows of the same class, and rows of other classes.
+
+    Args:
+        labels: int[B] class indices.
+        weights: float[B]; rows of weight 0 are padding and in no pair.
+
+    Returns:
+        float32[B, B] each, 1 for a pair; the diagonal is 0.
+    """
+    ops = import_keras().ops
+
+    labels = ops.reshape(labels, (-1,))
+    real = ops.cast(ops.reshape(weights, (-1,)) > 0, "float32")
+    pairs = real[:, None] * real[None, :]
+    same_class = ops.cast(labels[:, None] == labels[None, :], "float32")
+    different = pairs * (1 - same_class)
+    same = pairs * same_class * (1 - ops.eye(ops.shape(labels)[0]))
+    return same, different
 
 
 def _row_mean(values: Any, mask: Any) -> Any:

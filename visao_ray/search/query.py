@@ -27,7 +27,7 @@ from visao_ray.reports.search import Example, Neighbour, QueryPage, write_query
 from visao_ray.search.index import index_name
 from visao_ray.search.neighbours import DISTANCE, Neighbours
 from visao_ray.search.settings import QuerySettings
-from visao_ray.search.spaces import Space, find_space
+from visao_ray.search.spaces import find_space
 from visao_ray.store import schemas
 from visao_ray.store.store import Store
 from visao_ray.store.table import TableVersion, quoted
@@ -85,10 +85,11 @@ def query_index(settings: QuerySettings, run: Run[Any]) -> None:
             f"--vectors {settings.vectors}: has no index yet; jobs/search.py build --store "
             f"{store.uri} --vectors {settings.vectors} creates it"
         )
-    model = _model_of(settings, store, space)
+    vectors = store.tables()[space.table].latest()
+    model = _model_of(settings, vectors)
     start_ray()
     at = index.latest()
-    vectors = store.tables()[space.table].latest()
+    images = at.count()
     place = _Place(at, store.images.latest(), vectors, space.columns)
     with run.timed("vectors"):
         queries = remotely(_by_key, place, settings.key)
@@ -98,7 +99,7 @@ def query_index(settings: QuerySettings, run: Run[Any]) -> None:
         found = remotely(_search, place, queries, settings)
     run.counts |= {
         "queries": len(queries),
-        "rows": at.count(),
+        "rows": images,
         "neighbours": sum(len(near) for near in found),
     }
     run.inputs |= {
@@ -115,7 +116,7 @@ def query_index(settings: QuerySettings, run: Run[Any]) -> None:
         store=store.uri,
         vectors=space.name,
         where=settings.where,
-        images=at.count(),
+        images=images,
         examples=tuple(map(_example, queries, found)),
         command=run.command,
     )
@@ -128,9 +129,9 @@ def query_index(settings: QuerySettings, run: Run[Any]) -> None:
     run.say(f"all of them: {run.out.join(CSV).uri}, as pictures: {run.out.join(PAGE).uri}")
 
 
-def _model_of(settings: QuerySettings, store: Store, space: Space) -> KerasModel | None:
+def _model_of(settings: QuerySettings, vectors: TableVersion) -> KerasModel | None:
     """Return the model that makes the vectors of files, if --file needs one."""
-    made = schemas.description(store.tables()[space.table].latest().schema)
+    made = schemas.description(vectors.schema)
     if not settings.file or "digest" not in made:
         return None
     if settings.model is None:
@@ -140,7 +141,9 @@ def _model_of(settings: QuerySettings, store: Store, space: Space) -> KerasModel
         )
     model = open_model(settings.model, _BATCH)
     if model.digest != made["digest"]:
-        raise InputError(f"--model {settings.model}: is not the model of --vectors {space.name}")
+        raise InputError(
+            f"--model {settings.model}: is not the model of --vectors {settings.vectors}"
+        )
     return model
 
 

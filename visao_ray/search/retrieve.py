@@ -35,6 +35,7 @@ from visao_ray.evaluation.retrieval import (
     nearest,
     require_finite,
 )
+from visao_ray.reports.formats import with_interval
 from visao_ray.reports.search import Example, Neighbour, SearchPage, write_search
 from visao_ray.search.settings import RetrievalSettings
 from visao_ray.search.spaces import Space, SpaceRows, find_space
@@ -204,7 +205,8 @@ def _prepare(
     for other in found[1:]:
         contents = np.intersect1d(contents, other.contents, assume_unique=True)
     examples = found[0].take(np.flatnonzero(np.isin(found[0].contents, contents)))
-    labels, classes = sorted_codes(examples.labels.dictionary_decode())
+    texts = examples.labels.dictionary_decode().to_numpy(zero_copy_only=False)
+    classes, labels = np.unique(texts, return_inverse=True)
     labelled = len(read_examples(snapshot, splits))
     groups, _ = sorted_codes(examples.group_names)
     split = np.array(examples.splits.dictionary_decode().to_pylist(), object)
@@ -221,8 +223,6 @@ def _prepare(
     if settings.limit is not None and settings.limit < len(queries):
         rng = np.random.default_rng(settings.seed)
         queries = np.sort(rng.choice(queries, settings.limit, replace=False))
-    names = np.unique(examples.labels.dictionary_decode().to_numpy(zero_copy_only=False))
-    assert len(names) == classes
     vectors = [
         SpaceRows.of(space, pinned[space.table], snapshot.images, examples) for space in spaces
     ]
@@ -232,7 +232,7 @@ def _prepare(
         examples=examples,
         labels=labels.astype(np.int32),
         groups=groups.astype(np.int32),
-        classes=tuple(map(str, names)),
+        classes=tuple(map(str, classes)),
         queries=queries,
         gallery=gallery,
         spaces=tuple(one.fitted(train, settings.seed) for one in vectors),
@@ -468,12 +468,6 @@ def _lines(found: Sequence[Found], split: str) -> list[str]:
     width = max(len(one.name) for one in found)
     lines = [f"{split:<{width}}  {'  '.join(f'{name:<22}' for name in names)}".rstrip()]
     for one in found:
-        cells = "  ".join(f"{_cell(one.metrics[name]):<22}" for name in names)
+        cells = "  ".join(f"{with_interval(one.metrics[name], 'area'):<22}" for name in names)
         lines.append(f"{one.name:<{width}}  {cells}".rstrip())
     return lines
-
-
-def _cell(entry: dict[str, Any]) -> str:
-    if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} ({entry['low']:.3f}–{entry['high']:.3f})"

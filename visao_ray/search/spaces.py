@@ -127,7 +127,9 @@ class SpaceRows:
     @property
     def width(self) -> int:
         """Number of values of a vector."""
-        return self.space.components or sum(self.file.widths.values())
+        if self.matrix is not None:
+            return int(self.matrix.shape[1])
+        return sum(self.file.widths.values())
 
     @classmethod
     def of(
@@ -190,8 +192,7 @@ class SpaceRows:
         """
         wanted = np.asarray(rows)
         parts = [mapped.vectors[column] for column in self.space.columns]
-        width = self.matrix.shape[1] if self.matrix is not None else sum(self.file.widths.values())
-        found = np.empty((len(wanted), width), np.float32)
+        found = np.empty((len(wanted), self.width), np.float32)
         for start in range(0, len(wanted), _ROWS):
             chosen = wanted[start : start + _ROWS]
             piece = np.concatenate([part[chosen] for part in parts], axis=1)
